@@ -1,0 +1,1 @@
+//! The way of a row: sources with provenance, seeded order, mixing policy, formatter, template, tokens, packing.

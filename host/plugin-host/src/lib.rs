@@ -1,0 +1,1 @@
+//! Runs plugins: WebAssembly components found by their type, linked to nothing by default, limited in everything, compiled in a child process.

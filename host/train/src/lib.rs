@@ -1,0 +1,1 @@
+//! The training run: loop, run directory, lock, checkpoints and exact resume.

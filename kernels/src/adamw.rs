@@ -1,0 +1,1 @@
+//! AdamW with 32-bit and blockwise 8-bit states.

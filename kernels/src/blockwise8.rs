@@ -1,0 +1,1 @@
+//! Blockwise 8-bit quantization with dynamic maps.
