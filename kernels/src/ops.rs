@@ -1,1 +1,321 @@
-//! The operations trait.
+//! The operations trait: everything that a Qwen3 QLoRA engine asks of a device.
+//!
+//! The decoder layer, its backward and generation are written once over [`Ops`] (in `trainer-engine`); a backend is one implementation of
+//! it. The CPU backend ([`crate::cpu::Cpu`]) computes in f32 and is the reference of every other.
+//!
+//! Conventions:
+//! - Matrices are row-major; a linear weight is `[out, in]` and maps `x [n, in]` to `x Wᵀ [n, out]`, as in PyTorch.
+//! - `n` is the number of token rows in use; buffers may be larger. Outputs are overwritten unless a parameter is called `*_acc`.
+//! - All buffers are made before the first step and reused, so that a backend can keep them in one planned arena.
+//! - Every reduction has a fixed order that depends neither on the number of threads nor on timing: the same call gives the same bits.
+//! - A sequence is a run of rows given by `cu_seqlens`; positions restart in each, and no operation mixes rows of different sequences.
+
+use crate::adamw::{AdamWConfig, OptimizerState};
+use crate::nf4::Nf4;
+
+/// What can go wrong in a backend.
+#[derive(Debug, thiserror::Error)]
+pub enum OpsError {
+    /// A buffer or a matrix does not have the size that an operation needs: a bug in the caller or a broken model file.
+    #[error("{op}: {what} has {got} elements where {need} are needed")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Its size.
+        got: usize,
+        /// The least size.
+        need: usize,
+    },
+    /// An index (token id, target, cache slot, position) is out of range.
+    #[error("{op}: {what} {index} is out of range (limit {limit})")]
+    Index {
+        /// The operation.
+        op: &'static str,
+        /// What the index counts.
+        what: &'static str,
+        /// The index.
+        index: u64,
+        /// The first value that is too large.
+        limit: u64,
+    },
+    /// Memory could not be had.
+    #[error("no memory for {what}: {bytes} bytes")]
+    Memory {
+        /// What it was for.
+        what: String,
+        /// How much.
+        bytes: u64,
+    },
+    /// The device or its driver failed.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// Shorthand for results of operations.
+pub type Result<T> = std::result::Result<T, OpsError>;
+
+/// The sizes that the operations need to know about a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Size of one head; even.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Width of the queries: `heads * head_dim`.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    /// Width of the keys, and of the values: `kv_heads * head_dim`.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+    /// Width of a row of the fused projection, `q | k | v`.
+    pub fn qkv_width(&self) -> usize {
+        self.q_width() + 2 * self.kv_width()
+    }
+    /// Width of a row of rotated queries and keys, `q | k`.
+    pub fn qk_width(&self) -> usize {
+        self.q_width() + self.kv_width()
+    }
+}
+
+/// A frozen matrix as the model file holds it, `[out, in]`.
+#[derive(Clone, Copy, Debug)]
+pub enum HostMatrix<'a> {
+    /// NF4 blocks, plain or double-quantized.
+    Nf4(&'a Nf4),
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// bfloat16.
+    Bf16(&'a [half::bf16]),
+}
+
+/// One projection of a group that shares its input.
+#[derive(Clone, Copy, Debug)]
+pub struct HostLinear<'a> {
+    /// The weight, `[out, in]`.
+    pub weight: HostMatrix<'a>,
+    /// Output features.
+    pub out_features: usize,
+    /// Input features.
+    pub in_features: usize,
+    /// The frozen bias, `[out]`, if the model has one.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// How a backend holds frozen weights between uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightPlan {
+    /// As dense matrices of the compute type, unpacked once.
+    Unpacked,
+    /// As stored; unpacked for each use into a shared buffer.
+    Packed,
+}
+
+/// Rows of one micro-batch (training) or one forward call (generation), in host memory.
+#[derive(Clone, Debug, Default)]
+pub struct HostBatch {
+    /// Token ids, `[n]`.
+    pub ids: Vec<u32>,
+    /// The id that each position should predict, `[n]`, or empty when there is no loss. Ignored where the weight is 0.
+    pub targets: Vec<u32>,
+    /// Loss weight of each position's prediction, `[n]`, or empty; 0 at the last position of a sequence.
+    pub weights: Vec<f32>,
+    /// Positions within the sequence, `[n]`.
+    pub positions: Vec<u32>,
+    /// First row of each sequence, then `n`: `[sequences + 1]`.
+    pub cu_seqlens: Vec<u32>,
+    /// Per sequence: the global sample number (training; part of the dropout stream), `[sequences]`, or empty.
+    pub samples: Vec<u64>,
+    /// Per sequence: the key/value cache slot (generation), `[sequences]`, or empty.
+    pub slots: Vec<u32>,
+}
+
+/// The dropout of one LoRA module in one step. The mask of an element is a pure function of seed, step, sample, position, module and
+/// feature, so it survives recomputation, resumption and packing.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    /// Probability of dropping, in `0.0..1.0`.
+    pub p: f32,
+    /// The run's seed.
+    pub seed: u64,
+    /// The optimizer step, from 1.
+    pub step: u32,
+    /// Number of the first module of the group in the whole model; member `i` has `module + i`.
+    pub module: u32,
+}
+
+/// The adapter of one projection.
+pub struct LoraMember<'a, P> {
+    /// `[rank, in]`.
+    pub a: &'a P,
+    /// `[out, rank]`.
+    pub b: &'a P,
+    /// Rank.
+    pub rank: usize,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA (Kalajdzievski 2023).
+    pub scale: f32,
+    /// A trained bias, `[out]`, used in place of the frozen one.
+    pub bias: Option<&'a P>,
+}
+
+/// Where the gradients of one projection's adapter are accumulated.
+pub struct LoraGrads<'a, P> {
+    /// d loss / d A, `[rank, in]`.
+    pub a_acc: &'a mut P,
+    /// d loss / d B, `[out, rank]`.
+    pub b_acc: &'a mut P,
+    /// d loss / d bias, `[out]`.
+    pub bias_acc: Option<&'a mut P>,
+}
+
+/// The operations. See the module's conventions.
+pub trait Ops: Send + Sync {
+    /// Activations in the compute type, `[rows, cols]`.
+    type Tensor: Send + Sync;
+    /// Per-row statistics in f32 (reciprocal norms, log-sum-exps), `[rows, cols]`.
+    type Stats: Send + Sync;
+    /// Trained values or their gradients, f32 (or the backend's adapter type), any shape, flat.
+    type Param: Send + Sync;
+    /// A group of frozen projections with one input; member outputs lie side by side in a row of the result.
+    type Group: Send + Sync;
+    /// A dense `[rows, cols]` table: the embedding, which may also serve as the output head.
+    type Table: Send + Sync;
+    /// A frozen vector in f32 (norm weights).
+    type Vector: Send + Sync;
+    /// A batch on the device.
+    type Batch: Send + Sync;
+    /// Keys and values of all layers, `[slots, length, kv_width]` each.
+    type Cache: Send + Sync;
+    /// Optimizer state of one parameter.
+    type State: Send + Sync;
+
+    /// The backend's name for banners and locks, such as `cpu-f32`, with whatever decides its bits (instruction set).
+    fn describe(&self) -> String;
+
+    // --- buffers -------------------------------------------------------------------------------------------------------------------
+
+    /// A zeroed activation buffer.
+    fn tensor(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// A zeroed statistics buffer.
+    fn stats(&self, rows: usize, cols: usize) -> Result<Self::Stats>;
+    /// Copies the first `n * cols` values out as f32.
+    fn read_tensor(&self, n: usize, t: &Self::Tensor) -> Result<Vec<f32>>;
+    /// Fills the first rows of `t`.
+    fn write_tensor(&self, values: &[f32], t: &mut Self::Tensor) -> Result<()>;
+    /// Copies the first `n` rows of `from` into `to`; both have the same width.
+    fn copy(&self, n: usize, from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()>;
+    /// A parameter with the given values.
+    fn param(&self, values: &[f32]) -> Result<Self::Param>;
+    /// A parameter's values.
+    fn read_param(&self, p: &Self::Param) -> Result<Vec<f32>>;
+    /// Overwrites a parameter.
+    fn write_param(&self, values: &[f32], p: &mut Self::Param) -> Result<()>;
+    /// Sets a parameter (a gradient) to zero.
+    fn zero_param(&self, p: &mut Self::Param) -> Result<()>;
+    /// Puts a group of frozen projections on the device.
+    fn group(&self, members: &[HostLinear<'_>], plan: WeightPlan) -> Result<Self::Group>;
+    /// Puts a dense table on the device.
+    fn table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Result<Self::Table>;
+    /// Puts a vector on the device.
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
+    /// Puts a batch on the device; checks ids against nothing (the operations do).
+    fn batch(&self, batch: &HostBatch) -> Result<Self::Batch>;
+
+    // --- forward and backward ------------------------------------------------------------------------------------------------------
+
+    /// `out[i] = table[ids[i]]`.
+    fn embed(&self, batch: &Self::Batch, table: &Self::Table, out: &mut Self::Tensor) -> Result<()>;
+
+    /// `out = x * rstd * weight` per row with `rstd = 1 / sqrt(mean(x²) + eps)`, which is kept (Zhang & Sennrich 2019).
+    fn rms_norm(&self, n: usize, x: &Self::Tensor, weight: &Self::Vector, eps: f32, out: &mut Self::Tensor, rstd: &mut Self::Stats) -> Result<()>;
+
+    /// `x_acc += delta`, then [`Ops::rms_norm`] of the sum: one pass over both.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    fn add_rms_norm(&self, n: usize, x_acc: &mut Self::Tensor, delta: &Self::Tensor, weight: &Self::Vector, eps: f32, out: &mut Self::Tensor, rstd: &mut Self::Stats) -> Result<()>;
+
+    /// Adds the gradient of [`Ops::rms_norm`] with respect to `x`, given `dy = d out`, to `dx_acc`.
+    fn rms_norm_backward(&self, n: usize, dy: &Self::Tensor, x: &Self::Tensor, weight: &Self::Vector, rstd: &Self::Stats, dx_acc: &mut Self::Tensor) -> Result<()>;
+
+    /// `x_acc += delta`.
+    fn add(&self, n: usize, x_acc: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
+
+    /// The projections of a group with their adapters (Hu et al. 2021): member i's columns of `out` are
+    /// `x Wᵢᵀ + biasᵢ + scaleᵢ (dropᵢ(x) Aᵢᵀ) Bᵢᵀ`. `lora` has one entry per member. `mid` keeps `dropᵢ(x) Aᵢᵀ` side by side, `[n, Σ rankᵢ]`.
+    #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation, so that a backend can fuse them")]
+    fn linear(&self, batch: &Self::Batch, n: usize, x: &Self::Tensor, w: &Self::Group, lora: &[Option<LoraMember<'_, Self::Param>>], dropout: Option<Dropout>, out: &mut Self::Tensor, mid: &mut Self::Tensor) -> Result<()>;
+
+    /// Backward of [`Ops::linear`]: overwrites `dx` (skipped when None: the first layer's input is frozen) and accumulates the adapters' gradients.
+    /// `dmid` is scratch as large as `mid`.
+    #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation, so that a backend can fuse them")]
+    fn linear_backward(&self, batch: &Self::Batch, n: usize, dy: &Self::Tensor, x: &Self::Tensor, mid: &Self::Tensor, w: &Self::Group, lora: &[Option<LoraMember<'_, Self::Param>>], dropout: Option<Dropout>, grads: &mut [Option<LoraGrads<'_, Self::Param>>], dmid: &mut Self::Tensor, dx: Option<&mut Self::Tensor>) -> Result<()>;
+
+    /// Normalises each head of q and k (RMSNorm with the head-sized weights) and rotates them (RoPE, half-split form, Su et al. 2021) by their
+    /// positions: reads `q | k` of `qkv`, writes `qk`. `rstd` keeps the reciprocal norms, `[n, heads + kv_heads]`.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    fn qk_norm_rope(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, qkv: &Self::Tensor, q_weight: &Self::Vector, k_weight: &Self::Vector, eps: f32, theta: f64, qk: &mut Self::Tensor, rstd: &mut Self::Stats) -> Result<()>;
+
+    /// Backward of [`Ops::qk_norm_rope`]: from `dqk` writes the `q | k` columns of `dqkv`, leaving its `v` columns alone.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    fn qk_norm_rope_backward(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, dqk: &Self::Tensor, qkv: &Self::Tensor, q_weight: &Self::Vector, k_weight: &Self::Vector, rstd: &Self::Stats, theta: f64, dqkv: &mut Self::Tensor) -> Result<()>;
+
+    /// Causal grouped-query attention inside each sequence, scaled by `1 / sqrt(head_dim)`: q and k from `qk`, v from the last columns of `qkv`;
+    /// `out [n, q_width]`; `lse [n, heads]` keeps the log-sum-exps (Dao 2023).
+    fn attention(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, qk: &Self::Tensor, qkv: &Self::Tensor, out: &mut Self::Tensor, lse: &mut Self::Stats) -> Result<()>;
+
+    /// Backward of [`Ops::attention`]: writes `dqk` and the `v` columns of `dqkv`. Probabilities are recomputed from `lse`.
+    #[expect(clippy::too_many_arguments, reason = "the backward needs the forward's inputs and outputs")]
+    fn attention_backward(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, dout: &Self::Tensor, out: &Self::Tensor, qk: &Self::Tensor, qkv: &Self::Tensor, lse: &Self::Stats, dqk: &mut Self::Tensor, dqkv: &mut Self::Tensor) -> Result<()>;
+
+    /// `out = silu(gate) * up` with `gate_up = gate | up`, `[n, 2 * width]` (Shazeer 2020).
+    fn swiglu(&self, n: usize, width: usize, gate_up: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
+
+    /// Backward of [`Ops::swiglu`]: writes `d_gate_up`.
+    fn swiglu_backward(&self, n: usize, width: usize, dout: &Self::Tensor, gate_up: &Self::Tensor, d_gate_up: &mut Self::Tensor) -> Result<()>;
+
+    /// Weighted cross-entropy over the whole vocabulary, in chunks of positions so that all logits never exist at once; positions of weight 0
+    /// are skipped. Returns `Σ weight * loss` per sequence, not normalised. With `dhidden`, also writes the gradient of
+    /// `Σ weight * loss * grad_scale` with respect to `hidden` (zero rows where the weight is 0).
+    fn cross_entropy(&self, batch: &Self::Batch, n: usize, hidden: &Self::Tensor, head: &Self::Table, grad_scale: f32, dhidden: Option<&mut Self::Tensor>) -> Result<Vec<f64>>;
+
+    // --- generation ----------------------------------------------------------------------------------------------------------------
+
+    /// An empty key/value cache for `layers` layers and `slots` sequences of up to `length` tokens.
+    fn cache(&self, layers: usize, slots: usize, length: usize, shape: AttentionShape) -> Result<Self::Cache>;
+
+    /// Writes the batch's rotated keys and its values into `layer` of the cache at `slots` and `positions`.
+    fn cache_append(&self, batch: &Self::Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Self::Tensor, qkv: &Self::Tensor, cache: &mut Self::Cache) -> Result<()>;
+
+    /// Attention of the batch's queries to everything that the cache holds of their slot up to and including their own position.
+    #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is read")]
+    fn attention_cached(&self, batch: &Self::Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Self::Tensor, cache: &Self::Cache, out: &mut Self::Tensor) -> Result<()>;
+
+    /// Copies rows of `from` (by index) to the first rows of `to`: picks the positions whose logits are wanted.
+    fn gather(&self, rows: &[u32], from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()>;
+
+    /// Logits of the first `n` rows of `hidden`, in host memory as f32, `[n, vocabulary]`.
+    fn logits(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Vec<f32>>;
+
+    // --- the optimizer -------------------------------------------------------------------------------------------------------------
+
+    /// `Σ g²` over all gradients, each tensor summed in f64 in a fixed order, tensors in the given order.
+    fn grad_norm_sq(&self, grads: &[&Self::Param]) -> Result<f64>;
+
+    /// A fresh optimizer state for a parameter of `len` values.
+    fn state(&self, len: usize, config: &AdamWConfig) -> Result<Self::State>;
+    /// The state in host memory, for a checkpoint.
+    fn read_state(&self, state: &Self::State) -> Result<OptimizerState>;
+    /// A state from a checkpoint.
+    fn write_state(&self, host: &OptimizerState) -> Result<Self::State>;
+
+    /// One AdamW step (Loshchilov & Hutter 2019; 8-bit: Dettmers et al. 2022) with the gradient multiplied by `grad_scale` (clipping).
+    /// `step` counts from 1.
+    fn adamw(&self, param: &mut Self::Param, grad: &Self::Param, state: &mut Self::State, config: &AdamWConfig, lr: f32, grad_scale: f32, step: u64) -> Result<()>;
+}
