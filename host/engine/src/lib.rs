@@ -1,1 +1,50 @@
-//! The Qwen3 decoder with LoRA, forward and backward once over the operations trait, its optimizer step, and generation with a key/value cache.
+//! The Qwen3 decoder with LoRA: forward and backward written once over [`trainer_kernels::ops::Ops`], its optimizer step, and generation with
+//! a key/value cache.
+//!
+//! ```text
+//! // loading
+//! Model::new(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, plan: WeightPlan) -> Result<Arc<Model<O>>, EngineError>
+//! Model::merged(ops, config, weights, plan, adapter: &AdapterTensors) -> Result<Arc<Model<O>>, EngineError>   // adapter folded into dense weights
+//! Adapter::init(&model, AdapterConfig{ r, alpha, dropout, rslora, bias, targets, rank_pattern, alpha_pattern }, seed) -> Result<Adapter<O>, _>
+//! Adapter::from_tensors(&model, AdapterConfig, &AdapterTensors) -> Result<Adapter<O>, _>;   adapter.tensors() -> Result<AdapterTensors, _>
+//! AdapterTensors = BTreeMap<String /* model.layers.0.self_attn.q_proj */, ModuleTensors{ a, b: Vec<f32>, bias: Option<Vec<f32>>, rank, .. }>
+//! adapter.parameters() -> u64;  adapter.share(&model) -> f64
+//!
+//! // training
+//! Trainer::new(model: Arc<Model<O>>, adapter: Adapter<O>, TrainOptions{ max_tokens, recompute, optimizer, max_grad_norm, seed }) -> Result<Trainer<O>, _>
+//! trainer.train_micro_batch(&HostBatch, inv_total_weight: f32) -> Result<MicroLoss{ sums: Vec<f64>, .. }, _>   // accumulates gradients
+//! trainer.loss(&HostBatch) -> Result<MicroLoss, _>                                                             // forward only
+//! trainer.optimizer_step(lr: f64) -> Result<StepReport{ step, grad_norm, clip }, _>
+//! trainer.state() -> Result<TrainState, _>;  trainer.load_state(&TrainState) -> Result<(), _>                   // exact
+//! trainer.adapter() -> &Adapter<O>;  trainer.into_adapter() -> Adapter<O>
+//! schedule::lr(Schedule, step /* from 1 */, total, warmup, base) -> f64
+//!
+//! // generation
+//! Generator::new(model: Arc<Model<O>>, GenOptions{ slots, cache_length, prefill_tokens }) -> Result<Generator<O>, _>
+//! generator.generate(adapter: Option<&Adapter<O>>, Vec<GenRequest>, on_event: &mut dyn FnMut(GenEvent) -> ControlFlow<Cancel>) -> Result<Vec<GenResult>, _>
+//! generator.score(adapter: Option<&Adapter<O>>, &[ScoreRequest{ id, prompt_ids, continuation_ids }]) -> Result<Vec<ScoreResult>, _>
+//!
+//! // planning
+//! plan(&ModelConfig, adapter: Option<&AdapterConfig>, &PlanOptions) -> Result<MemoryPlan /* bytes by part */, _>
+//! ```
+
+pub mod adapter;
+pub mod decoder;
+pub mod error;
+pub mod generate;
+pub mod model;
+pub mod plan;
+pub mod schedule;
+pub mod score;
+pub mod train;
+pub mod workspace;
+
+pub use adapter::{Adapter, AdapterConfig, AdapterTensors, Bias, ModuleTensors};
+pub use error::{EngineError, Result};
+pub use generate::{Cancel, Finish, GenEvent, GenOptions, GenRequest, GenResult, Generator, RequestError};
+pub use model::Model;
+pub use plan::{MemoryPlan, PlanOptions, plan};
+pub use schedule::Schedule;
+pub use score::{Score, ScoreRequest, ScoreResult};
+pub use train::{MicroLoss, StepReport, TrainOptions, TrainState, Trainer};
+pub use workspace::Recompute;
