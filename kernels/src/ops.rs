@@ -200,6 +200,11 @@ pub trait Ops: Send + Sync {
     /// The backend's name for banners and locks, such as `cpu-f32`, with whatever decides its bits (instruction set).
     fn describe(&self) -> String;
 
+    /// Bytes of one activation value: what memory plans multiply with.
+    fn element_bytes(&self) -> usize {
+        size_of::<f32>()
+    }
+
     // --- buffers -------------------------------------------------------------------------------------------------------------------
 
     /// A zeroed activation buffer.
@@ -210,6 +215,8 @@ pub trait Ops: Send + Sync {
     fn read_tensor(&self, n: usize, t: &Self::Tensor) -> Result<Vec<f32>>;
     /// Fills the first rows of `t`.
     fn write_tensor(&self, values: &[f32], t: &mut Self::Tensor) -> Result<()>;
+    /// Sets the first `n` rows of `t` to zero.
+    fn zero(&self, n: usize, t: &mut Self::Tensor) -> Result<()>;
     /// Copies the first `n` rows of `from` into `to`; both have the same width.
     fn copy(&self, n: usize, from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()>;
     /// A parameter with the given values.
