@@ -1,1 +1,20 @@
 //! The way of a row: sources with provenance, seeded order, mixing policy, formatter, template, tokens, packing.
+//!
+//! [`source::Source`] reads rows; [`pipeline::Pipeline`] turns them into [`Sample`]s in an order that depends only on the seed, the mixing
+//! policy and the data; [`pack`] lays samples into [`MicroBatch`]es.
+//!
+//! ```text
+//! impl Pipeline {
+//!     fn new(spec: PipelineSpec) -> Result<Pipeline, DataError>;
+//!     fn resume(spec: PipelineSpec, state: &PipelineState) -> Result<Pipeline, DataError>;
+//!     fn next_samples(&mut self, n: usize) -> Result<Vec<Sample>, DataError>;   // fewer than n only at the end of the data
+//!     fn feedback(&mut self, step: u64, sources: &[SourceLoss]) -> Result<(), DataError>;
+//!     fn state(&mut self) -> Result<PipelineState, DataError>;                  // after the samples handed out so far
+//!     fn counters(&self) -> &Counters;                                         // as of the samples handed out so far
+//!     fn epoch_length(&mut self) -> Result<Option<u64>, DataError>;             // draws in a pass over the mix
+//!     fn waited(&self) -> Duration;                                             // how long next_samples has blocked
+//! }
+//! pub fn pack(samples: &[Sample], max_tokens: usize) -> Result<Vec<MicroBatch>, DataError>;      // greedy, in order, no padding
+//! pub fn batches(samples: &[Sample], batch: usize) -> Result<Vec<MicroBatch>, DataError>;        // `batch` samples each
+//! impl Source { fn open(spec: SourceSpec) -> Result<Source, DataError>; fn len(&self) -> Option<u64>; fn files(&self) -> &[FileInfo]; fn rows(&self) -> Rows<'_>; }
+//! ```
