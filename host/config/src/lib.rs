@@ -1,1 +1,26 @@
 //! The recipe: one TOML file with every setting, checked key by key, with flags over it.
+//!
+//! [`Recipe::default`] is the main job on the embedded nano model. [`Recipe::load`] reads a file, [`Recipe::parse`] a text; both take
+//! overrides (`--set key.path=value`) that go through the same checks. Every problem is reported at once, each with its place, its full
+//! key and how to fix it. One definition of a setting (the `section!` and `choices!` macros) gives the struct, its default, its reader, its
+//! limits and its line in the documentation.
+
+#[macro_use]
+mod section;
+
+mod check;
+mod docs;
+mod error;
+mod recipe;
+mod resolve;
+mod tree;
+mod values;
+
+pub use docs::markdown;
+pub use error::{ConfigError, Origin, Problem};
+pub use recipe::{
+    Adapter, Bias, Data, Device, DeviceBackend, Eval, Mix, Model, Optimizer, Output, Plugin, Quantization, Recipe, Recompute, Sample,
+    Schedule, Source, SourceFormat, SpecialTokens, Target, Template, TooLong, Train, TrainOn,
+};
+pub use resolve::{Length, Override};
+pub use values::{Count, DataPath, ModelSource, PluginName, Settings, Thinking};

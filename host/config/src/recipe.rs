@@ -1,0 +1,404 @@
+//! The settings, section by section. The comments here are the text of `docs/src/recipe.md`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::values::{Count, DataPath, ModelSource, PluginName, Settings, Thinking};
+
+section! {
+    /// The whole recipe. Everything has a default: an empty file is the main job on the embedded nano model.
+    pub struct Recipe {
+        /// The base model.
+        pub model: Model = Model::default();
+        /// The LoRA adapter.
+        pub adapter: Adapter = Adapter::default();
+        /// The training data.
+        pub data: Data = Data::default();
+        /// The mixing policy.
+        pub mix: Mix = Mix::default();
+        /// The chat template.
+        pub template: Template = Template::default();
+        /// The optimization.
+        pub train: Train = Train::default();
+        /// The evaluation before and after training.
+        pub eval: Eval = Eval::default();
+        /// The sample answer at the end of a run.
+        pub sample: Sample = Sample::default();
+        /// Plugins by name: where they are, their settings, limits and grants.
+        pub plugins: BTreeMap<PluginName, Plugin> = BTreeMap::new();
+        /// Where results go.
+        pub output: Output = Output::default();
+        /// The hardware.
+        pub device: Device = Device::default();
+    }
+}
+
+section! {
+    /// The base model.
+    pub struct Model {
+        /// `"nano"` for the embedded model, or a folder in the Hugging Face layout (`config.json`, `model.safetensors` or shards, `tokenizer.json`).
+        pub source: ModelSource = ModelSource::Nano;
+        /// How the frozen linear weights are held.
+        pub quantization: Quantization = Quantization::Nf4;
+    }
+}
+
+choices! {
+    /// How the frozen linear weights are held.
+    pub enum Quantization {
+        /// 4-bit NormalFloat with double quantization (QLoRA).
+        Nf4 = "nf4",
+        /// Not quantized, whatever the checkpoint's own type.
+        None = "none",
+        /// As the checkpoint stores them: 4-bit where it is 4-bit, else unquantized.
+        AsStored = "as-stored",
+    }
+}
+
+section! {
+    /// The LoRA adapter; names and meanings are PEFT's.
+    pub struct Adapter {
+        /// The rank.
+        pub r: u32 = 32, |r| (1..=65_536).contains(r), "from 1 to 65536";
+        /// The scale's numerator: the update is B·A times alpha/r (alpha/√r with `rslora`).
+        pub alpha: f64 = 32.0, |a| a.is_finite() && *a > 0.0, "a finite number greater than 0";
+        /// The probability with which an input feature of A is dropped in training.
+        pub dropout: f64 = 0.0, |p| (0.0..1.0).contains(p), "at least 0 and less than 1";
+        /// Which biases are trained.
+        pub bias: Bias = Bias::None;
+        /// Rank-stabilized scale: alpha/√r in place of alpha/r.
+        pub rslora: bool = false;
+        /// The projections that get an adapter.
+        pub targets: Vec<Target> = Target::ALL.to_vec(), |t| !t.is_empty(), "at least one projection";
+        /// Ranks of single modules over `r`, by module name or its ending, such as `"layers.0.self_attn.q_proj"`.
+        pub rank_pattern: BTreeMap<String, u32> = BTreeMap::new(), |m| m.values().all(|r| (1..=65_536).contains(r)), "ranks from 1 to 65536";
+        /// Alphas of single modules over `alpha`, named as in `rank_pattern`.
+        pub alpha_pattern: BTreeMap<String, f64> = BTreeMap::new(), |m| m.values().all(|a| a.is_finite() && *a > 0.0), "finite numbers greater than 0";
+        /// A folder with a PEFT adapter to continue from; its shape must be the one set here. Absent: a fresh adapter.
+        pub from: Option<PathBuf> = None;
+    }
+}
+
+choices! {
+    /// Which biases are trained.
+    pub enum Bias {
+        /// None.
+        None = "none",
+        /// All of the model's.
+        All = "all",
+        /// Those of the modules that have an adapter.
+        LoraOnly = "lora_only",
+    }
+}
+
+choices! {
+    /// A linear projection of a decoder layer.
+    pub enum Target {
+        /// The attention's queries.
+        Q = "q_proj",
+        /// The attention's keys.
+        K = "k_proj",
+        /// The attention's values.
+        V = "v_proj",
+        /// The attention's output.
+        O = "o_proj",
+        /// The gate of the MLP.
+        Gate = "gate_proj",
+        /// The MLP's input.
+        Up = "up_proj",
+        /// The MLP's output.
+        Down = "down_proj",
+    }
+}
+
+section! {
+    /// The training data.
+    pub struct Data {
+        /// Which tokens the loss counts.
+        pub train_on: TrainOn = TrainOn::Assistant;
+        /// The longest sample in tokens.
+        pub max_seq_length: usize = 8192, |n| (2..=1 << 24).contains(n), "from 2 to 16777216";
+        /// What becomes of a longer sample.
+        pub too_long: TooLong = TooLong::Error;
+        /// Whether samples of a micro-batch lie end to end without padding. Results are the same; off is slower and only useful for comparison.
+        pub packing: bool = true;
+        /// What becomes of text in the data that looks like a special token, such as `<|im_end|>`.
+        pub special_tokens: SpecialTokens = SpecialTokens::Plain;
+        /// How many bad rows a run survives. Each is reported with file and row.
+        pub max_bad_rows: u64 = 0;
+        /// Threads that read, format and tokenize ahead: `"auto"` (one less than the cores, at least one), or a number; 0 does it in the training thread. Never changes a result.
+        pub workers: Count = Count::Auto, |c| c.within(0, 1024), "\"auto\" or from 0 to 1024";
+        /// The sources, in the order in which the mixing policy sees them. Setting any replaces both defaults.
+        pub sources: Vec<Source> = Source::builtin(), |s| !s.is_empty(), "at least one source";
+    }
+}
+
+choices! {
+    /// Which tokens the loss counts.
+    pub enum TrainOn {
+        /// Those that the model writes at inference: the assistant's words and the stop token after them.
+        Assistant = "assistant",
+        /// All.
+        All = "all",
+    }
+}
+
+choices! {
+    /// What becomes of a sample longer than `max_seq_length`.
+    pub enum TooLong {
+        /// The run stops and names the row.
+        Error = "error",
+        /// It is skipped and counted.
+        Drop = "drop",
+        /// Its end is cut off and it is counted.
+        Truncate = "truncate",
+    }
+}
+
+choices! {
+    /// What becomes of text in the data that looks like a special token.
+    pub enum SpecialTokens {
+        /// It is encoded as ordinary text, so data cannot forge a turn.
+        Plain = "plain",
+        /// It becomes that special token, as most other trainers do.
+        Parse = "parse",
+    }
+}
+
+section! {
+    /// A source of rows.
+    pub struct Source {
+        /// Its name, unique in the recipe; metrics and the mixing policy refer to it. Required.
+        pub name: String = String::new();
+        /// A file, a folder, a glob such as `"data/*.parquet"`, or `"builtin:math_train"`, `"builtin:chat_train"`, `"builtin:math_test"`, `"builtin:tools_eval"`. Required.
+        pub path: DataPath = DataPath::Path(PathBuf::new());
+        /// The file format.
+        pub format: SourceFormat = SourceFormat::Auto;
+        /// The dataset-formatter plugin that turns its rows into conversations. Required.
+        pub formatter: PluginName = PluginName::default();
+        /// The formatter's settings for this source, over those in `[plugins.NAME]`.
+        pub settings: Settings = Settings::default();
+    }
+}
+
+impl Source {
+    /// The two embedded training sets with their formatters.
+    fn builtin() -> Vec<Self> {
+        let source = |name: &str, file: &str, formatter: &str| Self {
+            name: name.to_owned(),
+            path: DataPath::Builtin(file.to_owned()),
+            format: SourceFormat::Auto,
+            formatter: PluginName::new(formatter),
+            settings: Settings::default(),
+        };
+        vec![source("math", "math_train", "math_mix"), source("chat", "chat_train", "sharegpt")]
+    }
+}
+
+choices! {
+    /// The format of a source's files.
+    pub enum SourceFormat {
+        /// By the file's extension.
+        Auto = "auto",
+        /// JSON Lines: one object a line.
+        Jsonl = "jsonl",
+        /// One JSON array of objects, or one object.
+        Json = "json",
+        /// Apache Parquet.
+        Parquet = "parquet",
+        /// Comma-separated values with a header.
+        Csv = "csv",
+    }
+}
+
+section! {
+    /// The mixing policy: which source the next sample comes from.
+    pub struct Mix {
+        /// The mixing-policy plugin.
+        pub plugin: PluginName = PluginName::new("math_mix");
+        /// Its settings, over those in `[plugins.NAME]`.
+        pub settings: Settings = Settings::default();
+    }
+}
+
+section! {
+    /// The chat template: conversations to text, and the model's output back.
+    pub struct Template {
+        /// The chat-template plugin.
+        pub plugin: PluginName = PluginName::new("qwen3_chat");
+        /// Its settings, over those in `[plugins.NAME]`.
+        pub settings: Settings = Settings::default();
+    }
+}
+
+section! {
+    /// The optimization. A step is always `batch` × `accumulation` samples, and its loss is the mean over all target weight of the step.
+    pub struct Train {
+        /// Samples in a micro-batch.
+        pub batch: usize = 2, |n| (1..=65_536).contains(n), "from 1 to 65536";
+        /// Micro-batches in a step.
+        pub accumulation: usize = 4, |n| (1..=65_536).contains(n), "from 1 to 65536";
+        /// Optimizer steps. Exactly one of `max_steps` and `epochs` may be set; with neither it is 30.
+        pub max_steps: Option<u64> = Some(30), |n| n.is_none_or(|n| n >= 1), "at least 1";
+        /// Passes over the mix, such as `1` or `0.5`; needs a mixing policy that knows the length of a pass.
+        pub epochs: Option<f64> = None, |n| n.is_none_or(|n| n.is_finite() && n > 0.0), "a finite number greater than 0";
+        /// Steps over which the learning rate rises from 0.
+        pub warmup_steps: u64 = 5;
+        /// The highest learning rate. (The tutorial's 2e-4 suits large models; the nano model needs 2e-3.)
+        pub learning_rate: f64 = 2e-3, |x| x.is_finite() && *x > 0.0, "a finite number greater than 0";
+        /// How the learning rate goes on after the warmup.
+        pub schedule: Schedule = Schedule::Linear;
+        /// The optimizer.
+        pub optimizer: Optimizer = Optimizer::AdamW8bit;
+        /// Decoupled weight decay.
+        pub weight_decay: f64 = 0.01, |x| x.is_finite() && *x >= 0.0, "a finite number, at least 0";
+        /// Decay rates of Adam's two moments.
+        pub betas: [f64; 2] = [0.9, 0.999], |b| b.iter().all(|b| (0.0..1.0).contains(b)), "two numbers, each at least 0 and less than 1";
+        /// Added to the denominator of the update.
+        pub eps: f64 = 1e-8, |x| x.is_finite() && *x > 0.0, "a finite number greater than 0";
+        /// Gradients are scaled down to this global norm; 0 turns clipping off.
+        pub max_grad_norm: f64 = 1.0, |x| x.is_finite() && *x >= 0.0, "a finite number, at least 0";
+        /// The seed of everything random: adapter, order of rows, dropout, sampling.
+        pub seed: u64 = 3407;
+        /// Which layers' activations are computed again in the backward pass instead of being kept. Never changes a result.
+        pub recompute: Recompute = Recompute::Auto;
+        /// Steps between checkpoints; 0 writes one only at the end (and on Ctrl-C).
+        pub checkpoint_every: u64 = 0;
+        /// How many checkpoints are kept, the newest first.
+        pub keep_checkpoints: usize = 2, |n| (1..=1_000_000).contains(n), "from 1 to 1000000";
+    }
+}
+
+choices! {
+    /// How the learning rate goes on after the warmup.
+    pub enum Schedule {
+        /// Down to 0 in a straight line.
+        Linear = "linear",
+        /// Down to 0 along half a cosine.
+        Cosine = "cosine",
+        /// Unchanged.
+        Constant = "constant",
+    }
+}
+
+choices! {
+    /// The optimizer.
+    pub enum Optimizer {
+        /// AdamW with blockwise 8-bit states; tensors under 4,096 entries keep 32-bit ones.
+        AdamW8bit = "adamw_8bit",
+        /// AdamW with 32-bit states.
+        AdamW = "adamw",
+    }
+}
+
+choices! {
+    /// Which layers are computed again in the backward pass.
+    pub enum Recompute {
+        /// What the memory plan needs.
+        Auto = "auto",
+        /// All.
+        All = "all",
+        /// None.
+        None = "none",
+    }
+}
+
+section! {
+    /// The evaluation before and after training, and what `trainer eval` uses for a run.
+    pub struct Eval {
+        /// The rows: as the `path` of a source.
+        pub data: DataPath = DataPath::Builtin("math_test".to_owned());
+        /// The format of their file.
+        pub format: SourceFormat = SourceFormat::Auto;
+        /// The eval-metric plugins.
+        pub metrics: Vec<PluginName> = vec![PluginName::new("boxed_answer")];
+        /// Settings by metric, over those in `[plugins.NAME]`.
+        pub settings: BTreeMap<PluginName, Settings> = BTreeMap::new();
+        /// Whether to evaluate before training.
+        pub before: bool = true;
+        /// Whether to evaluate after training.
+        pub after: bool = true;
+        /// At most this many rows, from the top. Absent: all.
+        pub limit: Option<u64> = None, |n| n.is_none_or(|n| n >= 1), "at least 1";
+        /// How many answers are generated at once.
+        pub batch: usize = 128, |n| (1..=65_536).contains(n), "from 1 to 65536";
+        /// The longest answer in tokens, where the metric does not say.
+        pub max_new_tokens: usize = 256, |n| (1..=1 << 24).contains(n), "from 1 to 16777216";
+        /// 0 takes the likeliest token (greedy); otherwise logits are divided by it.
+        pub temperature: f64 = 0.0, |x| x.is_finite() && *x >= 0.0, "a finite number, at least 0";
+        /// Sampling only among the k likeliest tokens; 0 turns it off.
+        pub top_k: usize = 0;
+        /// Sampling only among the likeliest tokens that together reach this probability; 1 turns it off.
+        pub top_p: f64 = 1.0, |x| *x > 0.0 && *x <= 1.0, "greater than 0 and at most 1";
+        /// Sampling only among tokens with at least this share of the likeliest one's probability; 0 turns it off.
+        pub min_p: f64 = 0.0, |x| (0.0..=1.0).contains(x), "from 0 to 1";
+        /// Divides (if positive, else multiplies) the logits of tokens that were seen; 1 turns it off.
+        pub repetition_penalty: f64 = 1.0, |x| x.is_finite() && *x > 0.0, "a finite number greater than 0";
+        /// Qwen3's thinking switch in the prompt; `"template"` does not pass it and leaves it to the template.
+        pub enable_thinking: Thinking = Thinking::Template;
+    }
+}
+
+section! {
+    /// The sample answer that a run streams at its end.
+    pub struct Sample {
+        /// The user's message; an empty one skips the sample.
+        pub prompt: String = "Solve for x: 4(x + 2) + 9 = 37.".to_owned();
+        /// The longest answer in tokens.
+        pub max_new_tokens: usize = 256, |n| (1..=1 << 24).contains(n), "from 1 to 16777216";
+        /// As in `[eval]`.
+        pub temperature: f64 = 0.7, |x| x.is_finite() && *x >= 0.0, "a finite number, at least 0";
+        /// As in `[eval]`.
+        pub top_k: usize = 20;
+        /// As in `[eval]`.
+        pub top_p: f64 = 0.8, |x| *x > 0.0 && *x <= 1.0, "greater than 0 and at most 1";
+        /// As in `[eval]`.
+        pub min_p: f64 = 0.0, |x| (0.0..=1.0).contains(x), "from 0 to 1";
+        /// As in `[eval]`.
+        pub repetition_penalty: f64 = 1.0, |x| x.is_finite() && *x > 0.0, "a finite number greater than 0";
+        /// As in `[eval]`; here the default is `false`, and the tutorial ends the same way.
+        pub enable_thinking: Thinking = Thinking::Given(false);
+    }
+}
+
+section! {
+    /// A plugin by its name.
+    pub struct Plugin {
+        /// The component's file. Absent: the official plugin of this name, which is embedded in the program.
+        pub path: Option<PathBuf> = None;
+        /// Settings wherever the plugin is used.
+        pub settings: Settings = Settings::default();
+        /// Limits over the defaults, such as `memory = "64MiB"`; `trainer plugin inspect` shows them all.
+        pub limits: Settings = Settings::default();
+        /// What it may do beyond computing. The default is nothing; each grant is recorded in the lock.
+        pub grants: Vec<String> = Vec::new();
+    }
+}
+
+section! {
+    /// Where results go.
+    pub struct Output {
+        /// The run directory. Absent: `runs/<date-time>-<mixing plugin>` in the current folder.
+        pub dir: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// The hardware.
+    pub struct Device {
+        /// What computes.
+        pub backend: DeviceBackend = DeviceBackend::Auto;
+        /// Compute threads on the CPU: `"auto"` (all cores this process may use) or a number. Never changes a result.
+        pub threads: Count = Count::Auto, |c| c.within(1, 4096), "\"auto\" or from 1 to 4096";
+    }
+}
+
+choices! {
+    /// What computes.
+    pub enum DeviceBackend {
+        /// The best device there is.
+        Auto = "auto",
+        /// The CPU.
+        Cpu = "cpu",
+    }
+}
