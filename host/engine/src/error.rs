@@ -31,7 +31,9 @@ pub enum EngineError {
     #[error("micro-batch: {0}")]
     Batch(String),
     /// A micro-batch with more tokens than the workspace was made for.
-    #[error("micro-batch of {tokens} tokens, but the workspace holds {limit}: use smaller micro-batches, shorter samples, or a larger token limit")]
+    #[error(
+        "micro-batch of {tokens} tokens, but the workspace holds {limit}: use smaller micro-batches, shorter samples, or a larger token limit"
+    )]
     TooManyTokens {
         /// Tokens in the batch.
         tokens: usize,
@@ -45,7 +47,9 @@ pub enum EngineError {
         step: u64,
     },
     /// A loss or gradient that is not a number: applying it would destroy the adapter.
-    #[error("step {step}: the {what} is {value}; the adapter was left as it was. A smaller learning rate, gradient clipping or a look at the data of this step may help")]
+    #[error(
+        "step {step}: the {what} is {value}; the adapter was left as it was. A smaller learning rate, gradient clipping or a look at the data of this step may help"
+    )]
     NotFinite {
         /// The step, from 1.
         step: u64,

@@ -4,9 +4,9 @@
 //! ```text
 //! // loading
 //! Model::new(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, plan: WeightPlan) -> Result<Arc<Model<O>>, EngineError>
-//! Model::merged(ops, config, weights, plan, adapter: &AdapterTensors) -> Result<Arc<Model<O>>, EngineError>   // adapter folded into dense weights
+//! Model::merged(ops, config, weights, &AdapterConfig, &AdapterTensors) -> Result<Arc<Model<O>>, EngineError>   // adapter folded into dense weights
 //! Adapter::init(&model, AdapterConfig{ r, alpha, dropout, rslora, bias, targets, rank_pattern, alpha_pattern }, seed) -> Result<Adapter<O>, _>
-//! Adapter::from_tensors(&model, AdapterConfig, &AdapterTensors) -> Result<Adapter<O>, _>;   adapter.tensors() -> Result<AdapterTensors, _>
+//! Adapter::from_tensors(&model, AdapterConfig, &AdapterTensors) -> Result<Adapter<O>, _>;   adapter.tensors(&model) -> Result<AdapterTensors, _>
 //! AdapterTensors = BTreeMap<String /* model.layers.0.self_attn.q_proj */, ModuleTensors{ a, b: Vec<f32>, bias: Option<Vec<f32>>, rank, .. }>
 //! adapter.parameters() -> u64;  adapter.share(&model) -> f64
 //!
@@ -25,26 +25,29 @@
 //! generator.score(adapter: Option<&Adapter<O>>, &[ScoreRequest{ id, prompt_ids, continuation_ids }]) -> Result<Vec<ScoreResult>, _>
 //!
 //! // planning
-//! plan(&ModelConfig, adapter: Option<&AdapterConfig>, &PlanOptions) -> Result<MemoryPlan /* bytes by part */, _>
+//! plan(ops: &O, &ModelConfig, adapter: Option<&AdapterConfig>, &PlanOptions) -> Result<MemoryPlan /* bytes by part */, _>
 //! ```
 
 pub mod adapter;
-pub mod decoder;
+mod decoder;
 pub mod error;
+mod forward;
 pub mod generate;
 pub mod model;
+pub mod modules;
 pub mod plan;
 pub mod schedule;
 pub mod score;
 pub mod train;
-pub mod workspace;
+mod workspace;
 
 pub use adapter::{Adapter, AdapterConfig, AdapterTensors, Bias, ModuleTensors};
 pub use error::{EngineError, Result};
 pub use generate::{Cancel, Finish, GenEvent, GenOptions, GenRequest, GenResult, Generator, RequestError};
-pub use model::Model;
+pub use model::{HiddenStates, Model};
+pub use modules::{Dims, Module, Projection};
 pub use plan::{MemoryPlan, PlanOptions, plan};
 pub use schedule::Schedule;
 pub use score::{Score, ScoreRequest, ScoreResult};
 pub use train::{MicroLoss, StepReport, TrainOptions, TrainState, Trainer};
-pub use workspace::Recompute;
+pub use workspace::{Parts, Recompute};

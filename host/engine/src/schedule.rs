@@ -16,7 +16,7 @@ pub enum Schedule {
 }
 
 /// The learning rate of optimizer step `step` (from 1) of `total`, after `warmup` steps that rise linearly from 0: the first step of a run with
-/// warm-up has rate 0, step `warmup + 1` the full one. Steps past `total` have what the last formula gives, never less than 0.
+/// warm-up has rate 0, step `warmup + 1` the full one. After `total`, the falling shapes stay at 0.
 pub fn lr(schedule: Schedule, step: u64, total: u64, warmup: u64, base: f64) -> f64 {
     let done = step.saturating_sub(1);
     if done < warmup {
@@ -26,8 +26,8 @@ pub fn lr(schedule: Schedule, step: u64, total: u64, warmup: u64, base: f64) -> 
     let factor = match schedule {
         Schedule::Linear => (total.saturating_sub(done) as f64 / span).max(0.0),
         Schedule::Cosine => {
-            let progress = (done - warmup) as f64 / span;
-            (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
+            let progress = ((done - warmup) as f64 / span).min(1.0);
+            0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
         }
         Schedule::Constant => 1.0,
     };
@@ -59,6 +59,7 @@ mod tests {
     fn cosine_is_half_way_down_in_the_middle() {
         assert!((lr(Schedule::Cosine, 16, 25, 5, 1.0) - 0.5).abs() < 1e-15);
         assert!(lr(Schedule::Cosine, 26, 25, 5, 1.0).abs() < 1e-15);
+        assert!(lr(Schedule::Cosine, 40, 25, 5, 1.0).abs() < 1e-15);
         let mut last = 1.0;
         for step in 6..=25 {
             let now = lr(Schedule::Cosine, step, 25, 5, 1.0);

@@ -1,0 +1,438 @@
+//! LoRA adapters (Hu et al. 2021): which projections have one, their values on the device, and their exchange with PEFT's tensors.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use trainer_kernels::ops::{LoraGrads, LoraMember, Ops};
+use trainer_kernels::rng::{Purpose, philox4x32_10, split, stream_key};
+
+use crate::error::{EngineError, OpsContext, Result};
+use crate::model::Model;
+use crate::modules::{Dims, Module, PROJECTIONS, Projection};
+use crate::workspace::MidWidths;
+
+/// Which biases are trained. A model without biases has none to train, whatever is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// None.
+    #[default]
+    None,
+    /// Every bias of the model's projections.
+    All,
+    /// Those of the projections that have an adapter.
+    LoraOnly,
+}
+
+/// The settings of an adapter, as PEFT's `LoraConfig` names them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// Rank.
+    pub r: usize,
+    /// `lora_alpha`: the adapter's output is scaled by `alpha / r`.
+    pub alpha: f64,
+    /// Probability of dropping an input of A in training.
+    pub dropout: f32,
+    /// Scale by `alpha / sqrt(r)` instead (Kalajdzievski 2023).
+    pub rslora: bool,
+    /// Trained biases.
+    pub bias: Bias,
+    /// Modules by the end of their name (`q_proj`, `self_attn.q_proj`, `model.layers.0.self_attn.q_proj`), or `all-linear`.
+    pub targets: Vec<String>,
+    /// Other ranks for some modules: the first entry whose name ends the module's name counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Other alphas for some modules, likewise.
+    pub alpha_pattern: Vec<(String, f64)>,
+}
+
+impl Default for AdapterConfig {
+    fn default() -> Self {
+        AdapterConfig {
+            r: 32,
+            alpha: 32.0,
+            dropout: 0.0,
+            rslora: false,
+            bias: Bias::None,
+            targets: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+        }
+    }
+}
+
+/// What an adapter does at one module.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Site {
+    /// Rank; 0 where only the bias is trained.
+    pub rank: usize,
+    /// Factor of the adapter's output.
+    pub scale: f32,
+    /// Whether the bias is trained.
+    pub bias: bool,
+}
+
+impl Site {
+    /// Trained values of this site at a module.
+    pub fn parameters(&self, module: &Module) -> u64 {
+        let bias = if self.bias { module.out_features as u64 } else { 0 };
+        (self.rank as u64) * (module.in_features as u64 + module.out_features as u64) + bias
+    }
+}
+
+impl AdapterConfig {
+    /// What this adapter does at each projection of a model, by number.
+    ///
+    /// # Errors
+    /// [`EngineError::AdapterConfig`] for a rank of 0, one larger than anything sensible, a dropout outside `0..1`, an alpha that is not finite, or a target
+    /// or pattern that matches no module (a misspelt name would otherwise train nothing, silently).
+    pub(crate) fn sites(&self, dims: &Dims) -> Result<Vec<Option<Site>>> {
+        let bad = |text: String| Err(EngineError::AdapterConfig(text));
+        if !(0.0..1.0).contains(&self.dropout) {
+            return bad(format!("dropout {} is not in 0..1", self.dropout));
+        }
+        if self.targets.is_empty() {
+            return bad("no target modules".into());
+        }
+        let modules = dims.modules();
+        for name in self.targets.iter().filter(|t| *t != "all-linear") {
+            if !modules.iter().any(|m| ends_with_path(&m.name, name)) {
+                return bad(format!("target {name:?} matches no projection; there are {}", known()));
+            }
+        }
+        let patterns = self.rank_pattern.iter().map(|p| &p.0).chain(self.alpha_pattern.iter().map(|p| &p.0));
+        for name in patterns {
+            if !modules.iter().any(|m| ends_with_path(&m.name, name)) {
+                return bad(format!("pattern {name:?} matches no projection; patterns are ends of names such as {}", known()));
+            }
+        }
+        let mut sites = Vec::with_capacity(modules.len());
+        for module in &modules {
+            let targeted = self.targets.iter().any(|t| t == "all-linear" || ends_with_path(&module.name, t));
+            let bias = module.has_bias && (self.bias == Bias::All || (self.bias == Bias::LoraOnly && targeted));
+            if !targeted {
+                sites.push(bias.then_some(Site { rank: 0, scale: 0.0, bias }));
+                continue;
+            }
+            let rank = self.rank_pattern.iter().find(|p| ends_with_path(&module.name, &p.0)).map_or(self.r, |p| p.1);
+            let alpha = self.alpha_pattern.iter().find(|p| ends_with_path(&module.name, &p.0)).map_or(self.alpha, |p| p.1);
+            // A rank beyond both sides of the matrix adds nothing; this bound also keeps sizes from overflowing.
+            if rank == 0 || rank > module.in_features.max(module.out_features).saturating_mul(4) {
+                return bad(format!("rank {rank} for {}, which is {} x {}", module.name, module.out_features, module.in_features));
+            }
+            if !alpha.is_finite() {
+                return bad(format!("alpha {alpha} for {}", module.name));
+            }
+            let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
+            sites.push(Some(Site { rank, scale: (alpha / divisor) as f32, bias }));
+        }
+        Ok(sites)
+    }
+
+    /// How many values training this adapter changes.
+    ///
+    /// # Errors
+    /// As for applying it.
+    pub fn parameters(&self, dims: &Dims) -> Result<u64> {
+        let sites = self.sites(dims)?;
+        Ok(dims.modules().iter().zip(&sites).filter_map(|(m, s)| s.map(|s| s.parameters(m))).sum())
+    }
+}
+
+fn known() -> String {
+    Projection::ALL.map(|p| p.path()).join(", ")
+}
+
+/// Whether `end` is the end of `name` at a dot, as PEFT matches target modules.
+fn ends_with_path(name: &str, end: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|rest| !end.is_empty() && (rest.is_empty() || rest.ends_with('.')))
+}
+
+/// The tensors of one module's adapter in host memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModuleTensors {
+    /// Rank; 0 where only the bias is trained.
+    pub rank: usize,
+    /// Input features.
+    pub in_features: usize,
+    /// Output features.
+    pub out_features: usize,
+    /// `lora_A.weight`, `[rank, in]`.
+    pub a: Vec<f32>,
+    /// `lora_B.weight`, `[out, rank]`.
+    pub b: Vec<f32>,
+    /// The trained bias, `[out]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// An adapter's tensors by module name (`model.layers.0.self_attn.q_proj`).
+pub type AdapterTensors = BTreeMap<String, ModuleTensors>;
+
+/// One module's adapter on the device.
+pub(crate) struct Lora<P> {
+    pub module: Module,
+    pub site: Site,
+    pub a: P,
+    pub b: P,
+    pub bias: Option<P>,
+}
+
+impl<P> Lora<P> {
+    /// The trained tensors in their fixed order, with the ends of their names.
+    pub fn tensors(&self) -> impl Iterator<Item = (&'static str, &P)> {
+        let lora = (self.site.rank > 0).then_some([("lora_A.weight", &self.a), ("lora_B.weight", &self.b)]);
+        lora.into_iter().flatten().chain(self.bias.as_ref().map(|b| ("bias", b)))
+    }
+
+    /// How many values each of [`Lora::tensors`] has.
+    pub fn lengths(&self) -> impl Iterator<Item = (&'static str, usize)> {
+        let (site, module) = (self.site, &self.module);
+        let lora = (site.rank > 0)
+            .then_some([("lora_A.weight", site.rank * module.in_features), ("lora_B.weight", site.rank * module.out_features)]);
+        lora.into_iter().flatten().chain(site.bias.then_some(("bias", module.out_features)))
+    }
+
+    /// As [`Lora::tensors`].
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut P)> {
+        let Lora { site, a, b, bias, .. } = self;
+        let lora = (site.rank > 0).then_some([("lora_A.weight", a), ("lora_B.weight", b)]);
+        lora.into_iter().flatten().chain(bias.as_mut().map(|b| ("bias", b)))
+    }
+}
+
+/// An adapter on a device: the trained values of every module that has one.
+pub struct Adapter<O: Ops> {
+    config: AdapterConfig,
+    /// By module number.
+    pub(crate) loras: Vec<Option<Lora<O::Param>>>,
+}
+
+impl<O: Ops> Adapter<O> {
+    /// A fresh adapter as PEFT makes it: A uniform in `±1/sqrt(in)` (`kaiming_uniform_` with `a = sqrt(5)`), B zero, biases those of the model. A value depends on the seed,
+    /// the module's name and its place alone, so that other targets or ranks of other modules do not change it.
+    ///
+    /// # Errors
+    /// As [`Adapter::from_tensors`].
+    pub fn init(model: &Model<O>, config: AdapterConfig, seed: u64) -> Result<Self> {
+        let sites = config.sites(model.dims())?;
+        let mut tensors = AdapterTensors::new();
+        for (module, site) in model.dims().modules().into_iter().zip(sites) {
+            let Some(site) = site else { continue };
+            let a = kaiming_uniform(seed, &module.name, site.rank, module.in_features);
+            let b = vec![0.0; site.rank * module.out_features];
+            let bias = if site.bias { model.bias(module.index).map(<[f32]>::to_vec) } else { None };
+            let entry = ModuleTensors { rank: site.rank, in_features: module.in_features, out_features: module.out_features, a, b, bias };
+            tensors.insert(module.name, entry);
+        }
+        Self::from_tensors(model, config, &tensors)
+    }
+
+    /// An adapter with given values, such as those of a PEFT file or a checkpoint.
+    ///
+    /// # Errors
+    /// [`EngineError::AdapterConfig`] if the settings do not fit the model; [`EngineError::AdapterTensor`] for tensors that are missing, misshapen, not finite, or
+    /// belong to no target; [`EngineError::Ops`] from the backend.
+    pub fn from_tensors(model: &Model<O>, config: AdapterConfig, tensors: &AdapterTensors) -> Result<Self> {
+        let sites = config.sites(model.dims())?;
+        check_tensors(model.dims(), &sites, tensors)?;
+        let ops = model.ops();
+        let modules = model.dims().modules();
+        let mut loras = Vec::with_capacity(modules.len());
+        for (module, site) in modules.into_iter().zip(sites) {
+            let (Some(site), Some(t)) = (site, tensors.get(&module.name)) else {
+                loras.push(None);
+                continue;
+            };
+            let param = |values: &[f32]| ops.param(values).at(|| format!("adapter of {}", module.name));
+            let (a, b) = (param(&t.a)?, param(&t.b)?);
+            let bias = t.bias.as_deref().map(param).transpose()?;
+            loras.push(Some(Lora { module, site, a, b, bias }));
+        }
+        Ok(Adapter { config, loras })
+    }
+
+    /// The values, in host memory.
+    ///
+    /// # Errors
+    /// [`EngineError::Ops`] from the backend.
+    pub fn tensors(&self, model: &Model<O>) -> Result<AdapterTensors> {
+        let mut tensors = AdapterTensors::new();
+        for lora in self.loras.iter().flatten() {
+            let read = |p: &O::Param| model.ops().read_param(p).at(|| format!("reading the adapter of {}", lora.module.name));
+            let entry = ModuleTensors {
+                rank: lora.site.rank,
+                in_features: lora.module.in_features,
+                out_features: lora.module.out_features,
+                a: read(&lora.a)?,
+                b: read(&lora.b)?,
+                bias: lora.bias.as_ref().map(read).transpose()?,
+            };
+            tensors.insert(lora.module.name.clone(), entry);
+        }
+        Ok(tensors)
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &AdapterConfig {
+        &self.config
+    }
+
+    /// How many values are trained.
+    pub fn parameters(&self) -> u64 {
+        self.loras.iter().flatten().map(|l| l.site.parameters(&l.module)).sum()
+    }
+
+    /// Trained values as a share of all of the model's and the adapter's.
+    pub fn share(&self, model: &Model<O>) -> f64 {
+        let trained = self.parameters() as f64;
+        trained / (trained + model.parameters() as f64)
+    }
+
+    /// The largest sum of the ranks of a group: the width of the buffer between A and B that serves all of them.
+    pub(crate) fn widest(&self) -> usize {
+        let sites: Vec<Option<Site>> = self.loras.iter().map(|l| l.as_ref().map(|l| l.site)).collect();
+        (0..sites.len() / PROJECTIONS).map(|layer| MidWidths::of(&sites, layer).widest()).max().unwrap_or(0)
+    }
+
+    /// What [`Ops::linear`] needs of the `N` modules from number `first` on.
+    pub(crate) fn members<const N: usize>(&self, first: usize) -> [Option<LoraMember<'_, O::Param>>; N] {
+        std::array::from_fn(|i| {
+            let lora = self.loras.get(first + i)?.as_ref()?;
+            Some(LoraMember { a: &lora.a, b: &lora.b, rank: lora.site.rank, scale: lora.site.scale, bias: lora.bias.as_ref() })
+        })
+    }
+}
+
+/// Checks that there are tensors of the right shapes for every site, and no others.
+pub(crate) fn check_tensors(dims: &Dims, sites: &[Option<Site>], tensors: &AdapterTensors) -> Result<()> {
+    let error = |module: &str, what: String| Err(EngineError::AdapterTensor { module: module.to_string(), what });
+    let modules = dims.modules();
+    let used = |name: &str| modules.iter().zip(sites).any(|(m, s)| s.is_some() && m.name == name);
+    if let Some(name) = tensors.keys().find(|name| !used(name)) {
+        return error(name, "no target of the adapter's settings has this name".into());
+    }
+    for (module, site) in modules.iter().zip(sites) {
+        let Some(site) = site else { continue };
+        let Some(t) = tensors.get(&module.name) else { return error(&module.name, "missing".into()) };
+        let bias = t.bias.as_deref();
+        if site.bias != bias.is_some() {
+            let what = if site.bias { "the trained bias is missing" } else { "has a bias, but the settings train none here" };
+            return error(&module.name, what.into());
+        }
+        let parts = [("lora_A", t.a.as_slice(), site.rank, module.in_features), ("lora_B", &t.b, module.out_features, site.rank)];
+        for (what, values, rows, cols) in parts.into_iter().chain(bias.map(|b| ("bias", b, module.out_features, 1))) {
+            if values.len() != rows * cols {
+                return error(&module.name, format!("{what} has {} values where [{rows}, {cols}] is needed", values.len()));
+            }
+            if let Some((i, value)) = values.iter().enumerate().find(|v| !v.1.is_finite()) {
+                return error(&module.name, format!("{what}: value {i} is {value}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gradients of an adapter, accumulated over the micro-batches of a step.
+pub(crate) struct Gradients<O: Ops> {
+    /// By module number, in the shape of [`Adapter::loras`].
+    pub loras: Vec<Option<Lora<O::Param>>>,
+}
+
+impl<O: Ops> Gradients<O> {
+    /// Zeros in the shape of an adapter.
+    pub fn new(ops: &O, adapter: &Adapter<O>) -> Result<Self> {
+        let mut loras = Vec::with_capacity(adapter.loras.len());
+        for lora in &adapter.loras {
+            let Some(lora) = lora else {
+                loras.push(None);
+                continue;
+            };
+            let (rank, module) = (lora.site.rank, &lora.module);
+            let zeros = |len: usize| ops.param(&vec![0.0; len]).at(|| format!("gradient of {}", module.name));
+            let a = zeros(rank * module.in_features)?;
+            let b = zeros(rank * module.out_features)?;
+            let bias = lora.bias.as_ref().map(|_| zeros(module.out_features)).transpose()?;
+            loras.push(Some(Lora { module: module.clone(), site: lora.site, a, b, bias }));
+        }
+        Ok(Gradients { loras })
+    }
+
+    /// Sets all to zero.
+    pub fn zero(&mut self, ops: &O) -> Result<()> {
+        for lora in self.loras.iter_mut().flatten() {
+            let name = lora.module.name.clone();
+            for (_, p) in lora.tensors_mut() {
+                ops.zero_param(p).at(|| format!("gradient of {name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What [`Ops::linear_backward`] needs of the `N` modules from number `first` on.
+    pub fn members<const N: usize>(&mut self, first: usize) -> [Option<LoraGrads<'_, O::Param>>; N] {
+        let mut modules = self.loras.iter_mut().skip(first);
+        std::array::from_fn(|_| {
+            let lora = modules.next()?.as_mut()?;
+            Some(LoraGrads { a_acc: &mut lora.a, b_acc: &mut lora.b, bias_acc: lora.bias.as_mut() })
+        })
+    }
+}
+
+/// `[rank, in]` values uniform in `±1/sqrt(in)`, from Philox keyed by the seed, with the module's name in the counter.
+fn kaiming_uniform(seed: u64, name: &str, rank: usize, in_features: usize) -> Vec<f32> {
+    let bound = 1.0 / (in_features as f64).sqrt();
+    let [name_low, name_high] = split(fnv1a(name));
+    let key = stream_key(seed, Purpose::Init);
+    let len = rank * in_features;
+    let mut values = Vec::with_capacity(len + 3);
+    let mut block: u64 = 0;
+    while values.len() < len {
+        let [low, high] = split(block);
+        for word in philox4x32_10([low, high, name_low, name_high], key) {
+            // The middle of each of 2^32 equal cells: symmetric around 0, never the bounds themselves.
+            let unit = (f64::from(word) + 0.5) / 4_294_967_296.0;
+            values.push(((2.0 * unit - 1.0) * bound) as f32);
+        }
+        block += 1;
+    }
+    values.truncate(len);
+    values
+}
+
+/// FNV-1a, 64 bits: a stable number for a name.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_at_dots_only() {
+        assert!(ends_with_path("model.layers.1.self_attn.q_proj", "q_proj"));
+        assert!(ends_with_path("model.layers.1.self_attn.q_proj", "self_attn.q_proj"));
+        assert!(ends_with_path("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.q_proj"));
+        assert!(!ends_with_path("model.layers.11.self_attn.q_proj", "1.self_attn.q_proj"));
+        assert!(!ends_with_path("model.layers.1.self_attn.q_proj", "proj"));
+        assert!(!ends_with_path("model.layers.1.self_attn.q_proj", ""));
+    }
+
+    #[test]
+    fn initial_values_fill_their_range_and_depend_on_seed_and_name() {
+        let values = kaiming_uniform(3407, "model.layers.0.mlp.up_proj", 32, 192);
+        assert_eq!(values.len(), 32 * 192);
+        let bound = 1.0 / 192f32.sqrt();
+        let (min, max) = values.iter().fold((f32::MAX, f32::MIN), |(lo, hi), v| (lo.min(*v), hi.max(*v)));
+        assert!(min >= -bound && max <= bound && min < -0.99 * bound && max > 0.99 * bound, "{min} {max} {bound}");
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64;
+        let square = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
+        let variance = f64::from(bound).powi(2) / 3.0;
+        // Five standard errors of mean and variance of a uniform distribution.
+        assert!(mean.abs() < 5.0 * (variance / values.len() as f64).sqrt(), "{mean}");
+        assert!((square / variance - 1.0).abs() < 5.0 * (0.8 / values.len() as f64).sqrt(), "{square} {variance}");
+        assert_ne!(values, kaiming_uniform(3408, "model.layers.0.mlp.up_proj", 32, 192));
+        assert_ne!(values, kaiming_uniform(3407, "model.layers.1.mlp.up_proj", 32, 192));
+        assert_eq!(values[..192 * 8], kaiming_uniform(3407, "model.layers.0.mlp.up_proj", 8, 192)[..]);
+    }
+}

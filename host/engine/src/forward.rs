@@ -1,0 +1,165 @@
+//! The decoder's forward without a backward: generation, scoring, and looking inside. Nothing is kept but the residual stream.
+
+use trainer_kernels::ops::{LoraMember, Ops};
+
+use crate::adapter::Adapter;
+use crate::error::{OpsContext, Result};
+use crate::model::Model;
+use crate::modules::{DOWN, Dims, GATE_UP, O, PROJECTIONS, QKV};
+use crate::workspace::{Maker, Parts, absent};
+
+pub(crate) const GENERATION: &str = "generation activations";
+
+/// The buffers of a forward pass.
+pub(crate) struct Buffers<O: Ops> {
+    /// Token rows.
+    pub rows: usize,
+    /// Rows whose logits can be asked for at once.
+    pub last_rows: usize,
+    /// The residual stream.
+    pub x: O::Tensor,
+    h: O::Tensor,
+    rstd: O::Stats,
+    qkv: O::Tensor,
+    qk: O::Tensor,
+    rstd_qk: O::Stats,
+    attended: O::Tensor,
+    lse: O::Stats,
+    delta: O::Tensor,
+    gate_up: O::Tensor,
+    activated: O::Tensor,
+    mid: O::Tensor,
+    mid_width: usize,
+    gathered: O::Tensor,
+    /// After the final norm, of the rows that were asked for.
+    pub last: O::Tensor,
+    /// What was allocated.
+    pub parts: Parts,
+}
+
+impl<O: Ops> Buffers<O> {
+    /// Buffers for `rows` tokens at once and the logits of `last_rows`.
+    pub fn new(ops: &O, dims: &Dims, adapter: Option<&Adapter<O>>, rows: usize, last_rows: usize) -> Result<Self> {
+        let a = dims.attention;
+        let mid_width = adapter.map_or(0, Adapter::widest);
+        let make = &mut Maker::new(ops, rows);
+        Ok(Buffers {
+            rows,
+            last_rows,
+            x: make.tensor(GENERATION, dims.hidden)?,
+            h: make.tensor(GENERATION, dims.hidden)?,
+            rstd: make.stats(GENERATION, 1)?,
+            qkv: make.tensor(GENERATION, a.qkv_width())?,
+            qk: make.tensor(GENERATION, a.qk_width())?,
+            rstd_qk: make.stats(GENERATION, a.heads + a.kv_heads)?,
+            attended: make.tensor(GENERATION, a.q_width())?,
+            lse: make.stats(GENERATION, a.heads)?,
+            delta: make.tensor(GENERATION, dims.hidden)?,
+            gate_up: make.tensor(GENERATION, 2 * dims.intermediate)?,
+            activated: make.tensor(GENERATION, dims.intermediate)?,
+            mid: make.tensor(GENERATION, mid_width)?,
+            mid_width,
+            gathered: make.tensor_of(GENERATION, last_rows, dims.hidden)?,
+            last: make.tensor_of(GENERATION, last_rows, dims.hidden)?,
+            parts: std::mem::take(&mut make.parts),
+        })
+    }
+
+    /// Makes room for an adapter with larger ranks than any before.
+    pub fn fit(&mut self, ops: &O, adapter: Option<&Adapter<O>>) -> Result<()> {
+        let width = adapter.map_or(0, Adapter::widest);
+        if width > self.mid_width {
+            let make = &mut Maker::new(ops, self.rows);
+            self.mid = make.tensor(GENERATION, width - self.mid_width)?;
+            for (part, bytes) in std::mem::take(&mut make.parts) {
+                *self.parts.entry(part).or_default() += bytes;
+            }
+            self.mid = ops.tensor(self.rows, width).at(|| format!("{GENERATION}: {} x {width} values", self.rows))?;
+            self.mid_width = width;
+        }
+        Ok(())
+    }
+}
+
+/// What the queries of a batch attend to.
+pub(crate) enum Attend<'c, C> {
+    /// Their own sequence in the batch, which begins at position 0; keys and values go into the cache too.
+    Fresh(&'c mut C),
+    /// What the cache holds of their slot, to which the batch is added first.
+    Cached(&'c mut C),
+}
+
+/// One batch on its way through the decoder.
+pub(crate) struct Forward<'a, B: Ops> {
+    pub model: &'a Model<B>,
+    pub adapter: Option<&'a Adapter<B>>,
+    pub batch: &'a B::Batch,
+    /// Token rows.
+    pub n: usize,
+}
+
+impl<'a, B: Ops> Forward<'a, B> {
+    fn members<const N: usize>(&self, module: usize) -> [Option<LoraMember<'a, B::Param>>; N] {
+        match self.adapter {
+            Some(adapter) => adapter.members::<N>(module),
+            None => std::array::from_fn(|_| None),
+        }
+    }
+
+    /// Embeds the batch and normalises it for the first layer.
+    pub fn embed(&self, b: &mut Buffers<B>) -> Result<()> {
+        let (ops, dims) = (self.model.ops(), self.model.dims());
+        ops.embed(self.batch, self.model.embedding(), &mut b.x).at(|| "embedding".into())?;
+        let first = self.model.layers().first().ok_or_else(|| absent("layer"))?;
+        ops.rms_norm(self.n, &b.x, &first.input_norm, dims.eps, &mut b.h, &mut b.rstd).at(|| "layer 0, first norm".into())
+    }
+
+    /// One layer: `b.x` goes from its input to its output, and is normalised for the next layer if there is one. Without a cache the batch attends to itself.
+    pub fn layer(&self, number: usize, b: &mut Buffers<B>, attend: Option<Attend<'_, B::Cache>>) -> Result<()> {
+        let (ops, n, dims) = (self.model.ops(), self.n, self.model.dims());
+        let shape = dims.attention;
+        let layer = self.model.layers().get(number).ok_or_else(|| absent("layer"))?;
+        let module = number * PROJECTIONS;
+        let at = |what: &str| format!("layer {number}, {what}");
+        let lora = self.members::<3>(module + QKV);
+        ops.linear(self.batch, n, &b.h, &layer.qkv, &lora, None, &mut b.qkv, &mut b.mid).at(|| at("q, k, v"))?;
+        ops.qk_norm_rope(self.batch, n, shape, &b.qkv, &layer.q_norm, &layer.k_norm, dims.eps, dims.theta, &mut b.qk, &mut b.rstd_qk)
+            .at(|| at("query and key norm, rotation"))?;
+        let cached = match attend {
+            None => None,
+            Some(Attend::Fresh(cache)) => {
+                ops.cache_append(self.batch, n, number, shape, &b.qk, &b.qkv, cache).at(|| at("cache"))?;
+                None
+            }
+            Some(Attend::Cached(cache)) => {
+                ops.cache_append(self.batch, n, number, shape, &b.qk, &b.qkv, cache).at(|| at("cache"))?;
+                Some(cache)
+            }
+        };
+        match cached {
+            Some(cache) => ops.attention_cached(self.batch, n, number, shape, &b.qk, cache, &mut b.attended),
+            None => ops.attention(self.batch, n, shape, &b.qk, &b.qkv, &mut b.attended, &mut b.lse),
+        }
+        .at(|| at("attention"))?;
+        let lora = self.members::<1>(module + O);
+        ops.linear(self.batch, n, &b.attended, &layer.o, &lora, None, &mut b.delta, &mut b.mid).at(|| at("o"))?;
+        ops.add_rms_norm(n, &mut b.x, &b.delta, &layer.post_norm, dims.eps, &mut b.h, &mut b.rstd).at(|| at("second norm"))?;
+        let lora = self.members::<2>(module + GATE_UP);
+        ops.linear(self.batch, n, &b.h, &layer.gate_up, &lora, None, &mut b.gate_up, &mut b.mid).at(|| at("gate, up"))?;
+        ops.swiglu(n, dims.intermediate, &b.gate_up, &mut b.activated).at(|| at("swiglu"))?;
+        let lora = self.members::<1>(module + DOWN);
+        ops.linear(self.batch, n, &b.activated, &layer.down, &lora, None, &mut b.delta, &mut b.mid).at(|| at("down"))?;
+        match self.model.layers().get(number + 1) {
+            Some(next) => ops.add_rms_norm(n, &mut b.x, &b.delta, &next.input_norm, dims.eps, &mut b.h, &mut b.rstd),
+            None => ops.add(n, &mut b.x, &b.delta),
+        }
+        .at(|| at("residual"))
+    }
+
+    /// The final norm of some rows of the residual stream, into the first rows of `b.last`.
+    pub fn finish(&self, rows: &[u32], b: &mut Buffers<B>) -> Result<()> {
+        let (ops, dims) = (self.model.ops(), self.model.dims());
+        ops.gather(rows, &b.x, &mut b.gathered).at(|| "rows for the head".into())?;
+        ops.rms_norm(rows.len(), &b.gathered, self.model.final_norm(), dims.eps, &mut b.last, &mut b.rstd).at(|| "final norm".into())
+    }
+}

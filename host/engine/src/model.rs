@@ -1,0 +1,305 @@
+//! A frozen model on a device.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use trainer_kernels::ops::{HostBatch, HostLinear, HostMatrix, Ops, WeightPlan};
+use trainer_model::{LinearWeight, ModelConfig, ModelWeights};
+
+use crate::adapter::{Adapter, AdapterConfig, AdapterTensors};
+use crate::error::{EngineError, OpsContext, Result};
+use crate::forward::{Buffers, Forward};
+use crate::modules::{Dims, Module, PROJECTIONS, Projection};
+
+/// One decoder layer's frozen weights.
+pub(crate) struct Layer<O: Ops> {
+    pub input_norm: O::Vector,
+    pub qkv: O::Group,
+    pub q_norm: O::Vector,
+    pub k_norm: O::Vector,
+    pub o: O::Group,
+    pub post_norm: O::Vector,
+    pub gate_up: O::Group,
+    pub down: O::Group,
+}
+
+/// A frozen Qwen3 model on a device.
+pub struct Model<O: Ops> {
+    ops: Arc<O>,
+    config: ModelConfig,
+    dims: Dims,
+    plan: WeightPlan,
+    embedding: O::Table,
+    /// `None`: the embedding table.
+    head: Option<O::Table>,
+    layers: Vec<Layer<O>>,
+    final_norm: O::Vector,
+    /// By module number: the biases, from which trained ones start.
+    biases: Vec<Option<Vec<f32>>>,
+    parameters: u64,
+}
+
+/// The hidden states and logits of a batch, for tests and tools.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HiddenStates {
+    /// After the embedding, `[n, hidden]`.
+    pub embedding: Vec<f32>,
+    /// After each layer, `[n, hidden]`.
+    pub layers: Vec<Vec<f32>>,
+    /// After the final norm, `[n, hidden]`.
+    pub final_norm: Vec<f32>,
+    /// `[n, vocabulary]`.
+    pub logits: Vec<f32>,
+}
+
+impl<O: Ops> Model<O> {
+    /// Puts a model on a device.
+    ///
+    /// # Errors
+    /// [`EngineError::Model`] where weights do not have the shapes that the configuration gives; [`EngineError::Ops`] from the backend.
+    pub fn new(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, plan: WeightPlan) -> Result<Arc<Self>> {
+        Self::build(ops, config, weights, plan, None)
+    }
+
+    /// Puts a model on a device with an adapter folded into its weights, `W + scale * B A`, which become dense f32: faster to generate with, and no longer
+    /// the quantized model that the adapter was trained on bit for bit.
+    ///
+    /// # Errors
+    /// As [`Model::new`] and [`Adapter::from_tensors`].
+    pub fn merged(
+        ops: Arc<O>,
+        config: &ModelConfig,
+        weights: &ModelWeights,
+        adapter: &AdapterConfig,
+        tensors: &AdapterTensors,
+    ) -> Result<Arc<Self>> {
+        Self::build(ops, config, weights, WeightPlan::Unpacked, Some((adapter, tensors)))
+    }
+
+    fn build(
+        ops: Arc<O>,
+        config: &ModelConfig,
+        weights: &ModelWeights,
+        plan: WeightPlan,
+        merge: Option<(&AdapterConfig, &AdapterTensors)>,
+    ) -> Result<Arc<Self>> {
+        let dims = Dims::new(config)?;
+        if weights.layers.len() != dims.layers {
+            return Err(EngineError::Model(format!("{} layers of weights, {} in the configuration", weights.layers.len(), dims.layers)));
+        }
+        let modules = dims.modules();
+        let merged = merge.map(|(adapter, tensors)| Merge::new(&dims, adapter, tensors)).transpose()?;
+        let mut layers = Vec::with_capacity(dims.layers);
+        let mut biases = Vec::with_capacity(modules.len());
+        let vector = |values: &[f32], len: usize, what: &str, layer: usize| {
+            check_len(values.len(), len, || format!("layer {layer}, {what}"))?;
+            ops.vector(values).at(|| format!("layer {layer}, {what}"))
+        };
+        for (number, (layer, modules)) in weights.layers.iter().zip(modules.chunks_exact(PROJECTIONS)).enumerate() {
+            let all = Projection::ALL.map(|p| match p {
+                Projection::Q => &layer.q,
+                Projection::K => &layer.k,
+                Projection::V => &layer.v,
+                Projection::O => &layer.o,
+                Projection::Gate => &layer.gate,
+                Projection::Up => &layer.up,
+                Projection::Down => &layer.down,
+            });
+            let mut linears = Vec::with_capacity(PROJECTIONS);
+            for (weight, module) in all.iter().zip(modules) {
+                check_linear(weight, module)?;
+                linears.push(match &merged {
+                    Some(merge) => merge.apply(weight, module)?,
+                    None => Dense { values: None, bias: weight.bias.clone() },
+                });
+                biases.push(weight.bias.clone());
+            }
+            let hosts: Vec<HostLinear<'_>> = all
+                .iter()
+                .zip(modules)
+                .zip(&linears)
+                .map(|((weight, module), dense)| HostLinear {
+                    weight: dense.values.as_deref().map_or_else(|| weight.as_host().weight, HostMatrix::F32),
+                    out_features: module.out_features,
+                    in_features: module.in_features,
+                    bias: dense.bias.as_deref(),
+                })
+                .collect();
+            let group = |range: std::ops::Range<usize>| {
+                let members = hosts.get(range.clone()).unwrap_or_default();
+                ops.group(members, plan).at(|| format!("layer {number}, projections {range:?}"))
+            };
+            let head_dim = dims.attention.head_dim;
+            layers.push(Layer {
+                input_norm: vector(&layer.input_norm, dims.hidden, "input_layernorm", number)?,
+                post_norm: vector(&layer.post_norm, dims.hidden, "post_attention_layernorm", number)?,
+                q_norm: vector(&layer.q_norm, head_dim, "q_norm", number)?,
+                k_norm: vector(&layer.k_norm, head_dim, "k_norm", number)?,
+                qkv: group(0..3)?,
+                o: group(3..4)?,
+                gate_up: group(4..6)?,
+                down: group(6..7)?,
+            });
+        }
+        check_len(weights.final_norm.len(), dims.hidden, || "the final norm".into())?;
+        let final_norm = ops.vector(&weights.final_norm).at(|| "final norm".into())?;
+        let table = |weight: HostMatrix<'_>, rows: usize, cols: usize, what: &str| {
+            check_len(rows, dims.vocab, || format!("rows of {what}"))?;
+            check_len(cols, dims.hidden, || format!("columns of {what}"))?;
+            ops.table(weight, dims.vocab, dims.hidden).at(|| what.to_string())
+        };
+        let embed = &weights.embed;
+        let embedding = table(embed.as_host(), embed.rows, embed.cols, "the embedding")?;
+        let head = match (dims.tied, &weights.lm_head) {
+            (true, _) => None,
+            (false, Some(w)) if w.bias.is_some() => {
+                return Err(EngineError::Model("the output head has a bias, which Qwen3 has not".into()));
+            }
+            (false, Some(w)) => Some(table(w.as_host().weight, w.out_features, w.in_features, "the output head")?),
+            (false, None) => {
+                return Err(EngineError::Model("the head is not tied to the embedding, but there are no weights for it".into()));
+            }
+        };
+        let parameters = count(&dims);
+        Ok(Arc::new(Model { ops, config: config.clone(), dims, plan, embedding, head, layers, final_norm, biases, parameters }))
+    }
+
+    /// The backend.
+    pub fn ops(&self) -> &O {
+        &self.ops
+    }
+
+    /// The backend, shared.
+    pub fn shared_ops(&self) -> Arc<O> {
+        Arc::clone(&self.ops)
+    }
+
+    /// The configuration it was made from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its sizes.
+    pub fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// How frozen weights are held.
+    pub fn weight_plan(&self) -> WeightPlan {
+        self.plan
+    }
+
+    /// Frozen values, the tied head counted once.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// The frozen bias of a module, by number.
+    pub fn bias(&self, module: usize) -> Option<&[f32]> {
+        self.biases.get(module)?.as_deref()
+    }
+
+    pub(crate) fn layers(&self) -> &[Layer<O>] {
+        &self.layers
+    }
+
+    pub(crate) fn embedding(&self) -> &O::Table {
+        &self.embedding
+    }
+
+    pub(crate) fn head(&self) -> &O::Table {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    pub(crate) fn final_norm(&self) -> &O::Vector {
+        &self.final_norm
+    }
+
+    /// Runs a batch without a cache and returns every hidden state and all logits: for tests and for looking inside, not for speed.
+    ///
+    /// # Errors
+    /// A batch that the backend refuses.
+    pub fn hidden_states(&self, adapter: Option<&Adapter<O>>, batch: &HostBatch) -> Result<HiddenStates> {
+        let n = batch.ids.len();
+        let mut buffers = Buffers::new(&self.ops, &self.dims, adapter, n, n)?;
+        let device = self.ops.batch(batch).at(|| "batch".into())?;
+        let forward = Forward { model: self, adapter, batch: &device, n };
+        let mut states = HiddenStates::default();
+        let read = |t: &O::Tensor| self.ops.read_tensor(n, t).at(|| "hidden states".into());
+        forward.embed(&mut buffers)?;
+        states.embedding = read(&buffers.x)?;
+        for layer in 0..self.dims.layers {
+            forward.layer(layer, &mut buffers, None)?;
+            states.layers.push(read(&buffers.x)?);
+        }
+        let rows: Vec<u32> = (0..n as u32).collect();
+        forward.finish(&rows, &mut buffers)?;
+        states.final_norm = read(&buffers.last)?;
+        states.logits = self.ops.logits(n, &buffers.last, self.head()).at(|| "logits".into())?;
+        Ok(states)
+    }
+}
+
+/// Frozen values of a model of these sizes.
+pub(crate) fn count(dims: &Dims) -> u64 {
+    let tables = if dims.tied { 1 } else { 2 };
+    let linears: u64 = dims
+        .modules()
+        .iter()
+        .map(|m| m.out_features as u64 * m.in_features as u64 + if m.has_bias { m.out_features as u64 } else { 0 })
+        .sum();
+    let norms = dims.layers * 2 * (dims.hidden + dims.attention.head_dim) + dims.hidden;
+    tables * dims.vocab as u64 * dims.hidden as u64 + linears + norms as u64
+}
+
+fn check_len(got: usize, need: usize, what: impl FnOnce() -> String) -> Result<()> {
+    if got == need { Ok(()) } else { Err(EngineError::Model(format!("{}: {got} where the configuration gives {need}", what()))) }
+}
+
+fn check_linear(weight: &LinearWeight, module: &Module) -> Result<()> {
+    check_len(weight.out_features, module.out_features, || format!("output features of {}", module.name))?;
+    check_len(weight.in_features, module.in_features, || format!("input features of {}", module.name))?;
+    match &weight.bias {
+        Some(bias) => check_len(bias.len(), module.out_features, || format!("bias of {}", module.name)),
+        None => Ok(()),
+    }
+}
+
+/// A projection with its adapter folded in.
+struct Dense {
+    /// `None`: as the model has it.
+    values: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
+}
+
+/// An adapter on its way into the weights.
+struct Merge<'a> {
+    sites: Vec<Option<crate::adapter::Site>>,
+    tensors: &'a AdapterTensors,
+}
+
+impl<'a> Merge<'a> {
+    fn new(dims: &Dims, config: &AdapterConfig, tensors: &'a AdapterTensors) -> Result<Self> {
+        let sites = config.sites(dims)?;
+        crate::adapter::check_tensors(dims, &sites, tensors)?;
+        Ok(Merge { sites, tensors })
+    }
+
+    fn apply(&self, weight: &LinearWeight, module: &Module) -> Result<Dense> {
+        let site = self.sites.get(module.index).copied().flatten();
+        let frozen = weight.bias.clone();
+        let (Some(site), Some(t)) = (site, self.tensors.get(&module.name)) else { return Ok(Dense { values: None, bias: frozen }) };
+        let mut values = weight.to_f32();
+        let (rank, width) = (site.rank, module.in_features);
+        if rank > 0 {
+            values.par_chunks_exact_mut(width).zip(t.b.par_chunks_exact(rank)).for_each(|(row, b)| {
+                let mut delta = vec![0f32; width];
+                for (b, a) in b.iter().zip(t.a.chunks_exact(width)) {
+                    delta.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
+                }
+                row.iter_mut().zip(&delta).for_each(|(w, d)| *w += site.scale * d);
+            });
+        }
+        Ok(Dense { values: Some(values), bias: t.bias.clone().or(frozen) })
+    }
+}
