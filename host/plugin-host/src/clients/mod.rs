@@ -1,0 +1,6 @@
+//! Typed clients, one per kind: they call, check what comes back, and isolate rows that fail.
+
+pub(crate) mod formatter;
+pub(crate) mod mixer;
+pub(crate) mod template;
+pub(crate) mod tools;

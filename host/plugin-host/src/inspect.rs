@@ -1,0 +1,207 @@
+//! What can be learnt about a component without compiling it: its manifest, kinds, imports and counts.
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use wasmparser::{Encoding, Parser, Payload, Validator};
+
+use crate::engine::{features, hex};
+use crate::error::PluginError;
+use crate::kind::{Kind, KindVersion};
+use crate::limits::Limits;
+use crate::manifest::{Manifest, SECTION};
+
+/// The interfaces that a component may import: logging, and those that hold nothing but types.
+const GRANTED_IMPORTS: [&str; 2] = [LOG, "trainer:conversation/types@0.1.0"];
+
+/// The one import with functions.
+pub(crate) const LOG: &str = "trainer:host/log@0.1.0";
+
+/// The report of `trainer plugin inspect`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Inspection {
+    /// The name in the manifest.
+    pub name: String,
+    /// The version in the manifest.
+    pub version: String,
+    /// The description in the manifest.
+    pub description: String,
+    /// The kinds that it exports, with the versions of their interfaces.
+    pub kinds: Vec<KindVersion>,
+    /// Everything that it imports.
+    pub imports: Vec<String>,
+    /// The imports that nothing grants: with any of them, the plugin is refused.
+    pub refused_imports: Vec<String>,
+    /// The capabilities that its manifest asks for.
+    pub needs: Vec<String>,
+    /// Whether its manifest claims that equal arguments give equal results.
+    pub deterministic: bool,
+    /// JSON Schema of its settings.
+    pub settings_schema: Option<Value>,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 of the component, hexadecimal.
+    pub digest: String,
+}
+
+/// Reads a component's description without running or compiling anything of it.
+///
+/// # Errors
+/// If it is no valid component, has no manifest, or exports no kind that this host knows. Imports that would be refused are reported in
+/// [`Inspection::refused_imports`], not as an error.
+pub fn inspect(bytes: &[u8]) -> Result<Inspection, PluginError> {
+    inspect_named("component", bytes, None)
+}
+
+/// As [`inspect`], with a name for errors and the manifest file that may stand beside the component.
+pub(crate) fn inspect_named(file: &str, bytes: &[u8], manifest_file: Option<&[u8]>) -> Result<Inspection, PluginError> {
+    validate(file, bytes)?;
+    let scan = Scan::of(file, bytes)?;
+    let manifest = scan.manifest(file, manifest_file)?;
+    let kinds = scan.kinds(&manifest.name)?;
+    if let Some(schema) = &manifest.settings_schema {
+        crate::settings::compile_schema(&manifest, schema)?;
+    }
+    let refused_imports = scan.imports.iter().filter(|i| !GRANTED_IMPORTS.contains(&i.as_str())).cloned().collect();
+    Ok(Inspection {
+        name: manifest.name,
+        version: manifest.version,
+        description: manifest.description,
+        kinds,
+        imports: scan.imports,
+        refused_imports,
+        needs: manifest.needs,
+        deterministic: manifest.deterministic,
+        settings_schema: manifest.settings_schema,
+        size: bytes.len() as u64,
+        digest: digest(bytes),
+    })
+}
+
+/// SHA-256, hexadecimal.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Validates the whole component, function bodies included, under the features that plugins may use.
+pub(crate) fn validate(file: &str, bytes: &[u8]) -> Result<(), PluginError> {
+    Validator::new_with_features(features())
+        .validate_all(bytes)
+        .map(|_| ())
+        .map_err(|e| PluginError::Invalid { plugin: file.to_owned(), reason: e.to_string() })
+}
+
+/// The outer parts of a component.
+pub(crate) struct Scan<'a> {
+    /// Import names, in order.
+    pub(crate) imports: Vec<String>,
+    /// Export names, in order.
+    pub(crate) exports: Vec<String>,
+    sections: Vec<&'a [u8]>,
+    core_instances: u64,
+}
+
+impl<'a> Scan<'a> {
+    /// Reads the section structure: no function bodies, so it is quick.
+    pub(crate) fn of(file: &str, bytes: &'a [u8]) -> Result<Self, PluginError> {
+        let invalid = |reason: String| PluginError::Invalid { plugin: file.to_owned(), reason };
+        let parse = |e: wasmparser::BinaryReaderError| invalid(e.to_string());
+        let mut scan = Scan { imports: Vec::new(), exports: Vec::new(), sections: Vec::new(), core_instances: 0 };
+        // `parse_all` descends into nested modules and components; the depth says whose section it is.
+        let mut depth = 0usize;
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload.map_err(parse)? {
+                Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
+                    return Err(invalid(
+                        "it is a core module, not a component; `trainer plugin build` and `wasm-tools component new` make one of it".into(),
+                    ));
+                }
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    for import in section {
+                        scan.imports.push(import.map_err(parse)?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    for export in section {
+                        scan.exports.push(export.map_err(parse)?.name.name.to_owned());
+                    }
+                }
+                Payload::InstanceSection(section) => scan.core_instances += u64::from(section.count()),
+                Payload::CustomSection(section) if section.name() == SECTION => scan.sections.push(section.data()),
+                _ => {}
+            }
+        }
+        Ok(scan)
+    }
+
+    /// The manifest: the section, or else the file beside.
+    pub(crate) fn manifest(&self, file: &str, beside: Option<&[u8]>) -> Result<Manifest, PluginError> {
+        match (Manifest::from_sections(file, &self.sections)?, beside) {
+            (Some(manifest), _) => Ok(manifest),
+            (None, Some(json)) => Manifest::parse(file, json),
+            (None, None) => Err(Manifest::missing(file)),
+        }
+    }
+
+    /// The kinds among the exports; at least one, all of known versions.
+    pub(crate) fn kinds(&self, plugin: &str) -> Result<Vec<KindVersion>, PluginError> {
+        let mut kinds = Vec::new();
+        for export in &self.exports {
+            let Some((package, version)) = export.split_once('@') else { continue };
+            let Some(kind) = Kind::ALL.into_iter().find(|k| k.export().split_once('@').is_some_and(|(p, _)| p == package)) else {
+                continue;
+            };
+            if !kind.versions().contains(&version) {
+                return Err(PluginError::UnknownKindVersion {
+                    plugin: plugin.to_owned(),
+                    kind,
+                    found: version.to_owned(),
+                    known: kind.versions().join(", "),
+                });
+            }
+            kinds.push(KindVersion { kind, version: version.to_owned() });
+        }
+        if kinds.is_empty() {
+            return Err(PluginError::NoKind { plugin: plugin.to_owned(), exports: self.exports.clone() });
+        }
+        kinds.sort();
+        kinds.dedup();
+        Ok(kinds)
+    }
+
+    /// Refuses every import that nothing grants.
+    pub(crate) fn check_imports(&self, manifest: &Manifest) -> Result<(), PluginError> {
+        let Some(import) = self.imports.iter().find(|i| !GRANTED_IMPORTS.contains(&i.as_str())) else { return Ok(()) };
+        let hint = if import.starts_with("wasi:") {
+            "plugins get no WASI; build the component without it (target wasm32-unknown-unknown, or your toolchain's option that stubs \
+             WASI, such as `--stub-wasi`)"
+                .to_owned()
+        } else if import.starts_with("trainer:host/log@") || import.starts_with("trainer:conversation/") {
+            format!("this host offers {}; build the plugin against that version of the interfaces", GRANTED_IMPORTS.join(" and "))
+        } else {
+            format!("plugins are linked to {LOG} and nothing else")
+        };
+        Err(PluginError::Import {
+            plugin: manifest.name.clone(),
+            version: manifest.version.clone(),
+            import: import.clone(),
+            hint,
+        })
+    }
+
+    /// Counts that can be read off before compiling.
+    pub(crate) fn check_counts(&self, manifest: &Manifest, limits: &Limits) -> Result<(), PluginError> {
+        if self.core_instances <= limits.instances {
+            return Ok(());
+        }
+        Err(crate::call::limit_error(
+            &crate::call::place(manifest, "instantiation"),
+            "instances",
+            limits.instances.to_string(),
+            Some(self.core_instances.to_string()),
+            self.core_instances.to_string(),
+        ))
+    }
+}
