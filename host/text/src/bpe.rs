@@ -379,7 +379,18 @@ mod tests {
     }
 
     const MERGES: [(&str, &str); 12] = [
-        ("b", "b"), ("a", "a"), ("a", "b"), ("aa", "b"), ("a", "ab"), ("bb", "a"), ("aa", "aa"), ("ab", "ab"), ("c", "a"), ("b", "ca"), ("abab", "abab"), ("aab", "bca"),
+        ("b", "b"),
+        ("a", "a"),
+        ("a", "b"),
+        ("aa", "b"),
+        ("a", "ab"),
+        ("bb", "a"),
+        ("aa", "aa"),
+        ("ab", "ab"),
+        ("c", "a"),
+        ("b", "ca"),
+        ("abab", "abab"),
+        ("aab", "bca"),
     ];
 
     proptest! {

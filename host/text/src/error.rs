@@ -41,7 +41,9 @@ pub enum TextError {
         message: String,
     },
     /// The tokenizer is of a kind that this program does not support.
-    #[error("tokenizer.json: {what}; supported are byte-level tokenizers (a decoder of type \"ByteLevel\", as Qwen, Llama 3 and GPT-2 have)")]
+    #[error(
+        "tokenizer.json: {what}; supported are byte-level tokenizers (a decoder of type \"ByteLevel\", as Qwen, Llama 3 and GPT-2 have)"
+    )]
     Unsupported {
         /// What is not supported.
         what: String,

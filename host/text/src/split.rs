@@ -144,8 +144,8 @@ static ASCII: [u8; 128] = {
 mod tests {
     use super::*;
     use crate::spec::QWEN_PATTERN;
-    use std::sync::LazyLock;
     use proptest::prelude::*;
+    use std::sync::LazyLock;
     use tokenizers::pattern::Pattern;
     use tokenizers::utils::SysRegex;
 
@@ -176,7 +176,8 @@ mod tests {
     static REGEX: LazyLock<SysRegex> = LazyLock::new(|| SysRegex::new(QWEN_PATTERN).unwrap());
 
     fn check(regex: &SysRegex, text: &str) {
-        let theirs: Vec<&str> = Pattern::find_matches(&regex, text).unwrap().into_iter().filter(|((a, b), _)| a < b).map(|((a, b), _)| &text[a..b]).collect();
+        let theirs: Vec<&str> =
+            Pattern::find_matches(&regex, text).unwrap().into_iter().filter(|((a, b), _)| a < b).map(|((a, b), _)| &text[a..b]).collect();
         assert_eq!(words(text), theirs, "{text:?}");
     }
 

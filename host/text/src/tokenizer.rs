@@ -65,11 +65,8 @@ impl Tokenizer {
             }
         };
         let settings = Settings::new(config, generation, &table)?;
-        let digest = spec::digest(&[
-            ("tokenizer.json", Some(json)),
-            ("tokenizer_config.json", config),
-            ("generation_config.json", generation),
-        ]);
+        let digest =
+            spec::digest(&[("tokenizer.json", Some(json)), ("tokenizer_config.json", config), ("generation_config.json", generation)]);
         Ok(Self { inner: Arc::new(Inner { table, encoder, settings, digest, json_digest: spec::sha256_hex(json) }) })
     }
 
@@ -157,7 +154,8 @@ impl Tokenizer {
     /// # Errors
     /// A special piece that is not exactly one added token (in either mode), a weight that is negative or not finite, or a text over 256 MiB.
     pub fn encode_segments(&self, segments: &[Segment<'_>], mode: SpecialMode) -> Result<Encoded, TextError> {
-        let mut run = Run { tokenizer: self, segments, mode, start: 0, joined: String::new(), tokens: Tokens::default(), out: Encoded::default() };
+        let mut run =
+            Run { tokenizer: self, segments, mode, start: 0, joined: String::new(), tokens: Tokens::default(), out: Encoded::default() };
         for (i, segment) in segments.iter().enumerate() {
             if !segment.weight.is_finite() || segment.weight < 0.0 {
                 return Err(TextError::BadWeight { segment: i, weight: segment.weight });
