@@ -66,3 +66,16 @@ pub mod executor {
         additional_derives: [PartialEq, serde::Serialize, serde::Deserialize],
     });
 }
+
+/// See the WIT package of the kind.
+pub mod metric {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/host/0.1.0", "../../wit/conversation/0.1.0", "wit/eval-metric/0.1.0"],
+        world: "trainer:eval-metric/plugin@0.1.0",
+        with: {
+            "trainer:conversation/types@0.1.0": super::shared::trainer::conversation::types,
+            "trainer:host/log@0.1.0": super::shared::trainer::host::log,
+        },
+        additional_derives: [PartialEq, serde::Serialize, serde::Deserialize],
+    });
+}

@@ -44,6 +44,7 @@ mod manifest;
 mod settings;
 
 pub use clients::formatter::{Formatter, RowOutcome};
+pub use clients::metric::Metric;
 pub use clients::mixer::{Mixer, MixerSetup};
 pub use clients::template::{OutputParser, Template};
 pub use clients::tools::{ToolContext, ToolSession};
@@ -85,4 +86,12 @@ pub mod mixing {
 pub mod tools {
     pub use crate::bindings::executor::exports::trainer::tool_executor::executor::{Call, Outcome, Tool};
     pub use crate::clients::tools::{ToolContext, ToolSession};
+}
+
+/// Kind `eval-metric` (`wit/eval-metric`).
+pub mod metric {
+    pub use crate::bindings::metric::exports::trainer::eval_metric::metric::{
+        Answer, Call, Finish, Generation, Item, Likelihood, Plan, Request, Response, SampleScore as Score, Summary as Aggregate, Value,
+    };
+    pub use crate::clients::metric::Metric;
 }
