@@ -161,7 +161,7 @@ impl Recipe {
     }
 
     /// What decides the result of a run, as JSON, for the lock: the recipe without what must not matter (the run directory, thread counts,
-    /// how many checkpoints are kept, the printed sample) and without the folders of models, data, plugins and adapters, whose contents the
+    /// checkpointing, the printed sample) and without the folders of models, data, plugins and adapters, whose contents the
     /// lock pins by digest.
     pub fn identity(&self) -> serde_json::Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();
@@ -175,6 +175,7 @@ impl Recipe {
         cut("data", "workers");
         cut("eval", "data");
         cut("device", "threads");
+        cut("train", "checkpoint_every");
         cut("train", "keep_checkpoints");
         let entries = value.pointer_mut("/data/sources").and_then(serde_json::Value::as_array_mut);
         for source in entries.into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {

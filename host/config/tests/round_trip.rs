@@ -1,0 +1,208 @@
+//! A recipe that is written reads back as the same recipe, and the documentation is that of the definitions.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use trainer_config::*;
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let leaf = prop_oneof![
+        any::<bool>().prop_map(serde_json::Value::from),
+        any::<i64>().prop_map(serde_json::Value::from),
+        any::<f64>().prop_filter("JSON has only finite numbers", |x| x.is_finite()).prop_map(serde_json::Value::from),
+        ".{0,12}".prop_map(serde_json::Value::from),
+    ];
+    let value = leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+            prop::collection::btree_map(".{0,6}", inner, 0..4).prop_map(|m| serde_json::Value::Object(m.into_iter().collect())),
+        ]
+    });
+    prop::collection::btree_map(".{0,8}", value, 0..4).prop_map(|m| m.into_iter().collect())
+}
+
+fn positive() -> impl Strategy<Value = f64> {
+    any::<f64>().prop_map(f64::abs).prop_filter("positive and finite", |x| x.is_finite() && *x > 0.0)
+}
+
+fn one_of<T: Copy + std::fmt::Debug + 'static>(all: &'static [T]) -> impl Strategy<Value = T> {
+    prop::sample::select(all.to_vec())
+}
+
+fn count(low: usize) -> impl Strategy<Value = Count> {
+    prop_oneof![Just(Count::Auto), (low..1000).prop_map(Count::Exactly)]
+}
+
+fn path() -> impl Strategy<Value = String> {
+    "[^\\x00]{1,20}".prop_filter("not a name of its own", |p| p != "nano" && !p.starts_with("builtin:"))
+}
+
+fn data_path() -> impl Strategy<Value = DataPath> {
+    prop_oneof![
+        prop::sample::select(DataPath::BUILTIN.to_vec()).prop_map(|n| DataPath::Builtin(n.to_owned())),
+        path().prop_map(|p| DataPath::Path(p.into()))
+    ]
+}
+
+fn adapter() -> impl Strategy<Value = Adapter> {
+    let shape = (1..65_536u32, positive(), 0.0..1.0f64, one_of(Bias::ALL), any::<bool>());
+    let rest = (
+        prop::sample::subsequence(Target::ALL.to_vec(), 1..=7),
+        prop::collection::btree_map(".{1,8}", 1..100u32, 0..3),
+        prop::collection::btree_map(".{1,8}", positive(), 0..3),
+        prop::option::of(path()),
+    );
+    (shape, rest).prop_map(|((r, alpha, dropout, bias, rslora), (targets, rank_pattern, alpha_pattern, from))| Adapter {
+        r,
+        alpha,
+        dropout,
+        bias,
+        rslora,
+        targets,
+        rank_pattern,
+        alpha_pattern,
+        from: from.map(Into::into),
+    })
+}
+
+fn data() -> impl Strategy<Value = Data> {
+    let source = (".{1,8}".prop_filter("printable", |n| !n.chars().any(char::is_control)), data_path(), one_of(SourceFormat::ALL), settings());
+    let sources = prop::collection::vec(source, 1..4).prop_map(|sources| {
+        let named = sources.into_iter().enumerate();
+        named
+            .map(|(i, (name, path, format, settings))| Source { name: format!("{i}{name}"), path, format, formatter: PluginName::new("sharegpt"), settings })
+            .collect::<Vec<_>>()
+    });
+    (one_of(TrainOn::ALL), 2..1_000_000usize, one_of(TooLong::ALL), any::<bool>(), 0..i64::MAX as u64, count(0), sources).prop_map(
+        |(train_on, max_seq_length, too_long, packing, max_bad_rows, workers, sources)| Data {
+            train_on,
+            max_seq_length,
+            too_long,
+            packing,
+            max_bad_rows,
+            workers,
+            sources,
+            ..Data::default()
+        },
+    )
+}
+
+fn train() -> impl Strategy<Value = Train> {
+    let length = prop_oneof![(1000..i64::MAX as u64).prop_map(|n| (Some(n), None)), positive().prop_map(|e| (None, Some(e)))];
+    let numbers = (positive(), positive(), 0.0..1.0f64, 0.0..1.0f64, positive());
+    let names = (one_of(Schedule::ALL), one_of(Optimizer::ALL), one_of(Recompute::ALL));
+    (length, numbers, names, 0..i64::MAX as u64, 0..1000u64, 1..100usize).prop_map(
+        |((max_steps, epochs), (learning_rate, weight_decay, b1, b2, eps), (schedule, optimizer, recompute), seed, warmup_steps, batch)| Train {
+            max_steps,
+            epochs,
+            learning_rate,
+            weight_decay,
+            betas: [b1, b2],
+            eps,
+            schedule,
+            optimizer,
+            recompute,
+            seed,
+            warmup_steps,
+            batch,
+            ..Train::default()
+        },
+    )
+}
+
+fn recipe() -> impl Strategy<Value = Recipe> {
+    let thinking = prop_oneof![Just(Thinking::Template), any::<bool>().prop_map(Thinking::Given)];
+    let plugin = (prop::option::of(path()), settings(), prop::collection::btree_map("[a-z_]{1,8}", 0..i64::MAX, 0..3)).prop_map(|(path, settings, limits)| Plugin {
+        path: path.map(Into::into),
+        settings,
+        limits: limits.into_iter().map(|(k, v)| (k, v.into())).collect(),
+        grants: vec!["clock".to_owned()],
+    });
+    let model = prop_oneof![Just(ModelSource::Nano), path().prop_map(|p| ModelSource::Folder(p.into()))];
+    let first = (adapter(), data(), train(), prop::option::of(plugin), settings());
+    (first, model, one_of(Quantization::ALL), thinking, ".{0,30}", prop::option::of(path()), data_path(), settings(), count(1)).prop_map(
+        |((adapter, data, train, plugin, mix), source, quantization, enable_thinking, prompt, dir, eval_data, metric, threads)| Recipe {
+            model: Model { source, quantization },
+            adapter,
+            data,
+            train,
+            mix: Mix { settings: mix, ..Mix::default() },
+            eval: Eval { data: eval_data, enable_thinking, settings: BTreeMap::from([(PluginName::new("boxed_answer"), metric)]), ..Eval::default() },
+            sample: Sample { prompt, enable_thinking, ..Sample::default() },
+            plugins: plugin.into_iter().map(|p| (PluginName::new("math_mix"), p)).collect(),
+            output: Output { dir: dir.map(Into::into) },
+            device: Device { threads, ..Device::default() },
+            ..Recipe::default()
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_written_recipe_reads_back_the_same(recipe in recipe()) {
+        let text = recipe.to_toml().unwrap();
+        let read = Recipe::parse(&text).map_err(|e| TestCaseError::fail(format!("{e}\n{text}")))?;
+        prop_assert_eq!(&read, &recipe);
+        // The order of keys in settings does not reach the text.
+        prop_assert_eq!(read.to_toml().unwrap(), text);
+        prop_assert_eq!(read.identity(), recipe.identity());
+    }
+
+    #[test]
+    fn no_text_makes_reading_panic(text in "(\\[\\[?[a-z.]{0,12}\\]?\\]|[a-z_.]{1,12} = ([0-9.e-]{1,8}|\"[^\"]{0,5}\"|\\[.{0,5}\\]|\\{.{0,8}\\})|.{0,12}|\n){0,12}") {
+        let _ = Recipe::parse(&text);
+    }
+
+    #[test]
+    fn no_flag_makes_reading_panic(key in "[a-z.\"0-9]{0,20}", value in ".{0,12}") {
+        if let Ok(flag) = Override::parse(&format!("{key}={value}")) {
+            let _ = Recipe::default_with(&[flag]);
+        }
+    }
+}
+
+#[test]
+fn an_empty_file_is_the_main_job() {
+    let recipe = Recipe::parse("").unwrap();
+    assert_eq!(recipe, Recipe::default());
+    assert_eq!(recipe.length(), Length::Steps(30));
+    assert_eq!(recipe.samples_per_step(), 8);
+    let names: Vec<_> = recipe.plugin_names().into_iter().map(|n| n.to_string()).collect();
+    assert_eq!(names, ["boxed_answer", "math_mix", "qwen3_chat", "sharegpt"]);
+}
+
+#[test]
+fn the_resolved_main_job_is_this_text() {
+    insta::assert_snapshot!(Recipe::default().to_toml().unwrap());
+}
+
+#[test]
+fn settings_merge_key_by_key() {
+    let recipe = Recipe::parse("[plugins.math_mix.settings]\nb = 1\na = { x = 1 }\n[mix.settings]\na = { y = 2 }\nc = 3\n").unwrap();
+    let merged = recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings);
+    assert_eq!(serde_json::to_string(&merged).unwrap(), r#"{"a":{"y":2},"b":1,"c":3}"#);
+}
+
+#[test]
+fn identity_forgets_what_must_not_matter() {
+    let same = Recipe::parse(
+        "[output]\ndir = \"x\"\n[device]\nthreads = 3\n[data]\nworkers = 2\n[train]\ncheckpoint_every = 4\nkeep_checkpoints = 9\n[sample]\nprompt = \"\"\n[model]\nsource = \"/m\"\n[plugins.math_mix]\npath = \"/p.wasm\"\n",
+    )
+    .unwrap();
+    let mut bare = Recipe::default();
+    bare.plugins.insert(PluginName::new("math_mix"), Plugin::default());
+    assert_eq!(same.identity(), bare.identity());
+    let other = Recipe::parse("[train]\nseed = 1\n").unwrap();
+    assert_ne!(other.identity(), Recipe::default().identity());
+}
+
+#[test]
+fn docs_are_those_of_the_definitions() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/src/recipe.md");
+    let now = markdown();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&file, &now).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(written == now, "docs/src/recipe.md is stale: UPDATE_DOCS=1 cargo test --release -p trainer-config docs");
+}
