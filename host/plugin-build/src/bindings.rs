@@ -1,0 +1,101 @@
+//! The guest SDK's bindings, generated from `wit/` and checked in, so that building a plugin does not build a binding generator.
+//!
+//! One world exports every kind, which gives one set of shared types. A plugin exports only the kinds it has, so each kind's component
+//! type is written apart and the SDK's `plugin!` macro embeds those that it needs.
+
+use std::path::{Path, PathBuf};
+
+use wit_bindgen_core::Files;
+use wit_component::StringEncoding;
+use wit_parser::{PackageId, Resolve, WorldId};
+
+use crate::Error;
+
+/// The contract's version that the SDK speaks.
+pub const WIT_VERSION: &str = "0.1.0";
+
+/// A plugin kind: the WIT package's name and that of the interface a plugin exports.
+pub struct Kind {
+    /// Such as `dataset-formatter`.
+    pub package: &'static str,
+    /// Such as `formatter`.
+    pub interface: &'static str,
+}
+
+/// Every kind, in the order of the row's way through the trainer.
+pub const KINDS: [Kind; 5] = [
+    Kind { package: "mixing-policy", interface: "policy" },
+    Kind { package: "dataset-formatter", interface: "formatter" },
+    Kind { package: "chat-template", interface: "template" },
+    Kind { package: "tool-executor", interface: "executor" },
+    Kind { package: "eval-metric", interface: "metric" },
+];
+
+/// Generates the files of `plugins/sdk/src/bindings/`: name and content, in a fixed order. `wit` is the folder of WIT packages.
+///
+/// A package that also lies in `overlay` is taken from there.
+pub fn generate(wit: &Path, overlay: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let mut resolve = Resolve::default();
+    for package in ["conversation", "host"] {
+        push(&mut resolve, wit, overlay, package)?;
+    }
+    let mut files = Vec::new();
+    let mut world = format!("package trainer:sdk@{WIT_VERSION};\nworld all {{\n  import trainer:host/log@{WIT_VERSION};\n");
+    for kind in &KINDS {
+        let package = push(&mut resolve, wit, overlay, kind.package)?;
+        let plugin = select_world(&resolve, package, "plugin")?;
+        let section = wit_component::metadata::encode(&resolve, plugin, StringEncoding::UTF8, None)
+            .map_err(|e| Error::invalid(format!("the component type of {}", kind.package), e))?;
+        files.push((format!("{}.component-type", kind.package), section));
+        world.push_str(&format!("  export trainer:{}/{}@{WIT_VERSION};\n", kind.package, kind.interface));
+    }
+    world.push_str("}\n");
+    let package = resolve.push_str("sdk.wit", &world).map_err(|e| Error::invalid("the SDK's world", e))?;
+    let all = select_world(&resolve, package, "all")?;
+
+    let options = wit_bindgen_rust::Opts {
+        format: true,
+        generate_all: true,
+        pub_export_macro: true,
+        default_bindings_module: Some("trainer_plugin_sdk::bindings".to_owned()),
+        runtime_path: Some("wit_bindgen::rt".to_owned()),
+        additional_derive_attributes: vec!["PartialEq".to_owned()],
+        additional_derive_ignore: ["mixer", "session", "output-parser"].map(str::to_owned).to_vec(),
+        ..Default::default()
+    };
+    let mut generated = Files::default();
+    wit_bindgen_core::WorldGenerator::generate(&mut options.build(), &mut resolve, all, &mut generated)
+        .map_err(|e| Error::invalid("the SDK's bindings", e))?;
+    let mut rust = Vec::new();
+    for (_, content) in generated.iter() {
+        rust.extend_from_slice(content);
+    }
+    files.push(("generated.rs".to_owned(), rust));
+    files.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(files)
+}
+
+/// Writes what [`generate`] gives into `folder` (`plugins/sdk/src/bindings`); answers the files that changed.
+pub fn write(wit: &Path, overlay: &Path, folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut changed = Vec::new();
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    for (name, content) in generate(wit, overlay)? {
+        let path = folder.join(name);
+        if std::fs::read(&path).ok().as_deref() != Some(&content) {
+            std::fs::write(&path, &content).map_err(Error::io("write", &path))?;
+            changed.push(path);
+        }
+    }
+    Ok(changed)
+}
+
+fn push(resolve: &mut Resolve, wit: &Path, overlay: &Path, package: &str) -> Result<PackageId, Error> {
+    let below = Path::new(package).join(WIT_VERSION);
+    let folder = if overlay.join(&below).is_dir() { overlay.join(below) } else { wit.join(below) };
+    let (id, _) = resolve.push_dir(&folder).map_err(|e| Error::invalid(folder.display().to_string(), e))?;
+    Ok(id)
+}
+
+fn select_world(resolve: &Resolve, package: PackageId, name: &str) -> Result<WorldId, Error> {
+    resolve.select_world(&[package], Some(name)).map_err(|e| Error::invalid(format!("world {name}"), e))
+}
