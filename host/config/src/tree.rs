@@ -209,7 +209,15 @@ fn value_node(value: &Spanned<DeValue<'_>>, key: Origin, place: &dyn Fn(usize) -
         DeValue::Boolean(b) => Data::Bool(*b),
         DeValue::Datetime(d) => Data::DateTime(d.to_string()),
         DeValue::Array(items) => Data::Array(
-            items.iter().enumerate().map(|(i, item)| value_node(item, key.clone(), place, &format!("{path}[{i}]"), problems)).collect(),
+            items
+                .iter()
+                .enumerate()
+                .map(|(i, item)| {
+                    // An item has no key of its own: a table in an array is where it begins.
+                    let own = if item.span().is_empty() { key.clone() } else { place(item.span().start) };
+                    value_node(item, own, place, &format!("{path}[{i}]"), problems)
+                })
+                .collect(),
         ),
         DeValue::Table(table) => return table_node(table, key, place, path, problems),
     };

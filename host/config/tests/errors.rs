@@ -70,7 +70,7 @@ fn choices_name_the_nearest() {
       help: did you mean "adamw_8bit"?
     recipe.toml:4:12: adapter.targets[0]: must be one of "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", not "q_prj"
       help: did you mean "q_proj"?
-    recipe.toml:6:34: data.sources[0].path: there is no embedded data "math_tran"
+    recipe.toml:6:33: data.sources[0].path: there is no embedded data "math_tran"
       help: did you mean `math_train`?
     recipe.toml:8:10: mix.plugin: "./my_mix.wasm" is not a plugin's name (1 to 64 letters, digits, `_` or `-`)
       help: a plugin has a name here; give its file as `path` in `[plugins.NAME]`
@@ -95,19 +95,17 @@ fn contradictions_say_how_to_fix_them() {
 
 #[test]
 fn sources_need_name_path_and_formatter() {
-    insta::assert_snapshot!(errors("[[data.sources]]\nname = \"a\"\npath = \"x.jsonl\"\nformatter = \"sharegpt\"\n\n[[data.sources]]\nname = \"a\"\npath = \"\"\n\n[[data.sources]]\nformat = \"csv\"\n"), @"
-    recipe.toml:8:8: data.sources[1].path: the path is empty
-    ");
+    insta::assert_snapshot!(errors("[[data.sources]]\nname = \"a\"\npath = \"x.jsonl\"\nformatter = \"sharegpt\"\n\n[[data.sources]]\nname = \"a\"\npath = \"\"\n\n[[data.sources]]\nformat = \"csv\"\n"), @"recipe.toml:8:8: data.sources[1].path: the path is empty");
     insta::assert_snapshot!(errors("[[data.sources]]\nname = \"a\"\npath = \"x.jsonl\"\nformatter = \"sharegpt\"\n\n[[data.sources]]\nname = \"a\"\npath = \"y\"\n\n[[data.sources]]\nformat = \"csv\"\n"), @r#"
     recipe.toml:7:1: data.sources[1].name: "a" is already the name of data.sources[0]
       help: metrics and the mixing policy tell sources apart by their names: give each its own
-    recipe.toml:6:8: data.sources[1].formatter: missing, but required
+    recipe.toml:6:1: data.sources[1].formatter: missing, but required
       help: the dataset-formatter plugin of its rows, such as "sharegpt"
-    recipe.toml:10:8: data.sources[2].name: missing, but required
+    recipe.toml:10:1: data.sources[2].name: missing, but required
       help: give the source a name of its own, such as "math"
-    recipe.toml:10:8: data.sources[2].path: missing, but required
+    recipe.toml:10:1: data.sources[2].path: missing, but required
       help: a file, a folder, a glob, or "builtin:math_train"
-    recipe.toml:10:8: data.sources[2].formatter: missing, but required
+    recipe.toml:10:1: data.sources[2].formatter: missing, but required
       help: the dataset-formatter plugin of its rows, such as "sharegpt"
     5 problems in the recipe
     "#);
@@ -120,12 +118,12 @@ fn plugin_sections_must_be_used_and_sane() {
       help: did you mean `boxed_answer`?
     recipe.toml:1:10: plugins.math_mx: nothing in the recipe uses this plugin
       help: did you mean `math_mix`?
-    recipe.toml:3:12: plugins.sharegpt.limits.memory: must be a whole number, at least 0, or a size such as "64MiB", not -1
-    recipe.toml:3:25: plugins.sharegpt.limits.fuel_per_call: must be a whole number, at least 0, or a size such as "64MiB", not true
     recipe.toml:3:47: plugins.sharegpt.limits.deadline: must be a whole number, at least 0, or a size such as "64MiB", not "fast"
-    recipe.toml:4:1: plugins.sharegpt.grants[1]: "clock" is granted twice
+    recipe.toml:3:25: plugins.sharegpt.limits.fuel_per_call: must be a whole number, at least 0, or a size such as "64MiB", not true
+    recipe.toml:3:12: plugins.sharegpt.limits.memory: must be a whole number, at least 0, or a size such as "64MiB", not -1
+    recipe.toml:4:20: plugins.sharegpt.grants[1]: "clock" is granted twice
       help: remove one of them
-    recipe.toml:4:1: plugins.sharegpt.grants[2]: an empty grant grants nothing
+    recipe.toml:4:29: plugins.sharegpt.grants[2]: an empty grant grants nothing
       help: remove it
     7 problems in the recipe
     "#);
@@ -174,7 +172,11 @@ fn flags_are_checked_like_the_file() {
 #[test]
 fn flags_win_over_the_file() {
     let text = "[train]\nmax_steps = 50\nschedule = \"cosine\"\n[mix.settings]\na = 1\nb = 2\n[[data.sources]]\nname = \"s\"\npath = \"a.jsonl\"\nformatter = \"sharegpt\"\n";
-    let recipe = with(text, &["train.schedule=constant", "mix.settings.b=3", "mix.settings.\"c.d\"=[1, 2]", "data.sources.0.path=b.jsonl", "data.workers=auto"]).unwrap();
+    let recipe = with(
+        text,
+        &["train.schedule=constant", "mix.settings.b=3", "mix.settings.\"c.d\"=[1, 2]", "data.sources.0.path=b.jsonl", "data.workers=auto"],
+    )
+    .unwrap();
     assert_eq!(recipe.train.schedule.as_str(), "constant");
     assert_eq!(serde_json::to_string(&recipe.mix.settings).unwrap(), r#"{"a":1,"b":3,"c.d":[1,2]}"#);
     assert_eq!(recipe.data.sources[0].path, DataPath::Path("b.jsonl".into()));

@@ -66,11 +66,18 @@ fn adapter() -> impl Strategy<Value = Adapter> {
 }
 
 fn data() -> impl Strategy<Value = Data> {
-    let source = (".{1,8}".prop_filter("printable", |n| !n.chars().any(char::is_control)), data_path(), one_of(SourceFormat::ALL), settings());
+    let source =
+        (".{1,8}".prop_filter("printable", |n| !n.chars().any(char::is_control)), data_path(), one_of(SourceFormat::ALL), settings());
     let sources = prop::collection::vec(source, 1..4).prop_map(|sources| {
         let named = sources.into_iter().enumerate();
         named
-            .map(|(i, (name, path, format, settings))| Source { name: format!("{i}{name}"), path, format, formatter: PluginName::new("sharegpt"), settings })
+            .map(|(i, (name, path, format, settings))| Source {
+                name: format!("{i}{name}"),
+                path,
+                format,
+                formatter: PluginName::new("sharegpt"),
+                settings,
+            })
             .collect::<Vec<_>>()
     });
     (one_of(TrainOn::ALL), 2..1_000_000usize, one_of(TooLong::ALL), any::<bool>(), 0..i64::MAX as u64, count(0), sources).prop_map(
@@ -92,32 +99,36 @@ fn train() -> impl Strategy<Value = Train> {
     let numbers = (positive(), positive(), 0.0..1.0f64, 0.0..1.0f64, positive());
     let names = (one_of(Schedule::ALL), one_of(Optimizer::ALL), one_of(Recompute::ALL));
     (length, numbers, names, 0..i64::MAX as u64, 0..1000u64, 1..100usize).prop_map(
-        |((max_steps, epochs), (learning_rate, weight_decay, b1, b2, eps), (schedule, optimizer, recompute), seed, warmup_steps, batch)| Train {
-            max_steps,
-            epochs,
-            learning_rate,
-            weight_decay,
-            betas: [b1, b2],
-            eps,
-            schedule,
-            optimizer,
-            recompute,
-            seed,
-            warmup_steps,
-            batch,
-            ..Train::default()
+        |((max_steps, epochs), (learning_rate, weight_decay, b1, b2, eps), (schedule, optimizer, recompute), seed, warmup_steps, batch)| {
+            Train {
+                max_steps,
+                epochs,
+                learning_rate,
+                weight_decay,
+                betas: [b1, b2],
+                eps,
+                schedule,
+                optimizer,
+                recompute,
+                seed,
+                warmup_steps,
+                batch,
+                ..Train::default()
+            }
         },
     )
 }
 
 fn recipe() -> impl Strategy<Value = Recipe> {
     let thinking = prop_oneof![Just(Thinking::Template), any::<bool>().prop_map(Thinking::Given)];
-    let plugin = (prop::option::of(path()), settings(), prop::collection::btree_map("[a-z_]{1,8}", 0..i64::MAX, 0..3)).prop_map(|(path, settings, limits)| Plugin {
-        path: path.map(Into::into),
-        settings,
-        limits: limits.into_iter().map(|(k, v)| (k, v.into())).collect(),
-        grants: vec!["clock".to_owned()],
-    });
+    let plugin = (prop::option::of(path()), settings(), prop::collection::btree_map("[a-z_]{1,8}", 0..i64::MAX, 0..3)).prop_map(
+        |(path, settings, limits)| Plugin {
+            path: path.map(Into::into),
+            settings,
+            limits: limits.into_iter().map(|(k, v)| (k, v.into())).collect(),
+            grants: vec!["clock".to_owned()],
+        },
+    );
     let model = prop_oneof![Just(ModelSource::Nano), path().prop_map(|p| ModelSource::Folder(p.into()))];
     let first = (adapter(), data(), train(), prop::option::of(plugin), settings());
     (first, model, one_of(Quantization::ALL), thinking, ".{0,30}", prop::option::of(path()), data_path(), settings(), count(1)).prop_map(
@@ -127,7 +138,12 @@ fn recipe() -> impl Strategy<Value = Recipe> {
             data,
             train,
             mix: Mix { settings: mix, ..Mix::default() },
-            eval: Eval { data: eval_data, enable_thinking, settings: BTreeMap::from([(PluginName::new("boxed_answer"), metric)]), ..Eval::default() },
+            eval: Eval {
+                data: eval_data,
+                enable_thinking,
+                settings: BTreeMap::from([(PluginName::new("boxed_answer"), metric)]),
+                ..Eval::default()
+            },
             sample: Sample { prompt, enable_thinking, ..Sample::default() },
             plugins: plugin.into_iter().map(|p| (PluginName::new("math_mix"), p)).collect(),
             output: Output { dir: dir.map(Into::into) },
@@ -173,7 +189,110 @@ fn an_empty_file_is_the_main_job() {
 
 #[test]
 fn the_resolved_main_job_is_this_text() {
-    insta::assert_snapshot!(Recipe::default().to_toml().unwrap());
+    insta::assert_snapshot!(Recipe::default().to_toml().unwrap(), @r#"
+    [model]
+    source = "nano"
+    quantization = "nf4"
+
+    [adapter]
+    r = 32
+    alpha = 32.0
+    dropout = 0.0
+    bias = "none"
+    rslora = false
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+    [adapter.rank_pattern]
+
+    [adapter.alpha_pattern]
+
+    [data]
+    train_on = "assistant"
+    max_seq_length = 8192
+    too_long = "error"
+    packing = true
+    special_tokens = "plain"
+    max_bad_rows = 0
+    workers = "auto"
+
+    [[data.sources]]
+    name = "math"
+    path = "builtin:math_train"
+    format = "auto"
+    formatter = "math_mix"
+
+    [data.sources.settings]
+
+    [[data.sources]]
+    name = "chat"
+    path = "builtin:chat_train"
+    format = "auto"
+    formatter = "sharegpt"
+
+    [data.sources.settings]
+
+    [mix]
+    plugin = "math_mix"
+
+    [mix.settings]
+
+    [template]
+    plugin = "qwen3_chat"
+
+    [template.settings]
+
+    [train]
+    batch = 2
+    accumulation = 4
+    max_steps = 30
+    warmup_steps = 5
+    learning_rate = 0.002
+    schedule = "linear"
+    optimizer = "adamw_8bit"
+    weight_decay = 0.01
+    betas = [0.9, 0.999]
+    eps = 0.00000001
+    max_grad_norm = 1.0
+    seed = 3407
+    recompute = "auto"
+    checkpoint_every = 0
+    keep_checkpoints = 2
+
+    [eval]
+    data = "builtin:math_test"
+    format = "auto"
+    metrics = ["boxed_answer"]
+    before = true
+    after = true
+    batch = 128
+    max_new_tokens = 256
+    temperature = 0.0
+    top_k = 0
+    top_p = 1.0
+    min_p = 0.0
+    repetition_penalty = 1.0
+    enable_thinking = "template"
+
+    [eval.settings]
+
+    [sample]
+    prompt = "Solve for x: 4(x + 2) + 9 = 37."
+    max_new_tokens = 256
+    temperature = 0.7
+    top_k = 20
+    top_p = 0.8
+    min_p = 0.0
+    repetition_penalty = 1.0
+    enable_thinking = false
+
+    [plugins]
+
+    [output]
+
+    [device]
+    backend = "auto"
+    threads = "auto"
+    "#);
 }
 
 #[test]

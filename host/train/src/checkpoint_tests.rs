@@ -13,7 +13,12 @@ fn checkpoint(step: u64) -> Checkpoint {
         step,
         seed: u64::MAX - step,
         metrics_bytes: 100 * step,
-        adapter: [("l.0.a".to_owned(), tensor(&[4, 8], 1)), ("l.0.b".to_owned(), tensor(&[8, 4], 2)), ("empty".to_owned(), tensor(&[0, 3], 0))].into(),
+        adapter: [
+            ("l.0.a".to_owned(), tensor(&[4, 8], 1)),
+            ("l.0.b".to_owned(), tensor(&[8, 4], 2)),
+            ("empty".to_owned(), tensor(&[0, 3], 0)),
+        ]
+        .into(),
         optimizer: [
             ("l.0.a".to_owned(), OptimizerState::ThirtyTwo { m: values(32, 3), v: values(32, 4) }),
             // Names that end like the parts of a state.

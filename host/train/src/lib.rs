@@ -1,7 +1,17 @@
 //! The training run: loop, run directory, lock, checkpoints and exact resume.
 
+mod assemble;
 pub mod checkpoint;
+mod error;
+mod events;
 pub mod files;
 pub mod lock;
 pub mod metrics;
+mod run;
 pub mod rundir;
+mod state;
+
+pub use assemble::{Assembly, Work};
+pub use error::TrainError;
+pub use events::{Banner, Event, PluginInfo, SourceInfo, StepInfo, When};
+pub use run::{RunSummary, Start, run};

@@ -38,7 +38,12 @@ pub(crate) fn lock() -> Lock {
             steps: 30,
             algorithms: [("attention".to_owned(), "blocked".to_owned())].into(),
         },
-        machine: MachineLock { backend: "cpu".into(), device: None, architecture: "x86_64".into(), features: vec!["avx2".into(), "fma".into()] },
+        machine: MachineLock {
+            backend: "cpu".into(),
+            device: None,
+            architecture: "x86_64".into(),
+            features: vec!["avx2".into(), "fma".into()],
+        },
         libraries: libraries(),
         recorded: Recorded { threads: 2, workers: 1, ..Recorded::default() },
     }
@@ -104,7 +109,9 @@ fn every_compared_field_matters() {
     // Changing any leaf outside of what is recorded or a path must show as exactly one difference.
     fn leaves(value: &Value, pointer: String, out: &mut Vec<String>) {
         match value {
-            Value::Object(map) => map.iter().for_each(|(k, v)| leaves(v, format!("{pointer}/{}", k.replace('~', "~0").replace('/', "~1")), out)),
+            Value::Object(map) => {
+                map.iter().for_each(|(k, v)| leaves(v, format!("{pointer}/{}", k.replace('~', "~0").replace('/', "~1")), out))
+            }
             Value::Array(items) => items.iter().enumerate().for_each(|(i, v)| leaves(v, format!("{pointer}/{i}"), out)),
             _ => out.push(pointer),
         }
@@ -112,8 +119,10 @@ fn every_compared_field_matters() {
     let value = serde_json::to_value(lock()).unwrap();
     let mut pointers = Vec::new();
     leaves(&value, String::new(), &mut pointers);
-    let compared: Vec<_> =
-        pointers.into_iter().filter(|p| !p.starts_with("/recorded") && !["/data/0/path", "/eval_data/path"].contains(&p.as_str())).collect();
+    let compared: Vec<_> = pointers
+        .into_iter()
+        .filter(|p| !p.starts_with("/recorded") && !["/data/0/path", "/eval_data/path"].contains(&p.as_str()))
+        .collect();
     assert!(compared.len() > 60, "only {}", compared.len());
     for pointer in compared {
         let mut changed = value.clone();

@@ -106,7 +106,9 @@ pub enum MetricsError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A number that JSON cannot hold.
-    #[error("step {step}: {field} is not a finite number, so the training has diverged; lower train.learning_rate or set train.max_grad_norm")]
+    #[error(
+        "step {step}: {field} is not a finite number, so the training has diverged; lower train.learning_rate or set train.max_grad_norm"
+    )]
     NotFinite {
         /// The step.
         step: u64,
@@ -292,7 +294,15 @@ mod tests {
 
     fn metrics(step: u64) -> StepMetrics {
         let source = SourceMetrics { name: "math".into(), loss: 0.1 + 0.2, target_weight: 3.0, samples: 2 };
-        StepMetrics { step, loss: 1.0 / 3.0, lr: 2e-3 / 7.0, grad_norm: f64::MIN_POSITIVE, tokens: 99, target_weight: 64.5, sources: vec![source] }
+        StepMetrics {
+            step,
+            loss: 1.0 / 3.0,
+            lr: 2e-3 / 7.0,
+            grad_norm: f64::MIN_POSITIVE,
+            tokens: 99,
+            target_weight: 64.5,
+            sources: vec![source],
+        }
     }
 
     fn timings(step: u64) -> StepTimings {

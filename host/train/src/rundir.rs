@@ -113,7 +113,8 @@ impl RunDir {
     pub fn open(root: &Path) -> Result<Self, RunDirError> {
         let mut this = Self::view(root)?;
         let path = this.root.join(HELD);
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(FileError::at("open", &path))?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(FileError::at("open", &path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

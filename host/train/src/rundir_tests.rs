@@ -107,7 +107,12 @@ fn folders_are_replaced_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();
     let run = create(&dir.path().join("run")).unwrap();
     let fill = |text: &'static str, file: &'static str| {
-        move |dir: &Path| fs::create_dir(dir.join("sub")).and_then(|()| fs::write(dir.join("sub").join(file), text)).map_err(FileError::at("write", dir)).map_err(RunDirError::File)
+        move |dir: &Path| {
+            fs::create_dir(dir.join("sub"))
+                .and_then(|()| fs::write(dir.join("sub").join(file), text))
+                .map_err(FileError::at("write", dir))
+                .map_err(RunDirError::File)
+        }
     };
     run.install("adapter", fill("one", "a")).unwrap();
     run.install("adapter", fill("two", "b")).unwrap();

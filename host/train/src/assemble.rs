@@ -1,0 +1,463 @@
+//! The parts of a run, put together from its recipe: what training, evaluation and the sample answer share.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use trainer_config::{
+    DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting, SpecialTokens,
+};
+use trainer_data::{
+    MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
+};
+use trainer_engine::{Adapter, MemoryPlan, Model, PlanOptions, Recompute, Schedule, TrainOptions, Trainer, plan};
+use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
+use trainer_kernels::adamw::{AdamWConfig, StateBits};
+use trainer_kernels::ops::{Ops, WeightPlan};
+use trainer_kernels::sampling::SamplingParams;
+use trainer_model::{AdapterBias, AdapterConfig, ModelDigest, ModelFiles};
+use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
+use trainer_plugin_host::{Kind, Plugin};
+use trainer_runtime::{Backend, Base, Machine, Plugins, adapter_digest, compiler_command, device, load_base, open_sources};
+use trainer_text::SpecialMode;
+
+use crate::error::TrainError;
+use crate::events::{Banner, Event, PluginInfo, SourceInfo, When};
+use crate::lock::{Lock, MachineLock, ModelLock, PlanLock, PluginLock, Recorded, SourceLock, VERSION, libraries};
+
+/// Tokens that samples are packed to where the recipe packs: enough rows for the matrix kernels to be efficient, few enough to stay in cache.
+const PACKED_TOKENS: usize = 2048;
+
+/// Everything that a recipe names, loaded.
+pub struct Assembly {
+    recipe: Recipe,
+    base: Base,
+    ops: Arc<Backend>,
+    threads: usize,
+    mixer: Arc<Plugin>,
+    speaker: Speaker,
+    formatters: Vec<Arc<Plugin>>,
+    sources: Vec<Arc<Source>>,
+    panel: Option<Panel>,
+    plugins: Vec<Arc<Plugin>>,
+    plan: MemoryPlan,
+    lock: Lock,
+}
+
+/// The model on the device, in training.
+pub struct Work {
+    /// The trainer.
+    pub trainer: Trainer<Backend>,
+    model: Arc<Model<Backend>>,
+    packing: bool,
+}
+
+impl Work {
+    /// A step's samples as micro-batches.
+    ///
+    /// # Errors
+    /// A sample that does not fit.
+    pub fn micro_batches(&self, samples: &[Sample]) -> Result<Vec<MicroBatch>, TrainError> {
+        Ok(if self.packing { pack(samples, PACKED_TOKENS)? } else { batches(samples, 1)? })
+    }
+}
+
+impl Assembly {
+    /// Loads everything and computes the lock. Nothing is written.
+    ///
+    /// # Errors
+    /// Whatever of the recipe cannot be had.
+    pub fn new(recipe: Recipe) -> Result<Self, TrainError> {
+        let (ops, threads) = device(&recipe.device)?;
+        let base = load_base(&recipe.model.source, recipe.model.quantization)?;
+        let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
+        let mixer = plugins.get("mix.plugin", &recipe.mix.plugin, Kind::MixingPolicy)?;
+        let mut formatters = Vec::new();
+        for source in &recipe.data.sources {
+            formatters.push(plugins.get(&format!("data.sources.{}.formatter", source.name), &source.formatter, Kind::DatasetFormatter)?);
+        }
+        let speaker = Speaker::new(&recipe, &base, &mut plugins)?;
+        let evaluates = (recipe.eval.before || recipe.eval.after) && !recipe.eval.metrics.is_empty();
+        let panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
+        let sources = open_sources(&recipe)?;
+        let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
+        let plan = plan(
+            ops.as_ref(),
+            &base.config,
+            Some(&adapter_config(&recipe)),
+            &PlanOptions {
+                max_tokens: max_tokens(&recipe),
+                recompute: recompute(&recipe),
+                optimizer: Some(optimizer(&recipe)),
+                weights: WeightPlan::Unpacked,
+                generation: None,
+            },
+        )?;
+        let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
+        let steps = steps(&recipe, epoch)?;
+        let lock = Lock {
+            version: VERSION,
+            trainer: env!("CARGO_PKG_VERSION").to_owned(),
+            recipe: recipe.identity(),
+            model: ModelLock::new(base.digest.files.iter().map(|f| (f.name.clone(), f.sha256.clone())).collect()),
+            tokenizer: base.tokenizer.digest().to_owned(),
+            adapter_from: recipe.adapter.from.as_deref().map(adapter_files).transpose()?,
+            data: recipe.data.sources.iter().zip(&sources).map(|(s, source)| source_lock(&s.name, &s.path, source)).collect(),
+            eval_data: panel.as_ref().map(|p| SourceLock {
+                name: "eval".to_owned(),
+                path: p.rows.data.path.clone(),
+                sha256: p.rows.sha256.clone(),
+                rows: p.rows.length,
+            }),
+            plugins: loaded.iter().map(|p| (p.manifest().name.clone(), plugin_lock(p, &recipe))).collect(),
+            plan: PlanLock {
+                micro_batch: recipe.train.batch,
+                accumulation: recipe.train.accumulation,
+                packing: recipe.data.packing,
+                max_tokens: max_tokens(&recipe),
+                recompute: vec![recompute(&recipe) == Recompute::All; base.config.num_hidden_layers],
+                weights: weights_name(&recipe).to_owned(),
+                steps,
+                algorithms: BTreeMap::from([("evaluation".to_owned(), "merged adapter".to_owned())]),
+            },
+            machine: MachineLock { backend: ops.describe(), ..MachineLock::cpu() },
+            libraries: libraries(),
+            recorded: Recorded {
+                started: crate::rundir::utc(std::time::SystemTime::now()),
+                threads,
+                workers: recipe.data.workers.or_else(default_workers),
+                model: base.name.clone(),
+                device: Machine::this().processor,
+            },
+        };
+        Ok(Self { base, ops, threads, mixer, speaker, formatters, sources, panel, plugins: loaded, plan, lock, recipe })
+    }
+
+    /// The recipe.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// The lock.
+    pub fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
+    /// Optimizer steps in the run.
+    pub fn steps(&self) -> u64 {
+        self.lock.plan.steps
+    }
+
+    /// The memory plan.
+    pub fn memory(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// The schedule of the learning rate.
+    pub fn schedule(&self) -> Schedule {
+        match self.recipe.train.schedule {
+            ScheduleSetting::Linear => Schedule::Linear,
+            ScheduleSetting::Cosine => Schedule::Cosine,
+            ScheduleSetting::Constant => Schedule::Constant,
+        }
+    }
+
+    /// The model on the device with its adapter, ready to train.
+    ///
+    /// # Errors
+    /// Memory, or an adapter to start from that does not fit.
+    pub fn work(&self) -> Result<Work, TrainError> {
+        let model = Model::new(self.ops.clone(), &self.base.config, &self.base.weights, WeightPlan::Unpacked)?;
+        let config = adapter_config(&self.recipe);
+        let adapter = match &self.recipe.adapter.from {
+            None => Adapter::init(&model, config, self.recipe.train.seed)?,
+            Some(folder) => {
+                let mut host = trainer_model::Adapter::read(&ModelFiles::dir(folder))?;
+                // The values are the folder's, what is done with them is the recipe's; the engine refuses shapes that do not fit.
+                host.config = config;
+                Adapter::load(&model, &host)?
+            }
+        };
+        let options = TrainOptions {
+            max_tokens: max_tokens(&self.recipe),
+            recompute: recompute(&self.recipe),
+            optimizer: optimizer(&self.recipe),
+            max_grad_norm: (self.recipe.train.max_grad_norm > 0.0).then_some(self.recipe.train.max_grad_norm),
+            seed: self.recipe.train.seed,
+        };
+        Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing: self.recipe.data.packing })
+    }
+
+    /// The stream of samples, from the beginning or from a state.
+    ///
+    /// # Errors
+    /// Data or plugins that do not fit the state.
+    pub fn pipeline(&self, state: Option<&PipelineState>) -> Result<Pipeline, TrainError> {
+        let recipe = &self.recipe;
+        let mut inputs = Vec::new();
+        for ((source, plugin), setting) in self.sources.iter().zip(&self.formatters).zip(&recipe.data.sources) {
+            let settings = serde_json::Value::Object(recipe.settings_of(&setting.formatter, &setting.settings));
+            inputs.push(SourceInput { source: source.clone(), formatter: Arc::new(plugin.formatter(&settings)?) });
+        }
+        let mode = match recipe.data.special_tokens {
+            SpecialTokens::Plain => SpecialMode::Plain,
+            SpecialTokens::Parse => SpecialMode::Parse,
+        };
+        let mix_settings = serde_json::Value::Object(recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings));
+        let mut spec = PipelineSpec::new(
+            inputs,
+            Arc::new(PluginMixer { plugin: self.mixer.clone(), settings: mix_settings }),
+            self.speaker.template.clone(),
+            Arc::new(TextEncoder { tokenizer: self.base.tokenizer.clone(), mode }),
+            recipe.train.seed,
+        );
+        spec.train_on = match recipe.data.train_on {
+            trainer_config::TrainOn::Assistant => trainer_data::TrainOn::Assistant,
+            trainer_config::TrainOn::All => trainer_data::TrainOn::All,
+        };
+        spec.max_seq_length = recipe.data.max_seq_length;
+        spec.too_long = match recipe.data.too_long {
+            trainer_config::TooLong::Error => trainer_data::TooLong::Error,
+            trainer_config::TooLong::Drop => trainer_data::TooLong::Drop,
+            trainer_config::TooLong::Truncate => trainer_data::TooLong::Truncate,
+        };
+        spec.max_bad_rows = recipe.data.max_bad_rows;
+        spec.workers = Some(recipe.data.workers.or_else(default_workers));
+        Ok(match state {
+            Some(state) => Pipeline::resume(spec, state)?,
+            None => Pipeline::new(spec)?,
+        })
+    }
+
+    /// The trained adapter in PEFT's form.
+    ///
+    /// # Errors
+    /// It cannot be read from the device.
+    pub fn peft_adapter(&self, work: &Work) -> Result<trainer_model::Adapter, TrainError> {
+        let mut adapter = work.trainer.adapter().to_host(&work.model)?;
+        adapter.config.base_model = Some(self.base.name.clone());
+        Ok(adapter)
+    }
+
+    /// The model that evaluation and generation use: the adapter is folded into dense weights, which decode faster.
+    fn candidate(&self, work: &Work, when: When) -> Result<Candidate<'_, Backend>, TrainError> {
+        if when == When::Before {
+            return Ok(Candidate { model: work.model.clone(), base: &self.base, adapter: None });
+        }
+        let adapter = self.peft_adapter(work)?;
+        let model = Model::merged(self.ops.clone(), &self.base.config, &self.base.weights, &adapter)?;
+        Ok(Candidate { model, base: &self.base, adapter: Some(adapter_digest(&adapter)?) })
+    }
+
+    /// Evaluates the base or the trained model and writes the report; none if the recipe has nothing to evaluate.
+    ///
+    /// # Errors
+    /// See [`trainer_eval::EvalError`].
+    pub fn evaluate(
+        &self,
+        work: &Work,
+        when: When,
+        folder: &Path,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Option<Report>, TrainError> {
+        let Some(panel) = &self.panel else { return Ok(None) };
+        Ok(Some(panel.judge(&self.candidate(work, when)?, &self.speaker, folder, when.name(), progress)?))
+    }
+
+    /// Streams the sample answer of the trained model.
+    ///
+    /// # Errors
+    /// The template or the engine fails.
+    pub fn sample(&self, work: &Work, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Option<String>, TrainError> {
+        let s = &self.recipe.sample;
+        if s.prompt.is_empty() {
+            return Ok(None);
+        }
+        let prompt_ids = self.speaker.prompt(&self.base, conversation(&[("user", &s.prompt)]), s.enable_thinking.get())?;
+        let question = Question {
+            prompt_ids,
+            params: SamplingParams {
+                temperature: s.temperature,
+                top_k: u32::try_from(s.top_k).unwrap_or(u32::MAX),
+                top_p: s.top_p,
+                min_p: s.min_p,
+                repetition_penalty: s.repetition_penalty,
+            },
+            seed: self.recipe.train.seed,
+            max_new_tokens: s.max_new_tokens,
+            stop_ids: self.speaker.stop_ids.clone(),
+            skip_special: true,
+        };
+        on_event(Event::SamplePrompt(&s.prompt));
+        let answer = generate_one(self.candidate(work, When::After)?.model, &self.base, question, &mut |text| {
+            on_event(Event::SampleText(text));
+            ControlFlow::Continue(())
+        })?;
+        on_event(Event::SampleEnd);
+        Ok(Some(answer.text))
+    }
+
+    /// What the run is about to do.
+    ///
+    /// # Errors
+    /// The mixing policy fails.
+    pub fn banner(&self, work: &Work, pipeline: &mut Pipeline, dir: &Path, resumed_after: Option<u64>) -> Result<Banner, TrainError> {
+        let recipe = &self.recipe;
+        Ok(Banner {
+            trainer: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: self.ops.describe(),
+            threads: self.threads,
+            machine: Machine::this(),
+            model: self.base.name.clone(),
+            quantization: weights_name(recipe).to_owned(),
+            parameters: work.model.parameters(),
+            trainable: work.trainer.adapter().parameters(),
+            plugins: self.plugins.iter().map(plugin_info).collect(),
+            sources: recipe
+                .data
+                .sources
+                .iter()
+                .zip(&self.sources)
+                .map(|(s, source)| SourceInfo {
+                    name: s.name.clone(),
+                    path: s.path.to_string(),
+                    rows: source.len(),
+                    formatter: s.formatter.to_string(),
+                })
+                .collect(),
+            mixer: recipe.mix.plugin.to_string(),
+            epoch: pipeline.epoch_length()?,
+            batch: recipe.train.batch,
+            accumulation: recipe.train.accumulation,
+            steps: self.steps(),
+            memory: self.plan.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
+            dir: dir.to_owned(),
+            resumed_after,
+        })
+    }
+}
+
+fn plugin_info(plugin: &Arc<Plugin>) -> PluginInfo {
+    let manifest = plugin.manifest();
+    PluginInfo {
+        name: manifest.name.clone(),
+        version: manifest.version.clone(),
+        sha256: plugin.digest().to_owned(),
+        kinds: plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect(),
+        grants: Vec::new(),
+    }
+}
+
+fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
+    let manifest = plugin.manifest();
+    let name = manifest.name.as_str();
+    let mut settings = BTreeMap::new();
+    let mut add = |usage: String, value: trainer_config::Settings| settings.insert(usage, serde_json::Value::Object(value));
+    if recipe.mix.plugin.as_str() == name {
+        add("mix".into(), recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings));
+    }
+    if recipe.template.plugin.as_str() == name {
+        add("template".into(), recipe.settings_of(&recipe.template.plugin, &recipe.template.settings));
+    }
+    for s in recipe.data.sources.iter().filter(|s| s.formatter.as_str() == name) {
+        add(format!("data.{}", s.name), recipe.settings_of(&s.formatter, &s.settings));
+    }
+    for metric in recipe.eval.metrics.iter().filter(|m| m.as_str() == name) {
+        add("eval".into(), recipe.metric_settings(metric));
+    }
+    PluginLock {
+        version: manifest.version.clone(),
+        sha256: plugin.digest().to_owned(),
+        kinds: plugin.kinds().iter().map(|k| (k.kind.to_string(), k.version.to_string())).collect(),
+        grants: Vec::new(),
+        limits: serde_json::to_value(plugin.limits()).unwrap_or_default(),
+        settings,
+    }
+}
+
+fn source_lock(name: &str, path: &DataPath, source: &Source) -> SourceLock {
+    SourceLock { name: name.to_owned(), path: path.to_string(), sha256: source.digest(), rows: source.len() }
+}
+
+fn mixer_setup(recipe: &Recipe, sources: &[Arc<Source>]) -> MixerSetup {
+    MixerSetup {
+        settings: serde_json::Value::Object(recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings)),
+        sources: sources
+            .iter()
+            .map(|s| MixSource { name: s.name().to_owned(), length: s.len(), random_access: s.random_access() })
+            .collect(),
+        seed: recipe.train.seed,
+        feedback_lag: 0,
+    }
+}
+
+fn steps(recipe: &Recipe, epoch: Option<u64>) -> Result<u64, TrainError> {
+    match (recipe.length(), epoch) {
+        (Length::Steps(n), _) => Ok(n),
+        (Length::Epochs(epochs), Some(draws)) => {
+            let samples = (epochs * draws as f64).ceil();
+            Ok(((samples / recipe.samples_per_step().max(1) as f64).ceil() as u64).max(1))
+        }
+        (Length::Epochs(epochs), None) => Err(TrainError::NoEpoch { epochs, mixer: recipe.mix.plugin.to_string() }),
+    }
+}
+
+fn adapter_config(recipe: &Recipe) -> AdapterConfig {
+    let a = &recipe.adapter;
+    AdapterConfig {
+        r: a.r as usize,
+        alpha: a.alpha,
+        dropout: a.dropout,
+        rslora: a.rslora,
+        bias: match a.bias {
+            trainer_config::Bias::None => AdapterBias::None,
+            trainer_config::Bias::All => AdapterBias::All,
+            trainer_config::Bias::LoraOnly => AdapterBias::LoraOnly,
+        },
+        target_modules: a.targets.iter().map(ToString::to_string).collect(),
+        rank_pattern: a.rank_pattern.iter().map(|(name, r)| (name.clone(), *r as usize)).collect(),
+        alpha_pattern: a.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), *alpha)).collect(),
+        base_model: None,
+    }
+}
+
+fn optimizer(recipe: &Recipe) -> AdamWConfig {
+    let t = &recipe.train;
+    let [beta1, beta2] = t.betas;
+    let bits = match t.optimizer {
+        Optimizer::AdamW8bit => StateBits::Eight,
+        Optimizer::AdamW => StateBits::ThirtyTwo,
+    };
+    AdamWConfig { beta1, beta2, eps: t.eps, weight_decay: t.weight_decay, bits, ..AdamWConfig::default() }
+}
+
+/// On the CPU memory is plentiful beside speed, so `auto` keeps all activations.
+fn recompute(recipe: &Recipe) -> Recompute {
+    match recipe.train.recompute {
+        RecomputeSetting::All => Recompute::All,
+        RecomputeSetting::None | RecomputeSetting::Auto => Recompute::None,
+    }
+}
+
+/// Rows of the training buffers: the longest sample must fit, and a packed micro-batch.
+fn max_tokens(recipe: &Recipe) -> usize {
+    recipe.data.max_seq_length.max(PACKED_TOKENS)
+}
+
+fn weights_name(recipe: &Recipe) -> &'static str {
+    match recipe.model.quantization {
+        Quantization::Nf4 => "nf4 (double-quantized), unpacked to f32",
+        Quantization::None => "f32",
+        Quantization::AsStored => "as stored, unpacked to f32",
+    }
+}
+
+/// Digests of the files of an adapter to start from.
+fn adapter_files(folder: &Path) -> Result<BTreeMap<String, String>, TrainError> {
+    Ok(ModelDigest::of(&ModelFiles::dir(folder))?.files.into_iter().map(|f| (f.name, f.sha256)).collect())
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get()).saturating_sub(1).max(1)
+}

@@ -1,0 +1,77 @@
+//! What can end a run.
+
+/// An error of a run. What is on disk then is a run that can be resumed once the cause is mended.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The mix is used up before the last step.
+    #[error("the data ended before step {step} of {total}; lower train.max_steps, or use a mixing policy that starts over")]
+    OutOfData {
+        /// The step that could not begin.
+        step: u64,
+        /// Steps in the run.
+        total: u64,
+    },
+    /// A step without a target.
+    #[error("step {step} has no token with a loss weight; see data.train_on and the weights that the template gives")]
+    NothingToLearn {
+        /// The step.
+        step: u64,
+    },
+    /// The length of the run cannot be told.
+    #[error(
+        "train.epochs = {epochs} needs a mixing policy that knows how long an epoch is, and {mixer} does not; set train.max_steps instead"
+    )]
+    NoEpoch {
+        /// What the recipe says.
+        epochs: f64,
+        /// The policy.
+        mixer: String,
+    },
+    /// A checkpoint that is whole but not of this program's form.
+    #[error("the checkpoint of step {step} does not fit this program: {message}")]
+    State {
+        /// Its step.
+        step: u64,
+        /// What does not fit.
+        message: String,
+    },
+    /// The final adapter could not be brought into PEFT's form.
+    #[error("the adapter cannot be written: {0}")]
+    Adapter(String),
+    /// From putting the parts together.
+    #[error(transparent)]
+    Runtime(#[from] trainer_runtime::RuntimeError),
+    /// From the recipe.
+    #[error(transparent)]
+    Config(#[from] trainer_config::ConfigError),
+    /// From the data.
+    #[error(transparent)]
+    Data(#[from] trainer_data::DataError),
+    /// From the engine.
+    #[error(transparent)]
+    Engine(#[from] trainer_engine::EngineError),
+    /// From an evaluation.
+    #[error(transparent)]
+    Eval(#[from] trainer_eval::EvalError),
+    /// From the model's files.
+    #[error(transparent)]
+    Model(#[from] trainer_model::ModelError),
+    /// From a plugin.
+    #[error(transparent)]
+    Plugin(#[from] trainer_plugin_host::PluginError),
+    /// From the tokenizer.
+    #[error(transparent)]
+    Text(#[from] trainer_text::TextError),
+    /// From the run directory.
+    #[error(transparent)]
+    RunDir(#[from] crate::rundir::RunDirError),
+    /// From the lock.
+    #[error(transparent)]
+    Lock(#[from] crate::lock::LockError),
+    /// From a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    /// From the metrics.
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::MetricsError),
+}

@@ -1,0 +1,337 @@
+//! The training run: evaluate, train, checkpoint, answer, evaluate, and leave everything in the run directory.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
+
+use serde::Serialize;
+use trainer_config::Recipe;
+use trainer_data::{MicroBatch, Pipeline, Sample, SourceLoss};
+use trainer_engine::schedule::lr;
+use trainer_eval::Report;
+use trainer_kernels::ops::HostBatch;
+
+use crate::assemble::{Assembly, Work};
+use crate::error::TrainError;
+use crate::events::{Event, StepInfo, When};
+use crate::lock::Lock;
+use crate::metrics::{Metrics, SourceMetrics, StepMetrics, StepTimings, Timings, read_journal};
+use crate::rundir::{RunDir, default_path};
+use crate::state;
+
+/// What to run.
+pub enum Start {
+    /// A new run of this recipe, in this directory if given.
+    Fresh {
+        /// Resolved and checked.
+        recipe: Box<Recipe>,
+        /// The run directory.
+        dir: Option<PathBuf>,
+        /// A lock that must hold.
+        locked: Option<PathBuf>,
+    },
+    /// A run to continue.
+    Resume(PathBuf),
+}
+
+/// What a run leaves.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunSummary {
+    /// The run directory.
+    pub dir: PathBuf,
+    /// Whether training is complete; false after Ctrl-C.
+    pub complete: bool,
+    /// Optimizer steps done.
+    pub steps: u64,
+    /// Step and loss.
+    pub losses: Vec<(u64, f64)>,
+    /// Training tokens per second, over the steps of this process.
+    pub tokens_per_second: f64,
+    /// The evaluation before training.
+    pub before: Option<Report>,
+    /// The evaluation after training.
+    pub after: Option<Report>,
+    /// The sample answer.
+    pub sample: Option<String>,
+    /// Rows and samples left out, by reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// Bad rows.
+    pub bad_rows: u64,
+    /// What was written, relative to the directory, and what it is.
+    pub files: Vec<(PathBuf, &'static str)>,
+}
+
+/// Runs to the end, or until `stop` is set: then a checkpoint is written and the summary says that the run is not complete.
+///
+/// # Errors
+/// Anything that keeps the run from going on; what is on disk then is a run that can be resumed after mending the cause.
+pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<RunSummary, TrainError> {
+    let (assembly, dir, resumed) = match start {
+        Start::Fresh { recipe, dir, locked } => {
+            let expected = locked.as_deref().map(Lock::load).transpose()?;
+            let dir =
+                dir.or_else(|| recipe.output.dir.clone()).unwrap_or_else(|| default_path(recipe.mix.plugin.as_str(), SystemTime::now()));
+            let assembly = Assembly::new(*recipe)?;
+            if let Some(expected) = expected {
+                expected.check(assembly.lock())?;
+            }
+            let dir = RunDir::create(&dir, &assembly.recipe().to_toml()?, assembly.lock())?;
+            (assembly, dir, false)
+        }
+        Start::Resume(path) => {
+            let dir = RunDir::open(&path)?;
+            let assembly = Assembly::new(Recipe::load(&dir.recipe_path())?)?;
+            dir.lock()?.check(assembly.lock())?;
+            (assembly, dir, true)
+        }
+    };
+    Run::new(assembly, dir, resumed, stop)?.go(on_event)
+}
+
+/// A run in progress.
+struct Run<'a> {
+    assembly: Assembly,
+    dir: RunDir,
+    work: Work,
+    pipeline: Pipeline,
+    metrics: Metrics,
+    timings: Timings,
+    losses: Vec<(u64, f64)>,
+    stop: &'a AtomicBool,
+    resumed_after: Option<u64>,
+    tokens: u64,
+    seconds: f64,
+}
+
+impl<'a> Run<'a> {
+    fn new(assembly: Assembly, dir: RunDir, resumed: bool, stop: &'a AtomicBool) -> Result<Self, TrainError> {
+        let mut work = assembly.work()?;
+        let keep = assembly.recipe().train.keep_checkpoints;
+        let checkpoint = if resumed { dir.checkpoints(keep)?.read_newest()? } else { None };
+        let mut metrics = Metrics::open(&dir.metrics_path())?;
+        let mut timings = Timings::open(&dir.timings_path())?;
+        let (pipeline, resumed_after) = match &checkpoint {
+            Some(c) => {
+                work.trainer.load_state(&state::train_state(c))?;
+                let pipeline = assembly.pipeline(Some(&state::pipeline_state(c)?))?;
+                metrics.truncate_to(c.metrics_bytes)?;
+                timings.truncate_after_step(c.step)?;
+                (pipeline, Some(c.step))
+            }
+            None => {
+                metrics.truncate_to(0)?;
+                timings.truncate_after_step(0)?;
+                (assembly.pipeline(None)?, resumed.then_some(0))
+            }
+        };
+        let losses = read_journal::<StepMetrics>(&dir.metrics_path())?.into_iter().map(|m| (m.step, m.loss)).collect();
+        Ok(Self { assembly, dir, work, pipeline, metrics, timings, losses, stop, resumed_after, tokens: 0, seconds: 0.0 })
+    }
+
+    fn go(mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<RunSummary, TrainError> {
+        let total = self.assembly.steps();
+        let banner = self.assembly.banner(&self.work, &mut self.pipeline, self.dir.root(), self.resumed_after)?;
+        on_event(Event::Ready(&banner));
+        let before = self.evaluate(When::Before, on_event)?;
+        while self.work.trainer.step() < total && !self.stopping() {
+            let info = self.step(total)?;
+            on_event(Event::Step(&info));
+            let every = self.assembly.recipe().train.checkpoint_every;
+            if info.step == total || (every > 0 && info.step.is_multiple_of(every)) {
+                self.checkpoint(on_event)?;
+            }
+        }
+        let steps = self.work.trainer.step();
+        let mut summary = RunSummary {
+            dir: self.dir.root().to_owned(),
+            complete: steps >= total,
+            steps,
+            losses: std::mem::take(&mut self.losses),
+            tokens_per_second: if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 },
+            before,
+            after: None,
+            sample: None,
+            skipped: self.pipeline.counters().skipped.clone(),
+            bad_rows: self.pipeline.counters().bad_rows(),
+            files: Vec::new(),
+        };
+        if !summary.complete {
+            self.checkpoint(on_event)?;
+            summary.files = self.files();
+            return Ok(summary);
+        }
+        self.write_adapter()?;
+        on_event(Event::Trained { losses: &summary.losses });
+        summary.sample = self.assembly.sample(&self.work, on_event)?;
+        summary.after = self.evaluate(When::After, on_event)?;
+        summary.complete = !self.stopping() || summary.after.is_some() || !self.assembly.recipe().eval.after;
+        summary.files = self.files();
+        Ok(summary)
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// One optimizer step: always batch x accumulation samples, however they are packed.
+    fn step(&mut self, total: u64) -> Result<StepInfo, TrainError> {
+        let began = Instant::now();
+        let waited = self.pipeline.waited();
+        let recipe = self.assembly.recipe();
+        let step = self.work.trainer.step() + 1;
+        let samples = self.pipeline.next_samples(recipe.train.batch.saturating_mul(recipe.train.accumulation))?;
+        if samples.is_empty() {
+            return Err(TrainError::OutOfData { step, total });
+        }
+        let waited = self.pipeline.waited().saturating_sub(waited);
+        let target_weight: f64 = samples.iter().map(Sample::target_weight).sum();
+        if target_weight <= 0.0 {
+            return Err(TrainError::NothingToLearn { step });
+        }
+        let inverse = (1.0 / target_weight) as f32;
+        let mut sources: BTreeMap<u32, SourceLoss> = BTreeMap::new();
+        let mut loss = 0.0;
+        for micro in self.work.micro_batches(&samples)? {
+            let source_of = micro.source.clone();
+            let result = self.work.trainer.train_micro_batch(&host_batch(micro), inverse)?;
+            for ((source, sum), weight) in source_of.iter().zip(&result.sums).zip(&result.weights) {
+                let entry = sources.entry(*source).or_insert(SourceLoss { source: *source, loss: 0.0, weight: 0.0, samples: 0 });
+                entry.loss += sum;
+                entry.weight += weight;
+                entry.samples += 1;
+                loss += sum;
+            }
+        }
+        let train = &self.assembly.recipe().train;
+        let rate = lr(self.assembly.schedule(), step, total, train.warmup_steps, train.learning_rate);
+        let report = self.work.trainer.optimizer_step(rate)?;
+        let sources: Vec<SourceLoss> = sources.into_values().collect();
+        self.pipeline.feedback(step, &sources)?;
+        let tokens: u64 = samples.iter().map(|s| s.ids.len() as u64).sum();
+        let info = StepInfo {
+            step,
+            total,
+            loss: loss / target_weight,
+            lr: rate,
+            grad_norm: report.grad_norm,
+            tokens,
+            time: began.elapsed(),
+            waited,
+        };
+        self.record(&info, target_weight, &sources)?;
+        Ok(info)
+    }
+
+    /// What repeats goes to metrics.jsonl, what does not to timings.jsonl.
+    fn record(&mut self, info: &StepInfo, target_weight: f64, sources: &[SourceLoss]) -> Result<(), TrainError> {
+        let names = &self.assembly.recipe().data.sources;
+        let sources = sources
+            .iter()
+            .map(|s| SourceMetrics {
+                name: names.get(s.source as usize).map(|n| n.name.clone()).unwrap_or_default(),
+                loss: if s.weight > 0.0 { s.loss / s.weight } else { 0.0 },
+                target_weight: s.weight,
+                samples: u64::from(s.samples),
+            })
+            .collect();
+        self.metrics.append(&StepMetrics {
+            step: info.step,
+            loss: info.loss,
+            lr: info.lr,
+            grad_norm: info.grad_norm,
+            tokens: info.tokens,
+            target_weight,
+            sources,
+        })?;
+        let seconds = info.time.as_secs_f64();
+        self.timings.append(&StepTimings {
+            step: info.step,
+            seconds,
+            tokens_per_second: info.tokens as f64 / seconds.max(1e-9),
+            data_wait_seconds: info.waited.as_secs_f64(),
+        })?;
+        self.losses.push((info.step, info.loss));
+        self.tokens += info.tokens;
+        self.seconds += seconds;
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
+        let metrics_bytes = self.metrics.sync()?;
+        self.timings.sync()?;
+        let train = self.work.trainer.state()?;
+        let step = train.step;
+        let data = self.pipeline.state()?;
+        let recipe = &self.assembly.recipe().train;
+        self.dir.checkpoints(recipe.keep_checkpoints)?.write(&state::checkpoint(train, &data, recipe.seed, metrics_bytes)?)?;
+        on_event(Event::Checkpoint { step });
+        Ok(())
+    }
+
+    /// Evaluates once per run: a report that is already there is kept, so that a resumed run does not repeat the work.
+    fn evaluate(&mut self, when: When, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Option<Report>, TrainError> {
+        let eval = &self.assembly.recipe().eval;
+        if eval.metrics.is_empty() || !(if when == When::Before { eval.before } else { eval.after }) || self.stopping() {
+            return Ok(None);
+        }
+        let folder = self.dir.eval_path();
+        if let Some(report) = read_report(&folder.join(format!("{}.json", when.name()))) {
+            on_event(Event::Evaluated { when, report: &report });
+            return Ok(Some(report));
+        }
+        let stop = self.stop;
+        let result = self.assembly.evaluate(&self.work, when, &folder, &mut |p| {
+            on_event(Event::Evaluating { when, done: p.done, total: p.total });
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match result {
+            Ok(report) => {
+                if let Some(report) = &report {
+                    on_event(Event::Evaluated { when, report });
+                }
+                Ok(report)
+            }
+            Err(TrainError::Eval(trainer_eval::EvalError::Stopped)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn write_adapter(&self) -> Result<(), TrainError> {
+        let adapter = self.assembly.peft_adapter(&self.work)?;
+        self.dir.install("adapter", |folder| adapter.write(folder).map_err(TrainError::from))?;
+        Ok(())
+    }
+
+    fn files(&self) -> Vec<(PathBuf, &'static str)> {
+        let all = [
+            ("recipe.toml", "every setting, resolved"),
+            ("lock.json", "digests of everything that decides the result"),
+            ("metrics.jsonl", "loss, learning rate and gradient norm of each step"),
+            ("timings.jsonl", "how long each step took"),
+            ("checkpoints", "for trainer run --resume"),
+            ("adapter", "the LoRA adapter, in PEFT's format"),
+            ("eval/before.json", "the evaluation before training"),
+            ("eval/after.json", "the evaluation after training"),
+        ];
+        all.into_iter().map(|(path, what)| (PathBuf::from(path), what)).filter(|(path, _)| self.dir.root().join(path).exists()).collect()
+    }
+}
+
+/// A report that is whole; anything else is made again.
+fn read_report(path: &Path) -> Option<Report> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn host_batch(micro: MicroBatch) -> HostBatch {
+    HostBatch {
+        ids: micro.ids,
+        targets: micro.targets,
+        weights: micro.weights,
+        positions: micro.positions,
+        cu_seqlens: micro.cu_seqlens,
+        samples: micro.sample_index,
+        slots: Vec::new(),
+    }
+}
