@@ -56,8 +56,7 @@ impl Map {
     }
 
     fn new(code: [f32; 256]) -> Self {
-        let bounds: [f32; 256] =
-            std::array::from_fn(|i| code.get(i + 1).map_or(f32::INFINITY, |next| 0.5 * (code[i] + next)));
+        let bounds: [f32; 256] = std::array::from_fn(|i| code.get(i + 1).map_or(f32::INFINITY, |next| 0.5 * (code[i] + next)));
         let search = |value: f32| bounds.partition_point(|&b| value > b) as u8;
         // The value of least magnitude with the given upper bits is the lowest positive one; for negative values it is the largest
         // magnitude that is lowest.
@@ -134,9 +133,7 @@ fn dynamic_code(signed: bool) -> [f32; 256] {
 /// `count` evenly spaced f32 from `first` to `last`, computed from the nearer end.
 fn linspace(first: f32, last: f32, count: usize) -> Vec<f32> {
     let step = (last - first) / (count - 1) as f32;
-    (0..count)
-        .map(|i| if i < count / 2 { step.mul_add(i as f32, first) } else { (-step).mul_add((count - 1 - i) as f32, last) })
-        .collect()
+    (0..count).map(|i| if i < count / 2 { step.mul_add(i as f32, first) } else { (-step).mul_add((count - 1 - i) as f32, last) }).collect()
 }
 
 /// A tensor in 8-bit blocks.

@@ -544,11 +544,22 @@ mod tests {
     fn parts_that_do_not_fit_together_are_refused() {
         let good = Nf4::quantize(&[0.5f32; 130], &[2, 65], 64, DoubleQuant::default()).unwrap();
         let Absmax::Nested(nested) = good.absmax().clone() else { panic!() };
-        let make = |packed: Vec<u8>, absmax, shape: &[usize], blocksize| Nf4::from_parts(packed, absmax, shape, blocksize, NF4_CODE, FloatType::F32);
+        let make = |packed: Vec<u8>, absmax, shape: &[usize], blocksize| {
+            Nf4::from_parts(packed, absmax, shape, blocksize, NF4_CODE, FloatType::F32)
+        };
         assert!(make(good.packed().to_vec(), Absmax::Nested(nested.clone()), &[2, 65], 64).is_ok());
-        assert!(matches!(make(vec![0; 64], Absmax::Nested(nested.clone()), &[2, 65], 64), Err(Nf4Error::Length { what: "the packed weight", need: 65, .. })));
-        assert!(matches!(make(vec![0; 65], Absmax::Plain(vec![1.0; 2]), &[2, 65], 64), Err(Nf4Error::Length { what: "absmax", need: 3, .. })));
-        assert!(matches!(make(vec![0; 65], Absmax::Plain(vec![1.0, f32::NAN, 1.0]), &[2, 65], 64), Err(Nf4Error::NotFinite { index: 1, .. })));
+        assert!(matches!(
+            make(vec![0; 64], Absmax::Nested(nested.clone()), &[2, 65], 64),
+            Err(Nf4Error::Length { what: "the packed weight", need: 65, .. })
+        ));
+        assert!(matches!(
+            make(vec![0; 65], Absmax::Plain(vec![1.0; 2]), &[2, 65], 64),
+            Err(Nf4Error::Length { what: "absmax", need: 3, .. })
+        ));
+        assert!(matches!(
+            make(vec![0; 65], Absmax::Plain(vec![1.0, f32::NAN, 1.0]), &[2, 65], 64),
+            Err(Nf4Error::NotFinite { index: 1, .. })
+        ));
         assert!(matches!(make(vec![0; 65], Absmax::Plain(vec![1.0; 3]), &[2, 65], 63), Err(Nf4Error::BlockSize { .. })));
         assert!(matches!(make(vec![], Absmax::Plain(vec![]), &[usize::MAX, 2], 64), Err(Nf4Error::Overflow(_))));
         let bad = NestedAbsmax { absmax: vec![], ..nested };

@@ -56,7 +56,10 @@ fn nf4_case<T: Element>(all: &BTreeMap<String, Tensor>, case: &serde_json::Value
         close(&[scales.offset], &part("nested_offset").f32(), "nested_offset");
         // A nested scale is a difference to the offset; its error is that of the offset, not relative to itself.
         let worst = max_abs_diff(&scales.absmax, &part("nested_absmax").f32());
-        assert!(worst <= 1e-6 * scales.offset.abs().max(part("nested_absmax").f32().iter().fold(0.0, |m, v| m.max(v.abs()))), "{name}: nested_absmax {worst}");
+        assert!(
+            worst <= 1e-6 * scales.offset.abs().max(part("nested_absmax").f32().iter().fold(0.0, |m, v| m.max(v.abs()))),
+            "{name}: nested_absmax {worst}"
+        );
         assert_eq!(scales.codes, part(file).bytes, "{name}: {file}");
         matched += 1;
     }

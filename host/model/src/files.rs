@@ -1,0 +1,203 @@
+//! Where a model's files come from: a folder, or bytes inside the program.
+
+use crate::{ModelError, Result};
+use std::borrow::Cow;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// The largest text file (configurations, indices) that is read; a sharded index of a large model has some hundred kilobytes.
+pub(crate) const TEXT_LIMIT: u64 = 64 << 20;
+
+/// The files of a model.
+#[derive(Clone, Debug)]
+pub enum ModelFiles {
+    /// A folder in Hugging Face's layout.
+    Dir(PathBuf),
+    /// Files inside the program: name and content.
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+impl ModelFiles {
+    /// A folder.
+    pub fn dir(path: impl Into<PathBuf>) -> Self {
+        Self::Dir(path.into())
+    }
+
+    /// How messages call the model.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Dir(path) => path.display().to_string(),
+            Self::Embedded(_) => "the embedded model".to_string(),
+        }
+    }
+
+    /// How messages call one of its files.
+    pub fn describe_file(&self, name: &str) -> String {
+        match self {
+            Self::Dir(path) => path.join(name).display().to_string(),
+            Self::Embedded(_) => format!("{name} of the embedded model"),
+        }
+    }
+
+    fn embedded(&self, name: &str) -> Option<&'static [u8]> {
+        match self {
+            Self::Dir(_) => None,
+            Self::Embedded(files) => files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| *bytes),
+        }
+    }
+
+    /// Whether there is a file of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Dir(path) => path.join(name).is_file(),
+            Self::Embedded(_) => self.embedded(name).is_some(),
+        }
+    }
+
+    /// The names of all files (not of subfolders), in ascending order.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names = match self {
+            Self::Embedded(files) => files.iter().map(|(name, _)| (*name).to_string()).collect(),
+            Self::Dir(path) => {
+                let mut names = Vec::new();
+                for entry in std::fs::read_dir(path).map_err(ModelError::io("list", path))? {
+                    let entry = entry.map_err(ModelError::io("list", path))?;
+                    // Through links: a model cache links to its blobs.
+                    if entry.path().is_file()
+                        && let Ok(name) = entry.file_name().into_string()
+                    {
+                        names.push(name);
+                    }
+                }
+                names
+            }
+        };
+        names.sort();
+        Ok(names)
+    }
+
+    /// A whole file of at most `limit` bytes, or `None` if there is no such file.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is larger.
+    pub fn read(&self, name: &str, limit: u64) -> Result<Option<Cow<'static, [u8]>>> {
+        if !self.contains(name) {
+            return Ok(None);
+        }
+        let source = self.open(name)?;
+        if source.len() > limit {
+            return Err(ModelError::TooLarge { file: self.describe_file(name), size: source.len(), limit });
+        }
+        source.read(0, source.len()).map(Some)
+    }
+
+    /// A text file (a configuration), or `None` if there is no such file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is larger than 64 MiB, or is not UTF-8.
+    pub fn read_text(&self, name: &str) -> Result<Option<String>> {
+        let Some(bytes) = self.read(name, TEXT_LIMIT)? else { return Ok(None) };
+        match String::from_utf8(bytes.into_owned()) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) => Err(ModelError::config(&self.describe_file(name), "the text", format!("is not UTF-8 ({e})"))),
+        }
+    }
+
+    pub(crate) fn open(&self, name: &str) -> Result<Source> {
+        match self {
+            Self::Dir(dir) => Source::open(&dir.join(name)),
+            Self::Embedded(_) => match self.embedded(name) {
+                Some(bytes) => Ok(Source::Memory { bytes, name: self.describe_file(name) }),
+                None => Err(ModelError::MissingFile {
+                    folder: self.describe(),
+                    file: name.to_string(),
+                    hint: "the program was built without it".to_string(),
+                }),
+            },
+        }
+    }
+}
+
+impl From<&Path> for ModelFiles {
+    fn from(path: &Path) -> Self {
+        Self::Dir(path.to_path_buf())
+    }
+}
+
+/// A file that is read piece by piece.
+///
+/// Files are read at positions rather than mapped: every tensor is read once, front to back, and ends in memory of another form (NF4, or a
+/// typed vector), so that a mapping would save no copy; and a mapped file that shrinks while it is in use kills the process, while a short
+/// read is an error.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file on disk.
+    File { file: File, path: PathBuf, len: u64 },
+    /// Bytes inside the program.
+    Memory { bytes: &'static [u8], name: String },
+}
+
+impl Source {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(ModelError::io("open", path))?;
+        let meta = file.metadata().map_err(ModelError::io("read", path))?;
+        if !meta.is_file() {
+            return Err(ModelError::Io { action: "read", path: path.to_path_buf(), source: std::io::ErrorKind::IsADirectory.into() });
+        }
+        Ok(Self::File { file, path: path.to_path_buf(), len: meta.len() })
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::File { len, .. } => *len,
+            Self::Memory { bytes, .. } => bytes.len() as u64,
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::File { path, .. } => path.display().to_string(),
+            Self::Memory { name, .. } => name.clone(),
+        }
+    }
+
+    /// `len` bytes from `start` on.
+    pub(crate) fn read(&self, start: u64, len: u64) -> Result<Cow<'static, [u8]>> {
+        let short = || ModelError::Safetensors { file: self.name(), problem: format!("it ends before byte {}", start.saturating_add(len)) };
+        let end = start.checked_add(len).filter(|&end| end <= self.len()).ok_or_else(short)?;
+        let size = usize::try_from(len).map_err(|_| short())?;
+        match self {
+            Self::Memory { bytes, .. } => {
+                let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+                range.and_then(|(start, end)| bytes.get(start..end)).map(Cow::Borrowed).ok_or_else(short)
+            }
+            Self::File { file, path, .. } => {
+                let mut buffer = vec![0u8; size];
+                read_exact_at(file, &mut buffer, start).map_err(ModelError::io("read", path))?;
+                Ok(Cow::Owned(buffer))
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                buffer = &mut buffer[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}

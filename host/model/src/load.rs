@@ -1,0 +1,336 @@
+//! From a checkpoint to the weights that an engine takes: typed, checked, quantized while loading.
+
+use crate::bnb;
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::error::TensorProblems;
+use crate::tensors::{Dtype, TensorValues};
+use crate::{ModelError, Result};
+use half::bf16;
+use std::collections::BTreeSet;
+use trainer_kernels::nf4::{self, DoubleQuant, Nf4, Nf4Error};
+
+/// What happens to the seven projections of each layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantize {
+    /// NF4 with double quantization, from the stored type, as bitsandbytes does on loading. A checkpoint that is stored in 4 bits stays as
+    /// it is, the modules that it left in 16 bits included.
+    #[default]
+    Nf4Double,
+    /// Dense: 4-bit weights are unpacked to f32, exactly.
+    None,
+    /// Whatever form each is stored in.
+    AsStored,
+}
+
+/// How [`load_weights`] loads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// The projections' form. The embedding, the norms and the output head are never quantized here.
+    pub quantize: Quantize,
+    /// How double quantization picks its codes.
+    pub rounding: trainer_kernels::blockwise8::Rounding,
+}
+
+/// A frozen matrix `[out, in]`, row-major, in the type it was stored in (f16 became f32, exactly) or in NF4: a linear layer's weight with
+/// its bias, or a table of `[vocabulary, hidden]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LinearWeight {
+    /// NF4 blocks of shape `[out, in]`.
+    Nf4 {
+        /// The blocks.
+        weight: Nf4,
+        /// `[out]`, if the model has one.
+        bias: Option<Vec<f32>>,
+    },
+    /// 32-bit floats.
+    F32 {
+        /// `out * in` values.
+        values: Vec<f32>,
+        /// Output features.
+        out_features: usize,
+        /// Input features.
+        in_features: usize,
+        /// `[out]`, if the model has one.
+        bias: Option<Vec<f32>>,
+    },
+    /// bfloat16.
+    Bf16 {
+        /// `out * in` values.
+        values: Vec<bf16>,
+        /// Output features.
+        out_features: usize,
+        /// Input features.
+        in_features: usize,
+        /// `[out]`, if the model has one.
+        bias: Option<Vec<f32>>,
+    },
+}
+
+impl LinearWeight {
+    /// Output features, or rows of a table.
+    pub fn out_features(&self) -> usize {
+        match self {
+            Self::Nf4 { weight, .. } => weight.rows(),
+            Self::F32 { out_features, .. } | Self::Bf16 { out_features, .. } => *out_features,
+        }
+    }
+
+    /// Input features, or columns of a table.
+    pub fn in_features(&self) -> usize {
+        match self {
+            Self::Nf4 { weight, .. } => weight.cols(),
+            Self::F32 { in_features, .. } | Self::Bf16 { in_features, .. } => *in_features,
+        }
+    }
+
+    /// The bias, `[out]`, if there is one.
+    pub fn bias(&self) -> Option<&[f32]> {
+        match self {
+            Self::Nf4 { bias, .. } | Self::F32 { bias, .. } | Self::Bf16 { bias, .. } => bias.as_deref(),
+        }
+    }
+
+    /// The matrix as f32, `[out, in]`, exactly: NF4 as code point x scale.
+    ///
+    /// # Errors
+    /// None as long as the matrix came from this crate.
+    pub fn to_f32(&self) -> std::result::Result<Vec<f32>, Nf4Error> {
+        match self {
+            Self::Nf4 { weight, .. } => {
+                let mut out = vec![0f32; weight.len()];
+                weight.dequantize_into(&mut out)?;
+                Ok(out)
+            }
+            Self::F32 { values, .. } => Ok(values.clone()),
+            Self::Bf16 { values, .. } => Ok(values.iter().map(|v| v.to_f32()).collect()),
+        }
+    }
+
+    /// Whether the matrix is in 4 bits.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self, Self::Nf4 { .. })
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let values = match self {
+            Self::Nf4 { weight, .. } => weight.bytes(),
+            Self::F32 { values, .. } => values.len() * 4,
+            Self::Bf16 { values, .. } => values.len() * 2,
+        };
+        values + self.bias().map_or(0, |b| b.len() * 4)
+    }
+}
+
+/// The weights of one decoder layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerWeights {
+    /// RMSNorm before attention, `[hidden]`.
+    pub input_norm: Vec<f32>,
+    /// RMSNorm before the MLP, `[hidden]`.
+    pub post_norm: Vec<f32>,
+    /// RMSNorm of each query head, `[head_dim]`.
+    pub q_norm: Vec<f32>,
+    /// RMSNorm of each key head, `[head_dim]`.
+    pub k_norm: Vec<f32>,
+    /// Queries.
+    pub q: LinearWeight,
+    /// Keys.
+    pub k: LinearWeight,
+    /// Values.
+    pub v: LinearWeight,
+    /// Attention output.
+    pub o: LinearWeight,
+    /// The MLP's gate.
+    pub gate: LinearWeight,
+    /// The MLP's other input projection.
+    pub up: LinearWeight,
+    /// The MLP's output projection.
+    pub down: LinearWeight,
+}
+
+/// All weights of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelWeights {
+    /// `[vocabulary, hidden]`; also the output head of a tied model.
+    pub embed: LinearWeight,
+    /// In order.
+    pub layers: Vec<LayerWeights>,
+    /// RMSNorm before the output head, `[hidden]`.
+    pub final_norm: Vec<f32>,
+    /// `[vocabulary, hidden]`; `None` for a tied model.
+    pub lm_head: Option<LinearWeight>,
+}
+
+/// The name inside a layer, output and input features, and whether `attention_bias` gives it a bias.
+fn projections(c: &ModelConfig) -> [(&'static str, usize, usize, bool); 7] {
+    let (h, q, kv, i) = (c.hidden_size, c.q_width(), c.kv_width(), c.intermediate_size);
+    let bias = c.attention_bias;
+    [
+        ("self_attn.q_proj", q, h, bias),
+        ("self_attn.k_proj", kv, h, bias),
+        ("self_attn.v_proj", kv, h, bias),
+        ("self_attn.o_proj", h, q, bias),
+        ("mlp.gate_proj", i, h, false),
+        ("mlp.up_proj", i, h, false),
+        ("mlp.down_proj", h, i, false),
+    ]
+}
+
+/// The dense vectors of a layer and their lengths.
+fn norms(c: &ModelConfig) -> [(&'static str, usize); 4] {
+    [
+        ("input_layernorm.weight", c.hidden_size),
+        ("post_attention_layernorm.weight", c.hidden_size),
+        ("self_attn.q_norm.weight", c.head_dim),
+        ("self_attn.k_norm.weight", c.head_dim),
+    ]
+}
+
+/// Loads all weights of a Qwen3 model.
+///
+/// # Errors
+/// [`ModelError::Tensors`] with every missing, extra or misshapen tensor at once, before anything is read; then whatever is wrong with the
+/// content of one: a broken 4-bit form, a value that is not finite where it must be quantized, a file that ends early.
+pub fn load_weights(checkpoint: &Checkpoint, config: &ModelConfig, options: LoadOptions) -> Result<ModelWeights> {
+    check(checkpoint, config)?;
+    let vector = |name: &str| checkpoint.read(name)?.to_f32();
+    let table = [config.vocab_size, config.hidden_size];
+    let embed = dense(checkpoint.read("model.embed_tokens.weight")?, table, None)?;
+    let mut layers = Vec::new();
+    for layer in 0..config.num_hidden_layers {
+        let prefix = format!("model.layers.{layer}");
+        let [input_norm, post_norm, q_norm, k_norm] = norms(config).map(|(name, _)| vector(&format!("{prefix}.{name}")));
+        let [q, k, v, o, gate, up, down] = projections(config).map(|(name, out_features, in_features, bias)| {
+            linear(checkpoint, config, options, &format!("{prefix}.{name}"), [out_features, in_features], bias)
+        });
+        layers.push(LayerWeights {
+            input_norm: input_norm?,
+            post_norm: post_norm?,
+            q_norm: q_norm?,
+            k_norm: k_norm?,
+            q: q?,
+            k: k?,
+            v: v?,
+            o: o?,
+            gate: gate?,
+            up: up?,
+            down: down?,
+        });
+        tracing::debug!(layer, of = config.num_hidden_layers, "loaded");
+    }
+    let final_norm = vector("model.norm.weight")?;
+    let lm_head = if config.tie_word_embeddings {
+        None
+    } else {
+        let keep =
+            LoadOptions { quantize: if options.quantize == Quantize::None { Quantize::None } else { Quantize::AsStored }, ..options };
+        Some(linear(checkpoint, config, keep, "lm_head", table, false)?)
+    };
+    Ok(ModelWeights { embed, layers, final_norm, lm_head })
+}
+
+/// Compares names and shapes with what the configuration asks for.
+fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
+    let mut problems = TensorProblems { file: checkpoint.describe(), ..TensorProblems::default() };
+    let mut used = BTreeSet::new();
+    fn dense_one(checkpoint: &Checkpoint, problems: &mut TensorProblems, used: &mut BTreeSet<String>, name: String, shape: &[usize]) {
+        match checkpoint.tensor(&name) {
+            None => problems.missing.push(format!("{name} {shape:?}")),
+            Some(info) if info.shape != shape => {
+                problems.misshapen.push((name.clone(), format!("shape {:?} instead of {shape:?}", info.shape)))
+            }
+            Some(info) if !info.dtype.is_float() => {
+                problems.misshapen.push((name.clone(), format!("type {} instead of F32, BF16 or F16", info.dtype)));
+            }
+            Some(_) => {}
+        }
+        used.insert(name);
+    }
+    let linear_one = |problems: &mut TensorProblems, used: &mut BTreeSet<String>, module: String, out: usize, inp: usize, bias: bool| {
+        let weight = format!("{module}.weight");
+        if checkpoint.tensor(&bnb::state_name(&weight)).is_some() {
+            // The shapes of the parts follow from the stored state and are checked when it is read.
+            used.extend(bnb::part_names(&weight));
+            used.insert(weight);
+        } else {
+            dense_one(checkpoint, problems, used, weight, &[out, inp]);
+        }
+        if bias {
+            dense_one(checkpoint, problems, used, format!("{module}.bias"), &[out]);
+        }
+    };
+    dense_one(checkpoint, &mut problems, &mut used, "model.embed_tokens.weight".into(), &[config.vocab_size, config.hidden_size]);
+    dense_one(checkpoint, &mut problems, &mut used, "model.norm.weight".into(), &[config.hidden_size]);
+    for layer in 0..config.num_hidden_layers {
+        for (name, len) in norms(config) {
+            dense_one(checkpoint, &mut problems, &mut used, format!("model.layers.{layer}.{name}"), &[len]);
+        }
+        for (name, out, inp, bias) in projections(config) {
+            linear_one(&mut problems, &mut used, format!("model.layers.{layer}.{name}"), out, inp, bias);
+        }
+        // A configuration may claim more layers than any file could name; a thousand missing tensors say enough.
+        if problems.missing.len() > 1000 {
+            break;
+        }
+    }
+    if config.tie_word_embeddings {
+        // Some programs write the tied head a second time; it is the embedding.
+        used.insert("lm_head.weight".into());
+    } else {
+        linear_one(&mut problems, &mut used, "lm_head".into(), config.vocab_size, config.hidden_size, false);
+    }
+    // Old checkpoints carry the rotary frequencies, which follow from the configuration.
+    problems.extra =
+        checkpoint.names().filter(|name| !used.contains(*name) && !name.ends_with(".rotary_emb.inv_freq")).map(String::from).collect();
+    // Nothing that was only not looked at is extra.
+    if problems.missing.len() > 1000 {
+        problems.extra.clear();
+    }
+    if problems.is_empty() { Ok(()) } else { Err(ModelError::Tensors(problems)) }
+}
+
+fn dense(tensor: TensorValues, [out_features, in_features]: [usize; 2], bias: Option<Vec<f32>>) -> Result<LinearWeight> {
+    Ok(match tensor.dtype {
+        Dtype::BF16 => LinearWeight::Bf16 { values: tensor.to_bf16()?, out_features, in_features, bias },
+        _ => LinearWeight::F32 { values: tensor.to_f32()?, out_features, in_features, bias },
+    })
+}
+
+fn linear(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    options: LoadOptions,
+    module: &str,
+    shape: [usize; 2],
+    bias: bool,
+) -> Result<LinearWeight> {
+    let name = format!("{module}.weight");
+    let bias = if bias { Some(checkpoint.read(&format!("{module}.bias"))?.to_f32()?) } else { None };
+    if checkpoint.tensor(&bnb::state_name(&name)).is_some() {
+        let weight = bnb::read(checkpoint, &name, shape)?;
+        if options.quantize != Quantize::None {
+            return Ok(LinearWeight::Nf4 { weight, bias });
+        }
+        let [out_features, in_features] = shape;
+        return Ok(LinearWeight::F32 { values: weight.dequantize(), out_features, in_features, bias });
+    }
+    let tensor = checkpoint.read(&name)?;
+    if options.quantize == Quantize::Nf4Double && config.quantization.is_none() {
+        Ok(LinearWeight::Nf4 { weight: quantize(&tensor, shape, options)?, bias })
+    } else {
+        dense(tensor, shape, bias)
+    }
+}
+
+/// Quantizes from the stored type: bitsandbytes takes the block's largest value and divides in f32 whatever the type.
+fn quantize(tensor: &TensorValues, shape: [usize; 2], options: LoadOptions) -> Result<Nf4> {
+    let double = DoubleQuant::Yes { blocksize: nf4::NESTED_BLOCKSIZE, rounding: options.rounding };
+    let quantized = match tensor.dtype {
+        Dtype::BF16 => Nf4::quantize(&tensor.to_bf16()?, &shape, nf4::BLOCKSIZE, double),
+        Dtype::F16 => Nf4::quantize(&tensor.to_f16()?, &shape, nf4::BLOCKSIZE, double),
+        _ => Nf4::quantize(&tensor.to_f32()?, &shape, nf4::BLOCKSIZE, double),
+    };
+    quantized.map_err(|e| ModelError::tensor(&tensor.file, &tensor.name, e.to_string()))
+}
