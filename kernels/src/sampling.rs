@@ -499,4 +499,30 @@ mod tests {
             assert_ne!(u, other.uniform(5));
         }
     }
+
+    /// `cargo test --release -p trainer-kernels -- --ignored --nocapture speed_of_sampling`
+    #[test]
+    #[ignore = "prints timings"]
+    fn speed_of_sampling() {
+        let stream = DrawStream { seed: 1, sample: 2, repeat: 3 };
+        let logits: Vec<f32> =
+            (0..151_936).map(|i| ((stream.uniform(i) + stream.uniform(i + 200_000) + stream.uniform(i + 400_000)) * 8.0) as f32).collect();
+        let history: Vec<u32> = (0..2_000).collect();
+        let usual = SamplingParams { temperature: 0.7, top_k: 20, top_p: 0.8, ..Default::default() };
+        let mut sampler = Sampler::new();
+        for (name, p) in [
+            ("greedy", SamplingParams::greedy()),
+            ("temperature 0.7, top-k 20, top-p 0.8", usual),
+            ("the same with a penalty", SamplingParams { repetition_penalty: 1.05, ..usual }),
+            ("top-p 0.9", SamplingParams { top_p: 0.9, ..Default::default() }),
+            ("plain softmax", SamplingParams::default()),
+        ] {
+            let started = std::time::Instant::now();
+            let mut sum = 0u64;
+            for position in 0..200 {
+                sum += u64::from(sampler.sample(&logits, &history, &p, &stream, position).unwrap());
+            }
+            println!("{name}: {:.0} us ({sum})", started.elapsed().as_secs_f64() * 1e6 / 200.0);
+        }
+    }
 }

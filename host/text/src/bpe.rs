@@ -1,7 +1,7 @@
 //! Byte-pair encoding of one word.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashSet};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::TextError;
@@ -98,9 +98,10 @@ impl Bpe {
         Ok(Self { bytes, merges: pairs, words, whole })
     }
 
-    /// Whether encoding text can give this token: it is a byte or the result of a merge.
-    pub fn reachable(&self, id: u32) -> bool {
-        self.bytes.contains(&id) || self.merges.slots.iter().any(|s| s.merged == id && s.pair != EMPTY)
+    /// The tokens that encoding text can give: the bytes and the results of merges.
+    pub fn reachable(&self) -> HashSet<u32> {
+        let merged = self.merges.slots.iter().filter(|s| s.pair != EMPTY).map(|s| s.merged);
+        self.bytes.iter().copied().chain(merged).collect()
     }
 
     /// Gives the tokens of a word in order.

@@ -1,5 +1,7 @@
 //! The encoder for tokenizers of the Qwen family.
 
+use std::collections::{HashMap, HashSet};
+
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::bpe::{Bpe, Scratch};
@@ -30,26 +32,31 @@ impl Native {
         }
         let bpe = Bpe::new(&model.vocab, &model.merges, &table)?;
         let mut next = u32::try_from(model.vocab.len()).map_err(|_| invalid("the vocabulary has more than 4 billion tokens"))?;
+        let wanted: HashSet<&str> = file.added_tokens.iter().map(|t| t.content.as_str()).collect();
+        let mut given: HashMap<&str, u32> =
+            model.vocab.iter().filter(|(t, _)| wanted.contains(t.as_str())).map(|(t, id)| (t.as_str(), *id)).collect();
+        let reachable = bpe.reachable();
         let mut texts = Vec::new();
         let mut added_ids = Vec::new();
         for spec in &file.added_tokens {
-            let known = table.added_by_text(&spec.content).map(|t| t.id);
-            let given = known.or_else(|| model.vocab.iter().find(|(t, _)| *t == spec.content).map(|(_, id)| *id)).unwrap_or_else(|| {
-                next += 1;
+            // As `tokenizers` does it: the token's id in the vocabulary, else the next free one.
+            let id = *given.entry(&spec.content).or_insert_with(|| {
+                next = next.saturating_add(1);
                 next - 1
             });
-            check_added_id(spec.token(), Some(given), &mut table)?;
-            if known.is_some() {
+            let known = table.added_by_text(&spec.content).is_some();
+            check_added_id(spec.token(), Some(id), &mut table)?;
+            if known {
                 continue;
             }
-            if bpe.reachable(given) {
+            if reachable.contains(&id) {
                 return Err(invalid(format!(
-                    "ordinary text can produce the added token {:?} (id {given}), so data could forge it; take it out of the merges",
+                    "ordinary text can produce the added token {:?} (id {id}), so data could forge it; take it out of the merges",
                     spec.content
                 )));
             }
             texts.push(spec.content.clone());
-            added_ids.push(given);
+            added_ids.push(id);
         }
         let added = if texts.is_empty() {
             None
