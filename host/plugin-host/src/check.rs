@@ -83,6 +83,15 @@ impl Check<'_> {
         Err(limit_error(self.at, "list_length", limit.to_string(), Some(format!("{length} in {path}")), raise.to_string()))
     }
 
+    /// A JSON Pointer: empty, or parts that each begin with a slash (RFC 6901).
+    pub(crate) fn pointer(&self, path: Path<'_>, pointer: &str) -> Checked {
+        self.string(path, pointer)?;
+        if pointer.is_empty() || pointer.starts_with('/') {
+            return Ok(());
+        }
+        Err(self.bad(path, format!("{:?} is no JSON Pointer (RFC 6901)", crate::instance::bounded(pointer))))
+    }
+
     pub(crate) fn weight(&self, path: Path<'_>, weight: f32) -> Checked {
         if weight.is_finite() && weight >= 0.0 { Ok(()) } else { Err(self.bad(path, format!("{weight} is no weight; it is finite and not negative"))) }
     }

@@ -244,6 +244,6 @@ mod tests {
             assert!(off.contains(feature));
         }
         let engine = on_demand(Layout::Compact, 1 << 19).unwrap();
-        assert_eq!(engine.config().get_wasm_features(), features());
+        assert_eq!(engine.get_wasm_features(), features());
     }
 }

@@ -92,7 +92,10 @@ impl Formatter {
                         RowOutcome::Sample(conversation)
                     }
                     Outcome::Skip(reason) => RowOutcome::Skip(bounded(&reason)),
-                    Outcome::Bad(bad) => RowOutcome::Bad { pointer: bounded(&bad.pointer), message: bounded(&bad.message) },
+                    Outcome::Bad(bad) => {
+                        check.pointer(root.index(i).field("pointer"), &bad.pointer)?;
+                        RowOutcome::Bad { pointer: bounded(&bad.pointer), message: bounded(&bad.message) }
+                    }
                 })
             })
             .collect()

@@ -190,7 +190,7 @@ fn plan(check: &Check<'_>, path: Path<'_>, plan: &Plan) -> Result<(), PluginErro
         }
         Plan::Skip(words) => check.string(path, words)?,
         Plan::Bad((pointer, message)) => {
-            check.string(path, pointer)?;
+            check.pointer(path.field("pointer"), pointer)?;
             check.string(path, message)?;
         }
     }
