@@ -18,3 +18,24 @@
 //! pub fn batches(samples: &[Sample], batch: usize) -> Result<Vec<MicroBatch>, DataError>;        // `batch` samples each
 //! impl Source { fn open(spec: SourceSpec) -> Result<Source, DataError>; fn len(&self) -> Option<u64>; fn files(&self) -> &[FileInfo]; fn rows(&self) -> Rows<'_>; }
 //! ```
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod conversation;
+mod error;
+mod order;
+mod pack;
+pub mod pipeline;
+pub mod plugins;
+pub mod source;
+pub mod stages;
+
+pub use error::{BadKind, BadRow, DataError, MaxBadRows, StageError};
+pub use order::Permutation;
+pub use pack::{MicroBatch, Sample, batches, pack};
+pub use pipeline::{
+    Counters, FeedbackPlan, NoTarget, PendingFeedback, Pipeline, PipelineSpec, PipelineState, SourceInput, SourcePosition, TooLong, TrainOn,
+};
+pub use plugins::{PluginMixer, TextEncoder};
+pub use source::{Access, FileInfo, Format, Order, Row, Source, SourceData, SourceSpec, read_rows};
+pub use stages::{Draw, FormatOutcome, MixerFactory, MixerSetup, RowFormatter, SampleTemplate, SegmentEncoder, SourceLoss, SourceMixer};

@@ -3,7 +3,7 @@
 //! `plugins` implements them for the sandboxed components; tests implement them natively.
 
 use crate::conversation::{Conversation, Piece};
-use crate::error::StageError;
+use crate::error::{BadKind, StageError};
 
 /// What becomes of a row (`dataset-formatter.outcome`, plus a trap on one row).
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub enum FormatOutcome {
 /// Rows to conversations. Deterministic and without state between calls, so any number of threads may share one and batch as they like.
 pub trait RowFormatter: Send + Sync {
     /// One outcome per row, in order.
-    fn format(&self, rows: &[&str]) -> Result<Vec<FormatOutcome>, StageError>;
+    fn format(&self, rows: &[String]) -> Result<Vec<FormatOutcome>, StageError>;
 }
 
 /// A segment of a rendered text (`chat-template.segment`).
@@ -40,11 +40,20 @@ pub struct RenderedSegment {
     pub weight: f32,
 }
 
+/// Why one conversation cannot be rendered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenderFault {
+    /// `Template` for a refusal, `Trap` for a failure of the plugin.
+    pub kind: BadKind,
+    /// The words.
+    pub message: String,
+}
+
 /// Conversations to weighted text. Deterministic and without state between calls.
 pub trait SampleTemplate: Send + Sync {
     /// For each conversation its training samples (several where turns are split), or why it cannot be rendered.
     #[expect(clippy::type_complexity, reason = "the nesting is the contract: batch, result, samples, segments")]
-    fn render(&self, conversations: &[Conversation]) -> Result<Vec<Result<Vec<Vec<RenderedSegment>>, String>>, StageError>;
+    fn render(&self, conversations: &[Conversation]) -> Result<Vec<Result<Vec<Vec<RenderedSegment>>, RenderFault>>, StageError>;
 }
 
 /// Ids with the loss weight of each as a target; equally long.
