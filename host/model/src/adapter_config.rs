@@ -67,7 +67,7 @@ impl Default for AdapterConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             base_model: None,
-            descriptive: Map::new(),
+            descriptive: descriptive().into_iter().map(|(key, value)| (key.to_string(), value)).collect(),
         }
     }
 }
@@ -87,7 +87,7 @@ fn descriptive() -> [(&'static str, Value); 8] {
 }
 
 /// Features of PEFT that are not supported, with the value that means "not used". The same keys and values are written.
-fn unused() -> [(&'static str, Value); 25] {
+fn unused() -> [(&'static str, Value); 24] {
     let null = Value::Null;
     [
         ("alora_invocation_tokens", null.clone()),
@@ -114,13 +114,12 @@ fn unused() -> [(&'static str, Value); 25] {
         ("use_qalora", json!(false)),
         ("velora_config", null.clone()),
         // Written by other versions, never by this one.
-        ("runtime_config", null.clone()),
-        ("layer_norm_config", null),
+        ("runtime_config", null),
     ]
 }
 
-/// Keys of other versions that are recognised but not written.
-const NOT_WRITTEN: [&str; 2] = ["runtime_config", "layer_norm_config"];
+/// A key of other versions that is recognised but not written.
+const NOT_WRITTEN: &str = "runtime_config";
 
 /// Whether a value means that its feature is not used.
 fn is_unused(value: &Value) -> bool {
@@ -170,7 +169,7 @@ impl AdapterConfig {
             Some("lora_only") => AdapterBias::LoraOnly,
             Some(other) => return Err(object.error("bias", format!("is {other:?}; it must be \"none\", \"all\" or \"lora_only\""))),
         };
-        let descriptive = map.iter().filter(|(key, _)| self::descriptive().iter().any(|(k, _)| k == key));
+        let described = |(key, default): (&str, Value)| (key.to_string(), map.get(key).cloned().unwrap_or(default));
         Ok(Self {
             r,
             alpha,
@@ -181,18 +180,15 @@ impl AdapterConfig {
             rank_pattern: pattern(&object, "rank_pattern", |inner, key| inner.size(key, RANK_LIMIT))?,
             alpha_pattern: pattern(&object, "alpha_pattern", |inner, key| inner.number(key))?,
             base_model: object.string("base_model_name_or_path")?.map(String::from),
-            descriptive: descriptive.map(|(k, v)| (k.clone(), v.clone())).collect(),
+            descriptive: descriptive().into_iter().map(described).collect(),
         })
     }
 
     /// The text of an `adapter_config.json` as PEFT 0.21 writes it: every key, sorted. The same settings give the same text.
     pub fn to_json(&self) -> String {
         let number = |n: f64| if n.fract() == 0.0 && n.abs() < 1e15 { json!(n as i64) } else { json!(n) };
-        let mut all: Vec<(String, Value)> =
-            unused().into_iter().filter(|(k, _)| !NOT_WRITTEN.contains(k)).map(|(k, v)| (k.into(), v)).collect();
-        for (key, default) in descriptive() {
-            all.push((key.into(), self.descriptive.get(key).cloned().unwrap_or(default)));
-        }
+        let mut all: Vec<(String, Value)> = unused().into_iter().filter(|(k, _)| *k != NOT_WRITTEN).map(|(k, v)| (k.into(), v)).collect();
+        all.extend(self.descriptive.iter().map(|(key, value)| (key.clone(), value.clone())));
         let ranks: Map<String, Value> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
         let alphas: Map<String, Value> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
         let targets = match self.target_modules.as_slice() {
