@@ -154,7 +154,7 @@ fn verdict(status: Option<ExitStatus>, message: &dyn Fn() -> String, manifest: &
     let at = place(manifest, "compilation");
     let out_of_time = || {
         let limit = limits.compile_time;
-        let raise = Span(limit.0.saturating_mul(4));
+        let raise = Span(limit.0.saturating_mul(4).max(Duration::from_secs(1)));
         limit_error(&at, "compile_time", limit.to_string(), None, format!("\"{raise}\""))
     };
     let out_of_memory = || {

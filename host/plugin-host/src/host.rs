@@ -114,7 +114,7 @@ fn check_size(file: &str, size: usize, limits: &Limits) -> Result<(), PluginErro
 pub struct PluginHost {
     options: HostOptions,
     cache: Option<Cache>,
-    ticker: Ticker,
+    ticker: Arc<Ticker>,
     /// By stack size, which wasmtime sets per engine.
     engines: Mutex<HashMap<u64, Arc<Engines>>>,
     /// Components of this process, by stack size and digest.
@@ -131,7 +131,7 @@ impl PluginHost {
         let cache = options.cache_dir.as_deref().and_then(|dir| {
             Cache::open(dir).inspect_err(|why| tracing::warn!("compiled plugins are not cached: {why}")).ok()
         });
-        Ok(Self { options, cache, ticker: Ticker::start()?, engines: Mutex::default(), loaded: Mutex::default() })
+        Ok(Self { options, cache, ticker: Arc::new(Ticker::start()?), engines: Mutex::default(), loaded: Mutex::default() })
     }
 
     /// The limits for plugins whose recipe says nothing.
@@ -185,6 +185,7 @@ impl PluginHost {
             size: bytes.len() as u64,
             worker_instances: self.options.worker_instances,
             engines,
+            _ticker: Arc::clone(&self.ticker),
             pre,
             beyond_the_pool: OnceLock::new(),
         }))
@@ -274,6 +275,8 @@ pub struct Plugin {
     size: u64,
     worker_instances: usize,
     engines: Arc<Engines>,
+    /// Deadlines hold as long as there is a plugin, also when its host is gone.
+    _ticker: Arc<Ticker>,
     pre: InstancePre<State>,
     beyond_the_pool: OnceLock<Result<InstancePre<State>, PluginError>>,
 }

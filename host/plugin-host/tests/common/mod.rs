@@ -114,7 +114,7 @@ pub fn rogue_module(pages: u32, start: &str) -> String {
     (local $p i32) (local $i i32)
     (local.set $p (call $alloc (i32.const 0) (i32.const 0) (i32.const 4) (i32.mul (local.get $count) (i32.const 36))))
     (loop $next
-      (call $skip (i32.add (local.get $p) (i32.mul (local.get $i) (i32.const 36))) (i32.const 0) (local.get $size))
+      (call $skip (i32.add (local.get $p) (i32.mul (local.get $i) (i32.const 36))) (i32.const 2048) (local.get $size))
       (local.set $i (i32.add (local.get $i) (i32.const 1)))
       (br_if $next (i32.lt_u (local.get $i) (local.get $count))))
     (i32.store (i32.const 32) (local.get $p))
@@ -144,7 +144,7 @@ pub fn rogue_module(pages: u32, start: &str) -> String {
         (if (call $is (local.get $letter) (i32.const 0x67)) (then                                                     ;; g
           (call $skip (local.get $at) (i32.const 0) (i32.const 0x40000000))))
         (if (call $is (local.get $letter) (i32.const 0x62)) (then                                                     ;; b
-          (call $skip (local.get $at) (i32.const 0) (i32.mul (memory.size) (i32.const 65536)))))
+          (call $skip (local.get $at) (i32.const 2048) (i32.const 60000))))
         (if (call $is (local.get $letter) (i32.const 0x75)) (then                                                     ;; u
           (call $skip (local.get $at) (i32.const 1080) (i32.const 2))))
         (if (call $is (local.get $letter) (i32.const 0x76)) (then (i32.store8 (local.get $at) (i32.const 9))))        ;; v
