@@ -2,64 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
 use trainer_kernels::ops::{LoraGrads, LoraMember, Ops};
 use trainer_kernels::rng::{Purpose, philox4x32_10, split, stream_key};
+use trainer_model::{Adapter as HostAdapter, AdapterBias, AdapterConfig, LoraModule};
 
 use crate::error::{EngineError, OpsContext, Result};
 use crate::model::Model;
 use crate::modules::{Dims, Module, PROJECTIONS, Projection};
 use crate::workspace::MidWidths;
-
-/// Which biases are trained. A model without biases has none to train, whatever is asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bias {
-    /// None.
-    #[default]
-    None,
-    /// Every bias of the model's projections.
-    All,
-    /// Those of the projections that have an adapter.
-    LoraOnly,
-}
-
-/// The settings of an adapter, as PEFT's `LoraConfig` names them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdapterConfig {
-    /// Rank.
-    pub r: usize,
-    /// `lora_alpha`: the adapter's output is scaled by `alpha / r`.
-    pub alpha: f64,
-    /// Probability of dropping an input of A in training.
-    pub dropout: f32,
-    /// Scale by `alpha / sqrt(r)` instead (Kalajdzievski 2023).
-    pub rslora: bool,
-    /// Trained biases.
-    pub bias: Bias,
-    /// Modules by the end of their name (`q_proj`, `self_attn.q_proj`, `model.layers.0.self_attn.q_proj`), or `all-linear`.
-    pub targets: Vec<String>,
-    /// Other ranks for some modules: the first entry whose name ends the module's name counts.
-    pub rank_pattern: Vec<(String, usize)>,
-    /// Other alphas for some modules, likewise.
-    pub alpha_pattern: Vec<(String, f64)>,
-}
-
-impl Default for AdapterConfig {
-    fn default() -> Self {
-        AdapterConfig {
-            r: 32,
-            alpha: 32.0,
-            dropout: 0.0,
-            rslora: false,
-            bias: Bias::None,
-            targets: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(String::from).to_vec(),
-            rank_pattern: Vec::new(),
-            alpha_pattern: Vec::new(),
-        }
-    }
-}
 
 /// What an adapter does at one module.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,63 +30,59 @@ impl Site {
     }
 }
 
-impl AdapterConfig {
-    /// What this adapter does at each projection of a model, by number.
-    ///
-    /// # Errors
-    /// [`EngineError::AdapterConfig`] for a rank of 0, one larger than anything sensible, a dropout outside `0..1`, an alpha that is not finite, or a target
-    /// or pattern that matches no module (a misspelt name would otherwise train nothing, silently).
-    pub(crate) fn sites(&self, dims: &Dims) -> Result<Vec<Option<Site>>> {
-        let bad = |text: String| Err(EngineError::AdapterConfig(text));
-        if !(0.0..1.0).contains(&self.dropout) {
-            return bad(format!("dropout {} is not in 0..1", self.dropout));
-        }
-        if self.targets.is_empty() {
-            return bad("no target modules".into());
-        }
-        let modules = dims.modules();
-        for name in self.targets.iter().filter(|t| *t != "all-linear") {
-            if !modules.iter().any(|m| ends_with_path(&m.name, name)) {
-                return bad(format!("target {name:?} matches no projection; there are {}", known()));
-            }
-        }
-        let patterns = self.rank_pattern.iter().map(|p| &p.0).chain(self.alpha_pattern.iter().map(|p| &p.0));
-        for name in patterns {
-            if !modules.iter().any(|m| ends_with_path(&m.name, name)) {
-                return bad(format!("pattern {name:?} matches no projection; patterns are ends of names such as {}", known()));
-            }
-        }
-        let mut sites = Vec::with_capacity(modules.len());
-        for module in &modules {
-            let targeted = self.targets.iter().any(|t| t == "all-linear" || ends_with_path(&module.name, t));
-            let bias = module.has_bias && (self.bias == Bias::All || (self.bias == Bias::LoraOnly && targeted));
-            if !targeted {
-                sites.push(bias.then_some(Site { rank: 0, scale: 0.0, bias }));
-                continue;
-            }
-            let rank = self.rank_pattern.iter().find(|p| ends_with_path(&module.name, &p.0)).map_or(self.r, |p| p.1);
-            let alpha = self.alpha_pattern.iter().find(|p| ends_with_path(&module.name, &p.0)).map_or(self.alpha, |p| p.1);
-            // A rank beyond both sides of the matrix adds nothing; this bound also keeps sizes from overflowing.
-            if rank == 0 || rank > module.in_features.max(module.out_features).saturating_mul(4) {
-                return bad(format!("rank {rank} for {}, which is {} x {}", module.name, module.out_features, module.in_features));
-            }
-            if !alpha.is_finite() {
-                return bad(format!("alpha {alpha} for {}", module.name));
-            }
-            let divisor = if self.rslora { (rank as f64).sqrt() } else { rank as f64 };
-            sites.push(Some(Site { rank, scale: (alpha / divisor) as f32, bias }));
-        }
-        Ok(sites)
+/// What an adapter with these settings does at each projection of a model, by number.
+///
+/// # Errors
+/// [`EngineError::AdapterConfig`] for a rank of 0 or beyond anything sensible, a dropout outside `0..1`, an alpha that is not finite, or a target
+/// or pattern that matches no module (a misspelt name would otherwise train nothing, silently).
+pub(crate) fn sites(config: &AdapterConfig, dims: &Dims) -> Result<Vec<Option<Site>>> {
+    let bad = |text: String| Err(EngineError::AdapterConfig(text));
+    if !(0.0..1.0).contains(&config.dropout) {
+        return bad(format!("dropout {} is not in 0..1", config.dropout));
     }
+    if config.target_modules.is_empty() {
+        return bad("no target modules".into());
+    }
+    let modules = dims.modules();
+    let patterns = config.rank_pattern.iter().map(|p| &p.0).chain(config.alpha_pattern.iter().map(|p| &p.0));
+    for name in config.target_modules.iter().filter(|t| *t != "all-linear").chain(patterns) {
+        if !modules.iter().any(|m| ends_with_path(&m.name, name)) {
+            return bad(format!("{name:?} matches no projection; names end in {}", known()));
+        }
+    }
+    let mut sites = Vec::with_capacity(modules.len());
+    for module in &modules {
+        let targeted = config.targets(&module.name);
+        let bias = module.has_bias
+            && match config.bias {
+                AdapterBias::None => false,
+                AdapterBias::All => true,
+                AdapterBias::LoraOnly => targeted,
+            };
+        if !targeted {
+            sites.push(bias.then_some(Site { rank: 0, scale: 0.0, bias }));
+            continue;
+        }
+        let (rank, scale) = (config.rank_of(&module.name), config.scale_of(&module.name));
+        // A rank beyond both sides of the matrix adds nothing; this bound also keeps sizes from overflowing.
+        if rank == 0 || rank > module.in_features.max(module.out_features).saturating_mul(4) {
+            return bad(format!("rank {rank} for {}, which is {} x {}", module.name, module.out_features, module.in_features));
+        }
+        if !scale.is_finite() {
+            return bad(format!("alpha of {} is not finite", module.name));
+        }
+        sites.push(Some(Site { rank, scale: scale as f32, bias }));
+    }
+    Ok(sites)
+}
 
-    /// How many values training this adapter changes.
-    ///
-    /// # Errors
-    /// As for applying it.
-    pub fn parameters(&self, dims: &Dims) -> Result<u64> {
-        let sites = self.sites(dims)?;
-        Ok(dims.modules().iter().zip(&sites).filter_map(|(m, s)| s.map(|s| s.parameters(m))).sum())
-    }
+/// How many values training an adapter with these settings changes.
+///
+/// # Errors
+/// Settings that do not fit the model.
+pub fn trained_parameters(config: &AdapterConfig, dims: &Dims) -> Result<u64> {
+    let sites = sites(config, dims)?;
+    Ok(dims.modules().iter().zip(&sites).filter_map(|(m, s)| s.map(|s| s.parameters(m))).sum())
 }
 
 fn known() -> String {
@@ -147,26 +93,6 @@ fn known() -> String {
 fn ends_with_path(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|rest| !end.is_empty() && (rest.is_empty() || rest.ends_with('.')))
 }
-
-/// The tensors of one module's adapter in host memory.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ModuleTensors {
-    /// Rank; 0 where only the bias is trained.
-    pub rank: usize,
-    /// Input features.
-    pub in_features: usize,
-    /// Output features.
-    pub out_features: usize,
-    /// `lora_A.weight`, `[rank, in]`.
-    pub a: Vec<f32>,
-    /// `lora_B.weight`, `[out, rank]`.
-    pub b: Vec<f32>,
-    /// The trained bias, `[out]`.
-    pub bias: Option<Vec<f32>>,
-}
-
-/// An adapter's tensors by module name (`model.layers.0.self_attn.q_proj`).
-pub type AdapterTensors = BTreeMap<String, ModuleTensors>;
 
 /// One module's adapter on the device.
 pub(crate) struct Lora<P> {
@@ -208,38 +134,38 @@ pub struct Adapter<O: Ops> {
 }
 
 impl<O: Ops> Adapter<O> {
-    /// A fresh adapter as PEFT makes it: A uniform in `±1/sqrt(in)` (`kaiming_uniform_` with `a = sqrt(5)`), B zero, biases those of the model. A value depends on the seed,
-    /// the module's name and its place alone, so that other targets or ranks of other modules do not change it.
+    /// A fresh adapter as PEFT makes it: A uniform in `±1/sqrt(in)` (`kaiming_uniform_` with `a = sqrt(5)`), B zero, biases those of the model. A
+    /// value depends on the seed, the module's name and its place alone, so that other targets or ranks of other modules do not change it.
     ///
     /// # Errors
-    /// As [`Adapter::from_tensors`].
+    /// As [`Adapter::load`].
     pub fn init(model: &Model<O>, config: AdapterConfig, seed: u64) -> Result<Self> {
-        let sites = config.sites(model.dims())?;
-        let mut tensors = AdapterTensors::new();
+        let sites = sites(&config, model.dims())?;
+        let mut modules = BTreeMap::new();
         for (module, site) in model.dims().modules().into_iter().zip(sites) {
             let Some(site) = site else { continue };
             let a = kaiming_uniform(seed, &module.name, site.rank, module.in_features);
             let b = vec![0.0; site.rank * module.out_features];
             let bias = if site.bias { model.bias(module.index).map(<[f32]>::to_vec) } else { None };
-            let entry = ModuleTensors { rank: site.rank, in_features: module.in_features, out_features: module.out_features, a, b, bias };
-            tensors.insert(module.name, entry);
+            let (in_features, out_features) = (module.in_features, module.out_features);
+            modules.insert(module.name, LoraModule { rank: site.rank, in_features, out_features, a, b, bias });
         }
-        Self::from_tensors(model, config, &tensors)
+        Self::load(model, &HostAdapter { config, modules })
     }
 
-    /// An adapter with given values, such as those of a PEFT file or a checkpoint.
+    /// An adapter with given values: those of a PEFT folder ([`HostAdapter::read`]) or of a checkpoint.
     ///
     /// # Errors
-    /// [`EngineError::AdapterConfig`] if the settings do not fit the model; [`EngineError::AdapterTensor`] for tensors that are missing, misshapen, not finite, or
-    /// belong to no target; [`EngineError::Ops`] from the backend.
-    pub fn from_tensors(model: &Model<O>, config: AdapterConfig, tensors: &AdapterTensors) -> Result<Self> {
-        let sites = config.sites(model.dims())?;
-        check_tensors(model.dims(), &sites, tensors)?;
+    /// [`EngineError::AdapterConfig`] if the settings do not fit the model; [`EngineError::AdapterTensor`] for tensors that are missing, misshapen,
+    /// not finite, or belong to no target; [`EngineError::Ops`] from the backend.
+    pub fn load(model: &Model<O>, host: &HostAdapter) -> Result<Self> {
+        let sites = sites(&host.config, model.dims())?;
+        check_tensors(model.dims(), &sites, &host.modules)?;
         let ops = model.ops();
         let modules = model.dims().modules();
         let mut loras = Vec::with_capacity(modules.len());
         for (module, site) in modules.into_iter().zip(sites) {
-            let (Some(site), Some(t)) = (site, tensors.get(&module.name)) else {
+            let (Some(site), Some(t)) = (site, host.modules.get(&module.name)) else {
                 loras.push(None);
                 continue;
             };
@@ -248,18 +174,18 @@ impl<O: Ops> Adapter<O> {
             let bias = t.bias.as_deref().map(param).transpose()?;
             loras.push(Some(Lora { module, site, a, b, bias }));
         }
-        Ok(Adapter { config, loras })
+        Ok(Adapter { config: host.config.clone(), loras })
     }
 
-    /// The values, in host memory.
+    /// Settings and values in host memory, as PEFT's files hold them ([`HostAdapter::write`]).
     ///
     /// # Errors
     /// [`EngineError::Ops`] from the backend.
-    pub fn tensors(&self, model: &Model<O>) -> Result<AdapterTensors> {
-        let mut tensors = AdapterTensors::new();
+    pub fn to_host(&self, model: &Model<O>) -> Result<HostAdapter> {
+        let mut modules = BTreeMap::new();
         for lora in self.loras.iter().flatten() {
             let read = |p: &O::Param| model.ops().read_param(p).at(|| format!("reading the adapter of {}", lora.module.name));
-            let entry = ModuleTensors {
+            let entry = LoraModule {
                 rank: lora.site.rank,
                 in_features: lora.module.in_features,
                 out_features: lora.module.out_features,
@@ -267,9 +193,9 @@ impl<O: Ops> Adapter<O> {
                 b: read(&lora.b)?,
                 bias: lora.bias.as_ref().map(read).transpose()?,
             };
-            tensors.insert(lora.module.name.clone(), entry);
+            modules.insert(lora.module.name.clone(), entry);
         }
-        Ok(tensors)
+        Ok(HostAdapter { config: self.config.clone(), modules })
     }
 
     /// The settings.
@@ -304,7 +230,7 @@ impl<O: Ops> Adapter<O> {
 }
 
 /// Checks that there are tensors of the right shapes for every site, and no others.
-pub(crate) fn check_tensors(dims: &Dims, sites: &[Option<Site>], tensors: &AdapterTensors) -> Result<()> {
+pub(crate) fn check_tensors(dims: &Dims, sites: &[Option<Site>], tensors: &BTreeMap<String, LoraModule>) -> Result<()> {
     let error = |module: &str, what: String| Err(EngineError::AdapterTensor { module: module.to_string(), what });
     let modules = dims.modules();
     let used = |name: &str| modules.iter().zip(sites).any(|(m, s)| s.is_some() && m.name == name);

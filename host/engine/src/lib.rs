@@ -4,10 +4,9 @@
 //! ```text
 //! // loading
 //! Model::new(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, plan: WeightPlan) -> Result<Arc<Model<O>>, EngineError>
-//! Model::merged(ops, config, weights, &AdapterConfig, &AdapterTensors) -> Result<Arc<Model<O>>, EngineError>   // adapter folded into dense weights
-//! Adapter::init(&model, AdapterConfig{ r, alpha, dropout, rslora, bias, targets, rank_pattern, alpha_pattern }, seed) -> Result<Adapter<O>, _>
-//! Adapter::from_tensors(&model, AdapterConfig, &AdapterTensors) -> Result<Adapter<O>, _>;   adapter.tensors(&model) -> Result<AdapterTensors, _>
-//! AdapterTensors = BTreeMap<String /* model.layers.0.self_attn.q_proj */, ModuleTensors{ a, b: Vec<f32>, bias: Option<Vec<f32>>, rank, .. }>
+//! Model::merged(ops, config, weights, &trainer_model::Adapter) -> Result<Arc<Model<O>>, EngineError>          // adapter folded into dense weights
+//! Adapter::init(&model, trainer_model::AdapterConfig, seed) -> Result<Adapter<O>, _>                           // as PEFT: A random, B zero
+//! Adapter::load(&model, &trainer_model::Adapter) -> Result<Adapter<O>, _>;   adapter.to_host(&model) -> Result<trainer_model::Adapter, _>
 //! adapter.parameters() -> u64;  adapter.share(&model) -> f64
 //!
 //! // training
@@ -41,7 +40,7 @@ pub mod score;
 pub mod train;
 mod workspace;
 
-pub use adapter::{Adapter, AdapterConfig, AdapterTensors, Bias, ModuleTensors};
+pub use adapter::{Adapter, trained_parameters};
 pub use error::{EngineError, Result};
 pub use generate::{Cancel, Finish, GenEvent, GenOptions, GenRequest, GenResult, Generator, RequestError};
 pub use model::{HiddenStates, Model};

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use trainer_kernels::ops::{HostBatch, HostLinear, HostMatrix, Ops, WeightPlan};
-use trainer_model::{LinearWeight, ModelConfig, ModelWeights};
+use trainer_model::{Adapter as HostAdapter, LinearWeight, ModelConfig, ModelWeights};
 
-use crate::adapter::{Adapter, AdapterConfig, AdapterTensors};
+use crate::adapter::{Adapter, check_tensors, sites};
 use crate::error::{EngineError, OpsContext, Result};
 use crate::forward::{Buffers, Forward};
 use crate::modules::{Dims, Module, PROJECTIONS, Projection};
@@ -61,19 +60,15 @@ impl<O: Ops> Model<O> {
         Self::build(ops, config, weights, plan, None)
     }
 
-    /// Puts a model on a device with an adapter folded into its weights, `W + scale * B A`, which become dense f32: faster to generate with, and no longer
-    /// the quantized model that the adapter was trained on bit for bit.
+    /// Puts a model on a device with an adapter folded into its weights, `W + scale * B A`, which become dense f32: faster to generate with, and
+    /// equal to base and adapter up to rounding.
     ///
     /// # Errors
-    /// As [`Model::new`] and [`Adapter::from_tensors`].
-    pub fn merged(
-        ops: Arc<O>,
-        config: &ModelConfig,
-        weights: &ModelWeights,
-        adapter: &AdapterConfig,
-        tensors: &AdapterTensors,
-    ) -> Result<Arc<Self>> {
-        Self::build(ops, config, weights, WeightPlan::Unpacked, Some((adapter, tensors)))
+    /// As [`Model::new`] and [`Adapter::load`].
+    pub fn merged(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, adapter: &HostAdapter) -> Result<Arc<Self>> {
+        let dims = Dims::new(config)?;
+        check_tensors(&dims, &sites(&adapter.config, &dims)?, &adapter.modules)?;
+        Self::build(ops, config, weights, WeightPlan::Unpacked, Some(adapter))
     }
 
     fn build(
@@ -81,14 +76,13 @@ impl<O: Ops> Model<O> {
         config: &ModelConfig,
         weights: &ModelWeights,
         plan: WeightPlan,
-        merge: Option<(&AdapterConfig, &AdapterTensors)>,
+        merge: Option<&HostAdapter>,
     ) -> Result<Arc<Self>> {
         let dims = Dims::new(config)?;
         if weights.layers.len() != dims.layers {
             return Err(EngineError::Model(format!("{} layers of weights, {} in the configuration", weights.layers.len(), dims.layers)));
         }
         let modules = dims.modules();
-        let merged = merge.map(|(adapter, tensors)| Merge::new(&dims, adapter, tensors)).transpose()?;
         let mut layers = Vec::with_capacity(dims.layers);
         let mut biases = Vec::with_capacity(modules.len());
         let vector = |values: &[f32], len: usize, what: &str, layer: usize| {
@@ -105,24 +99,24 @@ impl<O: Ops> Model<O> {
                 Projection::Up => &layer.up,
                 Projection::Down => &layer.down,
             });
-            let mut linears = Vec::with_capacity(PROJECTIONS);
+            let mut merged = Vec::with_capacity(PROJECTIONS);
             for (weight, module) in all.iter().zip(modules) {
                 check_linear(weight, module)?;
-                linears.push(match &merged {
-                    Some(merge) => merge.apply(weight, module)?,
-                    None => Dense { values: None, bias: weight.bias.clone() },
-                });
-                biases.push(weight.bias.clone());
+                merged.push(merge.map(|adapter| fold(adapter, weight, module)).transpose()?.flatten());
+                biases.push(weight.bias().map(<[f32]>::to_vec));
             }
             let hosts: Vec<HostLinear<'_>> = all
                 .iter()
                 .zip(modules)
-                .zip(&linears)
-                .map(|((weight, module), dense)| HostLinear {
-                    weight: dense.values.as_deref().map_or_else(|| weight.as_host().weight, HostMatrix::F32),
-                    out_features: module.out_features,
-                    in_features: module.in_features,
-                    bias: dense.bias.as_deref(),
+                .zip(&merged)
+                .map(|((weight, module), dense)| {
+                    let trained = merge.and_then(|adapter| adapter.modules.get(&module.name)?.bias.as_deref());
+                    HostLinear {
+                        weight: dense.as_deref().map_or_else(|| host_matrix(weight), HostMatrix::F32),
+                        out_features: module.out_features,
+                        in_features: module.in_features,
+                        bias: trained.or(weight.bias()),
+                    }
                 })
                 .collect();
             let group = |range: std::ops::Range<usize>| {
@@ -143,19 +137,18 @@ impl<O: Ops> Model<O> {
         }
         check_len(weights.final_norm.len(), dims.hidden, || "the final norm".into())?;
         let final_norm = ops.vector(&weights.final_norm).at(|| "final norm".into())?;
-        let table = |weight: HostMatrix<'_>, rows: usize, cols: usize, what: &str| {
-            check_len(rows, dims.vocab, || format!("rows of {what}"))?;
-            check_len(cols, dims.hidden, || format!("columns of {what}"))?;
-            ops.table(weight, dims.vocab, dims.hidden).at(|| what.to_string())
+        let table = |weight: &LinearWeight, what: &str| {
+            check_len(weight.out_features(), dims.vocab, || format!("rows of {what}"))?;
+            check_len(weight.in_features(), dims.hidden, || format!("columns of {what}"))?;
+            if weight.bias().is_some() {
+                return Err(EngineError::Model(format!("{what} has a bias, which Qwen3's has not")));
+            }
+            ops.table(host_matrix(weight), dims.vocab, dims.hidden).at(|| what.to_string())
         };
-        let embed = &weights.embed;
-        let embedding = table(embed.as_host(), embed.rows, embed.cols, "the embedding")?;
+        let embedding = table(&weights.embed, "the embedding")?;
         let head = match (dims.tied, &weights.lm_head) {
             (true, _) => None,
-            (false, Some(w)) if w.bias.is_some() => {
-                return Err(EngineError::Model("the output head has a bias, which Qwen3 has not".into()));
-            }
-            (false, Some(w)) => Some(table(w.as_host().weight, w.out_features, w.in_features, "the output head")?),
+            (false, Some(weight)) => Some(table(weight, "the output head")?),
             (false, None) => {
                 return Err(EngineError::Model("the head is not tied to the embedding, but there are no weights for it".into()));
             }
@@ -221,7 +214,7 @@ impl<O: Ops> Model<O> {
     /// A batch that the backend refuses.
     pub fn hidden_states(&self, adapter: Option<&Adapter<O>>, batch: &HostBatch) -> Result<HiddenStates> {
         let n = batch.ids.len();
-        let mut buffers = Buffers::new(&self.ops, &self.dims, adapter, n, n)?;
+        let mut buffers = Buffers::new(self.ops(), &self.dims, adapter, n, n)?;
         let device = self.ops.batch(batch).at(|| "batch".into())?;
         let forward = Forward { model: self, adapter, batch: &device, n };
         let mut states = HiddenStates::default();
@@ -257,49 +250,29 @@ fn check_len(got: usize, need: usize, what: impl FnOnce() -> String) -> Result<(
 }
 
 fn check_linear(weight: &LinearWeight, module: &Module) -> Result<()> {
-    check_len(weight.out_features, module.out_features, || format!("output features of {}", module.name))?;
-    check_len(weight.in_features, module.in_features, || format!("input features of {}", module.name))?;
-    match &weight.bias {
+    check_len(weight.out_features(), module.out_features, || format!("output features of {}", module.name))?;
+    check_len(weight.in_features(), module.in_features, || format!("input features of {}", module.name))?;
+    match weight.bias() {
         Some(bias) => check_len(bias.len(), module.out_features, || format!("bias of {}", module.name)),
         None => Ok(()),
     }
 }
 
-/// A projection with its adapter folded in.
-struct Dense {
-    /// `None`: as the model has it.
-    values: Option<Vec<f32>>,
-    bias: Option<Vec<f32>>,
+fn host_matrix(weight: &LinearWeight) -> HostMatrix<'_> {
+    match weight {
+        LinearWeight::Nf4 { weight, .. } => HostMatrix::Nf4(weight),
+        LinearWeight::F32 { values, .. } => HostMatrix::F32(values),
+        LinearWeight::Bf16 { values, .. } => HostMatrix::Bf16(values),
+    }
 }
 
-/// An adapter on its way into the weights.
-struct Merge<'a> {
-    sites: Vec<Option<crate::adapter::Site>>,
-    tensors: &'a AdapterTensors,
-}
-
-impl<'a> Merge<'a> {
-    fn new(dims: &Dims, config: &AdapterConfig, tensors: &'a AdapterTensors) -> Result<Self> {
-        let sites = config.sites(dims)?;
-        crate::adapter::check_tensors(dims, &sites, tensors)?;
-        Ok(Merge { sites, tensors })
+/// A projection's weight with its adapter folded in; `None` where there is none.
+fn fold(adapter: &HostAdapter, weight: &LinearWeight, module: &Module) -> Result<Option<Vec<f32>>> {
+    if adapter.modules.get(&module.name).is_none_or(|m| m.rank == 0) {
+        return Ok(None);
     }
-
-    fn apply(&self, weight: &LinearWeight, module: &Module) -> Result<Dense> {
-        let site = self.sites.get(module.index).copied().flatten();
-        let frozen = weight.bias.clone();
-        let (Some(site), Some(t)) = (site, self.tensors.get(&module.name)) else { return Ok(Dense { values: None, bias: frozen }) };
-        let mut values = weight.to_f32();
-        let (rank, width) = (site.rank, module.in_features);
-        if rank > 0 {
-            values.par_chunks_exact_mut(width).zip(t.b.par_chunks_exact(rank)).for_each(|(row, b)| {
-                let mut delta = vec![0f32; width];
-                for (b, a) in b.iter().zip(t.a.chunks_exact(width)) {
-                    delta.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
-                }
-                row.iter_mut().zip(&delta).for_each(|(w, d)| *w += site.scale * d);
-            });
-        }
-        Ok(Dense { values: Some(values), bias: t.bias.clone().or(frozen) })
-    }
+    let mut values = weight.to_f32().map_err(|e| EngineError::Model(format!("{}: {e}", module.name)))?;
+    let merged = adapter.merge(&module.name, &mut values, module.out_features, module.in_features);
+    merged.map_err(|e| EngineError::AdapterTensor { module: module.name.clone(), what: e.to_string() })?;
+    Ok(Some(values))
 }

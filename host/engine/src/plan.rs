@@ -2,9 +2,9 @@
 
 use trainer_kernels::adamw::{AdamWConfig, OptimizerState};
 use trainer_kernels::ops::{Ops, WeightPlan};
-use trainer_model::ModelConfig;
+use trainer_model::{AdapterConfig, ModelConfig};
 
-use crate::adapter::AdapterConfig;
+use crate::adapter::sites;
 use crate::error::{EngineError, Result};
 use crate::forward::GENERATION;
 use crate::generate::GenOptions;
@@ -65,7 +65,7 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
     parts.insert("frozen projections", held);
     parts.insert("embedding and head", product(&[tables, element])?);
     parts.insert("norms and biases", (other - tables) * 4);
-    let sites = adapter.map(|a| a.sites(&dims)).transpose()?;
+    let sites = adapter.map(|a| sites(a, &dims)).transpose()?;
     if let Some(sites) = &sites {
         let modules = dims.modules();
         let trained: u64 = modules.iter().zip(sites).filter_map(|(m, s)| s.map(|s| s.parameters(m))).sum();

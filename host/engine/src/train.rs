@@ -6,7 +6,7 @@ use std::sync::Arc;
 use trainer_kernels::adamw::{AdamWConfig, OptimizerState, clip_factor};
 use trainer_kernels::ops::{HostBatch, Ops};
 
-use crate::adapter::{Adapter, Gradients};
+use crate::adapter::{Adapter, Gradients, sites};
 use crate::decoder::{Pass, StepDropout};
 use crate::error::{EngineError, OpsContext, Result};
 use crate::model::Model;
@@ -118,7 +118,7 @@ impl<O: Ops> Trainer<O> {
                 generation: None,
             },
         )?;
-        let sites = adapter.config().sites(model.dims())?;
+        let sites = sites(adapter.config(), model.dims())?;
         let layout = Layout::new(model.dims(), &sites, &options.recompute)?;
         let gradients = Gradients::new(model.ops(), &adapter)?;
         let mut states = Vec::new();
@@ -174,7 +174,7 @@ impl<O: Ops> Trainer<O> {
     }
 
     fn dropout(&self) -> Result<Option<StepDropout>> {
-        let p = self.adapter.config().dropout;
+        let p = self.adapter.config().dropout as f32;
         if p == 0.0 {
             return Ok(None);
         }
