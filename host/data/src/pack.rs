@@ -2,12 +2,10 @@
 //!
 //! A step is always batch x accumulation samples. Packing only arranges them, so the loss of a step does not depend on it.
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::DataError;
 
 /// One training text as tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Token ids.
     pub ids: Vec<u32>,

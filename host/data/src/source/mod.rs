@@ -46,6 +46,7 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileInfo {
     /// The path as the recipe leads to it, or the name of embedded data.
+    #[serde(with = "shared_text")]
     pub name: Arc<str>,
     /// The format that it is read as.
     pub format: Format,
@@ -335,4 +336,19 @@ fn shards(readers: &[Reader]) -> Option<Vec<Shard>> {
 /// All rows of a source in file order: how evaluation reads.
 pub fn read_rows(source: &Source) -> Rows<'_> {
     source.rows()
+}
+
+/// `Arc<str>` as a string, without serde's `rc` feature.
+mod shared_text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Arc<str>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(d).map(Arc::from)
+    }
 }
