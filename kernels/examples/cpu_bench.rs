@@ -99,7 +99,8 @@ impl Report {
 
 fn batch(cpu: &Cpu, lens: &[usize], positions: Option<u32>) -> Batch {
     let n: usize = lens.iter().sum();
-    let mut host = HostBatch { ids: (0..n as u32).map(|i| i * 7 % VOCABULARY as u32).collect(), cu_seqlens: vec![0], ..HostBatch::default() };
+    let mut host =
+        HostBatch { ids: (0..n as u32).map(|i| i * 7 % VOCABULARY as u32).collect(), cu_seqlens: vec![0], ..HostBatch::default() };
     for (i, &len) in lens.iter().enumerate() {
         host.positions.extend((0..len as u32).map(|p| positions.unwrap_or(0) + p));
         host.cu_seqlens.push(host.positions.len() as u32);
@@ -150,7 +151,8 @@ fn training(cpu: &Cpu, n: usize, plan: WeightPlan) {
         let t = time(|| {
             let (a, b) = (&p.a, &p.b);
             let lora: Vec<_> = a.iter().zip(b).map(|(a, b)| Some(LoraMember { a, b, rank: RANK, scale: 1.0, bias: None })).collect();
-            let mut grads: Vec<_> = p.da.iter_mut().zip(&mut p.db).map(|(a, b)| Some(LoraGrads { a_acc: a, b_acc: b, bias_acc: None })).collect();
+            let mut grads: Vec<_> =
+                p.da.iter_mut().zip(&mut p.db).map(|(a, b)| Some(LoraGrads { a_acc: a, b_acc: b, bias_acc: None })).collect();
             cpu.linear_backward(&batch, n, &out, &input, &mid, &p.group, &lora, None, &mut grads, &mut dmid, Some(&mut dinput)).unwrap();
         });
         r.line(&format!("linear {name} backward"), LAYERS, t, flops(work));
@@ -170,7 +172,8 @@ fn training(cpu: &Cpu, n: usize, plan: WeightPlan) {
     r.line("swiglu_backward", LAYERS, t, 0.0);
     let t = time(|| cpu.attention_backward(&batch, n, SHAPE, &dattn, &attn, &qk, &qkv, &lse, &mut dqk, &mut dqkv).unwrap());
     r.line("attention_backward", LAYERS, t, 10.0 * pairs as f64);
-    let t = time(|| cpu.qk_norm_rope_backward(&batch, n, SHAPE, &dqk, &qkv, &head_weight, &head_weight, &qk_rstd, THETA, &mut dqkv).unwrap());
+    let t =
+        time(|| cpu.qk_norm_rope_backward(&batch, n, SHAPE, &dqk, &qkv, &head_weight, &head_weight, &qk_rstd, THETA, &mut dqkv).unwrap());
     r.line("qk_norm_rope_backward", LAYERS, t, 0.0);
     let t = time(|| cpu.rms_norm_backward(n, &y, &normed, &weight, &rstd, &mut x).unwrap());
     r.line("rms_norm_backward", 2 * LAYERS, t, 0.0);
@@ -191,7 +194,8 @@ fn decoding(cpu: &Cpu, n: usize, context: u32) {
     ];
     let mut r = Report { total: 0.0 };
     for (name, p) in &groups {
-        let (x, mut out, mut mid) = (cpu.tensor(n, p.inner).unwrap(), cpu.tensor(n, p.out()).unwrap(), cpu.tensor(n, RANK * p.outs.len()).unwrap());
+        let (x, mut out, mut mid) =
+            (cpu.tensor(n, p.inner).unwrap(), cpu.tensor(n, p.out()).unwrap(), cpu.tensor(n, RANK * p.outs.len()).unwrap());
         let work = 2.0 * (p.work() * n) as f64;
         let t = time(|| cpu.linear(&batch, n, &x, &p.group, &p.lora(true), None, &mut out, &mut mid).unwrap());
         r.line(&format!("linear {name}"), LAYERS, t, work);

@@ -117,16 +117,20 @@ fn linear_with_adapter_agrees_with_autograd() {
 
         let host = host_batch(&[n], 10, &mut random);
         let batch = batch(&cpu, &host);
-        let group = cpu.group(&[HostLinear { weight: HostMatrix::F32(&w), out_features: o, in_features: inner, bias: None }], WeightPlan::Unpacked).unwrap();
+        let group = cpu
+            .group(&[HostLinear { weight: HostMatrix::F32(&w), out_features: o, in_features: inner, bias: None }], WeightPlan::Unpacked)
+            .unwrap();
         let (ap, bp) = (cpu.param(&a).unwrap(), cpu.param(&b).unwrap());
         let lora = [Some(LoraMember { a: &ap, b: &bp, rank, scale: 0.5, bias: None })];
-        let (mut got, mut mid, mut dmid, mut dx) = (garbage(&cpu, n, o), garbage(&cpu, n, rank), garbage(&cpu, n, rank), garbage(&cpu, n, inner));
+        let (mut got, mut mid, mut dmid, mut dx) =
+            (garbage(&cpu, n, o), garbage(&cpu, n, rank), garbage(&cpu, n, rank), garbage(&cpu, n, inner));
         let xt = tensor(&cpu, &x, inner);
         cpu.linear(&batch, n, &xt, &group, &lora, None, &mut got, &mut mid).unwrap();
         close("linear", &cpu.read_tensor(n, &got).unwrap(), &out(&y), 5e-7);
         let (mut da, mut db) = (cpu.param(&vec![0.0; a.len()]).unwrap(), cpu.param(&vec![0.0; b.len()]).unwrap());
         let mut grads = [Some(LoraGrads { a_acc: &mut da, b_acc: &mut db, bias_acc: None })];
-        cpu.linear_backward(&batch, n, &tensor(&cpu, &dy, o), &xt, &mid, &group, &lora, None, &mut grads, &mut dmid, Some(&mut dx)).unwrap();
+        cpu.linear_backward(&batch, n, &tensor(&cpu, &dy, o), &xt, &mid, &group, &lora, None, &mut grads, &mut dmid, Some(&mut dx))
+            .unwrap();
         close("linear: dx", &cpu.read_tensor(n, &dx).unwrap(), &gradient(&y, &dyc, &xv), 1e-6);
         close("linear: dA", &cpu.read_param(&da).unwrap(), &gradient(&y, &dyc, &av), 1e-6);
         close("linear: dB", &cpu.read_param(&db).unwrap(), &gradient(&y, &dyc, &bv), 1e-6);
@@ -150,7 +154,16 @@ fn rotated_attention_agrees_with_autograd() {
         };
         let (cos, sin) = (table(f64::cos), table(f64::sin));
         let x = var(&qkv, (n, width));
-        let q = norm_rope(&x.narrow(1, 0, shape.q_width()).unwrap().contiguous().unwrap(), shape.heads, dim, &constant(&qw, (1, dim)), eps, &cos, &sin).unwrap();
+        let q = norm_rope(
+            &x.narrow(1, 0, shape.q_width()).unwrap().contiguous().unwrap(),
+            shape.heads,
+            dim,
+            &constant(&qw, (1, dim)),
+            eps,
+            &cos,
+            &sin,
+        )
+        .unwrap();
         let k = x.narrow(1, shape.q_width(), shape.kv_width()).unwrap().contiguous().unwrap();
         let k = norm_rope(&k, shape.kv_heads, dim, &constant(&kw, (1, dim)), eps, &cos, &sin).unwrap();
         let qk = Tensor::cat(&[q, k], 1).unwrap();

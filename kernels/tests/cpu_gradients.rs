@@ -23,7 +23,9 @@ fn embed_copies_rows() {
         let weights = random.values(vocabulary * cols);
         let half: Vec<half::bf16> = weights.iter().map(|w| half::bf16::from_f32(*w)).collect();
         let host = host_batch(&[3, 1, 40], vocabulary, &mut random);
-        for (matrix, values) in [(HostMatrix::F32(&weights), weights.clone()), (HostMatrix::Bf16(&half), half.iter().map(|w| w.to_f32()).collect())] {
+        for (matrix, values) in
+            [(HostMatrix::F32(&weights), weights.clone()), (HostMatrix::Bf16(&half), half.iter().map(|w| w.to_f32()).collect())]
+        {
             let table = cpu.table(matrix, vocabulary, cols).unwrap();
             let mut out = garbage(&cpu, 44, cols);
             cpu.embed(&batch(&cpu, &host), &table, &mut out).unwrap();
@@ -38,7 +40,8 @@ fn rms_norm_and_its_gradient() {
     for cpu in all_sets(2) {
         for (n, width, eps) in [(1, 1, 1e-3), (37, 33, 1e-6), (70, 192, 1e-5), (3, 1000, 1e-6)] {
             let mut random = Random::new(width as u64);
-            let (x, delta, dy, before) = (random.values(n * width), random.values(n * width), random.values(n * width), random.values(n * width));
+            let (x, delta, dy, before) =
+                (random.values(n * width), random.values(n * width), random.values(n * width), random.values(n * width));
             let w = random.around(width, 1.0, 0.5);
             let weight = cpu.vector(&w).unwrap();
             let (mut out, mut rstd) = (garbage(&cpu, n, width), garbage(&cpu, n, 1));
@@ -115,21 +118,47 @@ fn linear_with_adapters_and_its_gradients() {
             let linears: Vec<_> = members
                 .iter()
                 .enumerate()
-                .map(|(i, m)| HostLinear { weight: HostMatrix::F32(&weights[i]), out_features: m.0, in_features: inner, bias: frozen_bias.then_some(&biases[i][..]) })
+                .map(|(i, m)| HostLinear {
+                    weight: HostMatrix::F32(&weights[i]),
+                    out_features: m.0,
+                    in_features: inner,
+                    bias: frozen_bias.then_some(&biases[i][..]),
+                })
                 .collect();
             let dropout = Some(Dropout { p, seed: 3407, step: 7, module: 5 });
-            let kept = if p > 0.0 { masks(&cpu, &host, inner, members.len(), dropout.unwrap()) } else { vec![vec![1.0; n * inner]; members.len()] };
+            let kept = if p > 0.0 {
+                masks(&cpu, &host, inner, members.len(), dropout.unwrap())
+            } else {
+                vec![vec![1.0; n * inner]; members.len()]
+            };
 
             let params = |values: &[Vec<f32>]| -> Vec<Param> { values.iter().map(|v| cpu.param(v).unwrap()).collect() };
             let (ap, bp, tp) = (params(&a), params(&bb), params(&trained));
             let lora: Vec<_> = (0..members.len())
-                .map(|i| (members[i].1 > 0).then(|| LoraMember { a: &ap[i], b: &bp[i], rank: members[i].1, scale, bias: trained_bias.then_some(&tp[i]) }))
+                .map(|i| {
+                    (members[i].1 > 0).then(|| LoraMember {
+                        a: &ap[i],
+                        b: &bp[i],
+                        rank: members[i].1,
+                        scale,
+                        bias: trained_bias.then_some(&tp[i]),
+                    })
+                })
                 .collect();
             let model = |x: &[f64], a: &[Vec<f64>], bb: &[Vec<f64>], trained: &[Vec<f64>]| {
                 let members: Vec<Linear64> = (0..members.len())
                     .map(|i| {
-                        let bias = if trained_bias && members[i].1 > 0 { Some(trained[i].clone()) } else { frozen_bias.then(|| wide(&biases[i])) };
-                        Linear64 { w: wide(&weights[i]), bias, a: a[i].clone(), b: bb[i].clone(), rank: members[i].1, scale: f64::from(scale), out: members[i].0 }
+                        let bias =
+                            if trained_bias && members[i].1 > 0 { Some(trained[i].clone()) } else { frozen_bias.then(|| wide(&biases[i])) };
+                        Linear64 {
+                            w: wide(&weights[i]),
+                            bias,
+                            a: a[i].clone(),
+                            b: bb[i].clone(),
+                            rank: members[i].1,
+                            scale: f64::from(scale),
+                            out: members[i].0,
+                        }
                     })
                     .collect();
                 linear(x, inner, &members, &|i, x| x.iter().zip(&kept[i]).map(|(x, m)| x * m).collect())
@@ -141,7 +170,8 @@ fn linear_with_adapters_and_its_gradients() {
             for plan in [WeightPlan::Unpacked, WeightPlan::Packed] {
                 let group = cpu.group(&linears, plan).unwrap();
                 let (xt, dyt) = (tensor(&cpu, &x, inner), tensor(&cpu, &dy, total));
-                let (mut out, mut mid, mut dmid) = (garbage(&cpu, n, total), garbage(&cpu, n, ranks.max(1)), garbage(&cpu, n, ranks.max(1)));
+                let (mut out, mut mid, mut dmid) =
+                    (garbage(&cpu, n, total), garbage(&cpu, n, ranks.max(1)), garbage(&cpu, n, ranks.max(1)));
                 cpu.linear(&b, n, &xt, &group, &lora, dropout, &mut out, &mut mid).unwrap();
                 let y = cpu.read_tensor(n, &out).unwrap();
                 close("linear", &y, &model(&x64, &a64, &b64, &t64), 1e-6);
@@ -175,11 +205,19 @@ fn linear_with_adapters_and_its_gradients() {
                     assert!(all[2 + i].is_empty() && all[2 + 2 * k + i].iter().all(|g| *g == 0.0));
                     continue;
                 }
-                let replaced = |list: &[Vec<f64>], v: &[f64]| list.iter().enumerate().map(|(j, l)| if i == j { v.to_vec() } else { l.clone() }).collect::<Vec<_>>();
-                check_gradient("linear: dA", &a64[i], &all[2 + i], &mut random, &|v| dot(&model(&x64, &replaced(&a64, v), &b64, &t64), &dy64));
-                check_gradient("linear: dB", &b64[i], &all[2 + k + i], &mut random, &|v| dot(&model(&x64, &a64, &replaced(&b64, v), &t64), &dy64));
+                let replaced = |list: &[Vec<f64>], v: &[f64]| {
+                    list.iter().enumerate().map(|(j, l)| if i == j { v.to_vec() } else { l.clone() }).collect::<Vec<_>>()
+                };
+                check_gradient("linear: dA", &a64[i], &all[2 + i], &mut random, &|v| {
+                    dot(&model(&x64, &replaced(&a64, v), &b64, &t64), &dy64)
+                });
+                check_gradient("linear: dB", &b64[i], &all[2 + k + i], &mut random, &|v| {
+                    dot(&model(&x64, &a64, &replaced(&b64, v), &t64), &dy64)
+                });
                 if trained_bias {
-                    check_gradient("linear: dbias", &t64[i], &all[2 + 2 * k + i], &mut random, &|v| dot(&model(&x64, &a64, &b64, &replaced(&t64, v)), &dy64));
+                    check_gradient("linear: dbias", &t64[i], &all[2 + 2 * k + i], &mut random, &|v| {
+                        dot(&model(&x64, &a64, &b64, &replaced(&t64, v)), &dy64)
+                    });
                 }
             }
         }
@@ -205,7 +243,8 @@ fn qk_norm_rope_and_its_gradient() {
             let f = |x: &[f64]| qk_norm_rope(x, &host.positions, shape, &wide(&qw), &wide(&kw), f64::from(eps), theta);
             close("qk_norm_rope", &cpu.read_tensor(n, &qk).unwrap(), &f(&wide(&qkv)), 5e-7);
             let mut dqkv = tensor(&cpu, &vec![0.0; n * shape.qkv_width()], shape.qkv_width());
-            cpu.qk_norm_rope_backward(&b, n, shape, &tensor(&cpu, &dqk, shape.qk_width()), &qkvt, &qv, &kv, &rstd, theta, &mut dqkv).unwrap();
+            cpu.qk_norm_rope_backward(&b, n, shape, &tensor(&cpu, &dqk, shape.qk_width()), &qkvt, &qv, &kv, &rstd, theta, &mut dqkv)
+                .unwrap();
             let dqkv = cpu.read_tensor(n, &dqkv).unwrap();
             check_gradient("qk_norm_rope", &wide(&qkv), &dqkv, &mut random, &|x| dot(&f(x), &wide(&dqk)));
         }
@@ -231,10 +270,14 @@ fn attention_and_its_gradient() {
             let mut dqk = garbage(&cpu, n, shape.qk_width());
             let marked = vec![0.125; n * shape.qkv_width()];
             let mut dqkv = tensor(&cpu, &marked, shape.qkv_width());
-            cpu.attention_backward(&b, n, shape, &tensor(&cpu, &dout, shape.q_width()), &out, &qkt, &qkvt, &lse, &mut dqk, &mut dqkv).unwrap();
+            cpu.attention_backward(&b, n, shape, &tensor(&cpu, &dout, shape.q_width()), &out, &qkt, &qkvt, &lse, &mut dqk, &mut dqkv)
+                .unwrap();
             let dqk = cpu.read_tensor(n, &dqk).unwrap();
             let dqkv = cpu.read_tensor(n, &dqkv).unwrap();
-            assert!(columns(&dqkv, shape.qkv_width(), 0, shape.qk_width()).iter().all(|v| *v == 0.125), "the q and k columns belong to others");
+            assert!(
+                columns(&dqkv, shape.qkv_width(), 0, shape.qk_width()).iter().all(|v| *v == 0.125),
+                "the q and k columns belong to others"
+            );
             let dv = columns(&dqkv, shape.qkv_width(), shape.qk_width(), shape.kv_width());
             check_gradient("attention: dqk", &qk64, &dqk, &mut random, &|x| dot(&attention(x, &v64, &host.cu_seqlens, shape), &dout64));
             check_gradient("attention: dv", &v64, &dv, &mut random, &|x| dot(&attention(&qk64, x, &host.cu_seqlens, shape), &dout64));

@@ -37,7 +37,11 @@ impl Layer {
         let weights: Vec<Vec<f32>> = projections().iter().map(|(_, o, i)| random.around(o * i, 0.0, 0.2)).collect();
         let quantize = |(w, (_, o, i)): (&Vec<f32>, (usize, usize, usize))| Nf4::quantize(w, &[o, i], 64, DoubleQuant::default()).unwrap();
         let nf4 = quantized.then(|| weights.iter().zip(projections()).map(quantize).collect());
-        let adapters = projections().iter().enumerate().map(|(k, (_, o, i))| (random.values((k + 3) * i), random.around(o * (k + 3), 0.0, 0.3), k + 3)).collect();
+        let adapters = projections()
+            .iter()
+            .enumerate()
+            .map(|(k, (_, o, i))| (random.values((k + 3) * i), random.around(o * (k + 3), 0.0, 0.3), k + 3))
+            .collect();
         let (norm, head_norm) = (random.around(HIDDEN, 1.0, 0.3), random.around(SHAPE.head_dim, 1.0, 0.3));
         let head = random.around(VOCABULARY * HIDDEN, 0.0, 0.3);
         Layer { weights, nf4, adapters, norm, head_norm, head, plan, p }
@@ -61,7 +65,10 @@ impl Layer {
         let groups: Vec<_> = spans.iter().map(|s| cpu.group(&linears[s.clone()], self.plan).unwrap()).collect();
         let params: Vec<(Param, Param)> = self.adapters.iter().map(|(a, b, _)| (cpu.param(a).unwrap(), cpu.param(b).unwrap())).collect();
         let lora = |g: usize| -> Vec<_> {
-            spans[g].clone().map(|k| Some(LoraMember { a: &params[k].0, b: &params[k].1, rank: self.adapters[k].2, scale: 0.5, bias: None })).collect()
+            spans[g]
+                .clone()
+                .map(|k| Some(LoraMember { a: &params[k].0, b: &params[k].1, rank: self.adapters[k].2, scale: 0.5, bias: None }))
+                .collect()
         };
         let dropout = |g: usize| Some(Dropout { p: self.p, seed: 9, step: 3, module: spans[g].start as u32 });
         let ranks = |g: usize| spans[g].clone().map(|k| self.adapters[k].2).sum::<usize>();
@@ -73,7 +80,8 @@ impl Layer {
         let (mut h1, mut r1, mut h2, mut r2, mut h3, mut r3) = (t(HIDDEN), t(1), t(HIDDEN), t(1), t(HIDDEN), t(1));
         let mut mids: Vec<_> = (0..4).map(|g| t(ranks(g))).collect();
         let mut dmids: Vec<_> = (0..4).map(|g| t(ranks(g))).collect();
-        let (mut qkv, mut qk, mut qkr, mut att, mut lse) = (t(SHAPE.qkv_width()), t(SHAPE.qk_width()), t(SHAPE.heads + SHAPE.kv_heads), t(SHAPE.q_width()), t(SHAPE.heads));
+        let (mut qkv, mut qk, mut qkr, mut att, mut lse) =
+            (t(SHAPE.qkv_width()), t(SHAPE.qk_width()), t(SHAPE.heads + SHAPE.kv_heads), t(SHAPE.q_width()), t(SHAPE.heads));
         let (mut o, mut gu, mut act, mut down) = (t(HIDDEN), t(2 * INTER), t(INTER), t(HIDDEN));
         cpu.rms_norm(n, &x, &norm, eps, &mut h1, &mut r1).unwrap();
         cpu.linear(&b, n, &h1, &groups[0], &lora(0), dropout(0), &mut qkv, &mut mids[0]).unwrap();
@@ -91,15 +99,21 @@ impl Layer {
         let mut dh = t(HIDDEN);
         let losses = cpu.cross_entropy(&b, n, &h3, &table, 0.01, Some(&mut dh)).unwrap();
 
-        let mut grads: Vec<(Param, Param)> = self.adapters.iter().map(|(a, b, _)| (cpu.param(&vec![0.0; a.len()]).unwrap(), cpu.param(&vec![0.0; b.len()]).unwrap())).collect();
+        let mut grads: Vec<(Param, Param)> = self
+            .adapters
+            .iter()
+            .map(|(a, b, _)| (cpu.param(&vec![0.0; a.len()]).unwrap(), cpu.param(&vec![0.0; b.len()]).unwrap()))
+            .collect();
         let mut backward = |g: usize, dy: &_, x: &_, mid: &_, dmid: &mut _, dx: &mut _| {
-            let mut slots: Vec<_> = grads[spans[g].clone()].iter_mut().map(|(a, b)| Some(LoraGrads { a_acc: a, b_acc: b, bias_acc: None })).collect();
+            let mut slots: Vec<_> =
+                grads[spans[g].clone()].iter_mut().map(|(a, b)| Some(LoraGrads { a_acc: a, b_acc: b, bias_acc: None })).collect();
             cpu.linear_backward(&b, n, dy, x, mid, &groups[g], &lora(g), dropout(g), &mut slots, dmid, Some(dx)).unwrap();
         };
         let mut dx = t(HIDDEN);
         cpu.zero(n, &mut dx).unwrap();
         cpu.rms_norm_backward(n, &dh, &x, &norm, &r3, &mut dx).unwrap();
-        let (mut dact, mut dgu, mut dh2, mut datt, mut dqk, mut dqkv, mut dh1) = (t(INTER), t(2 * INTER), t(HIDDEN), t(SHAPE.q_width()), t(SHAPE.qk_width()), t(SHAPE.qkv_width()), t(HIDDEN));
+        let (mut dact, mut dgu, mut dh2, mut datt, mut dqk, mut dqkv, mut dh1) =
+            (t(INTER), t(2 * INTER), t(HIDDEN), t(SHAPE.q_width()), t(SHAPE.qk_width()), t(SHAPE.qkv_width()), t(HIDDEN));
         backward(3, &dx, &act, &mids[3], &mut dmids[3], &mut dact);
         cpu.swiglu_backward(n, INTER, &dact, &gu, &mut dgu).unwrap();
         backward(2, &dgu, &h2, &mids[2], &mut dmids[2], &mut dh2);
@@ -110,7 +124,20 @@ impl Layer {
         backward(0, &dqkv, &h1, &mids[0], &mut dmids[0], &mut dh1);
         cpu.rms_norm_backward(n, &dh1, &tensor(cpu, &x_in, HIDDEN), &norm, &r1, &mut dx).unwrap();
 
-        let named = [("h1", &h1), ("qkv", &qkv), ("qk", &qk), ("attention", &att), ("lse", &lse), ("x", &x), ("gate_up", &gu), ("act", &act), ("h3", &h3), ("dh", &dh), ("dqkv", &dqkv), ("dx", &dx)];
+        let named = [
+            ("h1", &h1),
+            ("qkv", &qkv),
+            ("qk", &qk),
+            ("attention", &att),
+            ("lse", &lse),
+            ("x", &x),
+            ("gate_up", &gu),
+            ("act", &act),
+            ("h3", &h3),
+            ("dh", &dh),
+            ("dqkv", &dqkv),
+            ("dx", &dx),
+        ];
         let mut all: Vec<_> = named.iter().map(|(name, t)| (name.to_string(), t.col_count(), cpu.read_tensor(n, t).unwrap())).collect();
         for (k, (a, b)) in grads.iter().enumerate() {
             all.push((format!("dA {k}"), 0, cpu.read_param(a).unwrap()));
@@ -242,7 +269,8 @@ fn the_cache_changes_no_bit() {
             let mut part = HostBatch { cu_seqlens: vec![0], ..HostBatch::default() };
             let mut rows = Vec::new();
             for s in 0..3 {
-                let count = if step == 0 { [40, 5, 1][s] } else { usize::from(step % 3 != s || lens[s] - done[s] > 30) }.min(lens[s] - done[s]);
+                let count =
+                    if step == 0 { [40, 5, 1][s] } else { usize::from(step % 3 != s || lens[s] - done[s] > 30) }.min(lens[s] - done[s]);
                 for p in done[s]..done[s] + count {
                     rows.push(host.cu_seqlens[s] as usize + p);
                     part.positions.push(p as u32);
@@ -260,7 +288,10 @@ fn the_cache_changes_no_bit() {
             }
             let b = cpu.batch(&part).unwrap();
             let take = |x: &[f32], w: usize| rows.iter().flat_map(|r| x[r * w..(r + 1) * w].to_vec()).collect::<Vec<_>>();
-            let (q, kv) = (tensor(&cpu, &take(&qk, shape.qk_width()), shape.qk_width()), tensor(&cpu, &take(&qkv, shape.qkv_width()), shape.qkv_width()));
+            let (q, kv) = (
+                tensor(&cpu, &take(&qk, shape.qk_width()), shape.qk_width()),
+                tensor(&cpu, &take(&qkv, shape.qkv_width()), shape.qkv_width()),
+            );
             let mut got = garbage(&cpu, rows.len(), shape.q_width());
             cpu.cache_append(&b, rows.len(), 1, shape, &q, &kv, &mut cache).unwrap();
             cpu.attention_cached(&b, rows.len(), 1, shape, &q, &cache, &mut got).unwrap();
@@ -288,7 +319,9 @@ fn logits_of_a_row_do_not_depend_on_the_others() {
 fn dropped(cpu: &Cpu, host: &HostBatch, width: usize, dropout: Dropout, x: &[f32]) -> Vec<f32> {
     let n = host.ids.len();
     let zero = vec![0.0; width];
-    let group = cpu.group(&[HostLinear { weight: HostMatrix::F32(&zero), out_features: 1, in_features: width, bias: None }], WeightPlan::Unpacked).unwrap();
+    let group = cpu
+        .group(&[HostLinear { weight: HostMatrix::F32(&zero), out_features: 1, in_features: width, bias: None }], WeightPlan::Unpacked)
+        .unwrap();
     let mut identity = vec![0.0; width * width];
     (0..width).for_each(|i| identity[i * width + i] = 1.0);
     let (a, b) = (cpu.param(&identity).unwrap(), cpu.param(&zero).unwrap());
@@ -443,7 +476,12 @@ fn wrong_arguments_are_refused() {
     refused("norm's weight", cpu.rms_norm(9, &hidden, &cpu.vector(&[]).unwrap(), 1e-6, &mut out, &mut stats));
 
     let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 2 };
-    for bad in [AttentionShape { head_dim: 3, ..shape }, AttentionShape { head_dim: 0, ..shape }, AttentionShape { kv_heads: 0, ..shape }, AttentionShape { heads: 3, kv_heads: 2, ..shape }] {
+    for bad in [
+        AttentionShape { head_dim: 3, ..shape },
+        AttentionShape { head_dim: 0, ..shape },
+        AttentionShape { kv_heads: 0, ..shape },
+        AttentionShape { heads: 3, kv_heads: 2, ..shape },
+    ] {
         refused("head", cpu.cache(1, 1, 1, bad));
     }
     refused("no memory", cpu.cache(1, usize::MAX, 3, shape));

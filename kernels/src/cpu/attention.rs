@@ -8,7 +8,7 @@
 
 use super::buffer::{Borrowed, Buffer, Parts, area};
 use super::gemm::{self, Finish, PANEL, Product, Rhs, Term};
-use super::simd::{Simd, at, at_or, dispatch, exp, largest, put, zero_tail, sum, vectors};
+use super::simd::{Simd, at, at_or, dispatch, exp, largest, put, sum, vectors, zero_tail};
 use super::{Batch, Cpu, Stats, Tensor, index, same};
 use crate::ops::{AttentionShape, OpsError, Result};
 
@@ -50,7 +50,8 @@ pub(super) fn check_shape(op: &'static str, shape: AttentionShape) -> Result<()>
     if shape.kv_heads == 0 || shape.heads == 0 || !shape.heads.is_multiple_of(shape.kv_heads) {
         return Err(OpsError::Device(format!("{op}: {} key/value heads do not divide {} heads", shape.kv_heads, shape.heads)));
     }
-    let widths = shape.kv_heads.checked_mul(2).and_then(|k| k.checked_add(shape.heads)).and_then(|h| area(h, shape.head_dim, "a row of heads").ok());
+    let widths =
+        shape.kv_heads.checked_mul(2).and_then(|k| k.checked_add(shape.heads)).and_then(|h| area(h, shape.head_dim, "a row of heads").ok());
     widths.map(|_| ()).ok_or(OpsError::Memory { what: "a row of heads".into(), bytes: u64::MAX })
 }
 
@@ -120,8 +121,20 @@ dispatch!(
 
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "one pass over two blocks with two statistics each")]
-fn backward_rows_body<S: Simd>(s: S, scores: &mut [f32], dp: &mut [f32], stride: usize, width: usize, seen: usize, scale: f32, lse: &[f32], d: &[f32], stats_stride: usize) {
-    let rows = scores.chunks_mut(stride).zip(dp.chunks_mut(stride)).zip(lse.iter().step_by(stats_stride)).zip(d.iter().step_by(stats_stride));
+fn backward_rows_body<S: Simd>(
+    s: S,
+    scores: &mut [f32],
+    dp: &mut [f32],
+    stride: usize,
+    width: usize,
+    seen: usize,
+    scale: f32,
+    lse: &[f32],
+    d: &[f32],
+    stats_stride: usize,
+) {
+    let rows =
+        scores.chunks_mut(stride).zip(dp.chunks_mut(stride)).zip(lse.iter().step_by(stats_stride)).zip(d.iter().step_by(stats_stride));
     for (i, (((p, dp), lse), d)) in rows.enumerate() {
         let width = width.min(p.len());
         let seen = (seen + i).min(width);
@@ -216,7 +229,16 @@ impl Cpu {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operation's own arguments")]
-    pub(super) fn attention_forward(&self, batch: &Batch, n: usize, shape: AttentionShape, qk: &Tensor, qkv: &Tensor, out: &mut Tensor, lse: &mut Stats) -> Result<()> {
+    pub(super) fn attention_forward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        qkv: &Tensor,
+        out: &mut Tensor,
+        lse: &mut Stats,
+    ) -> Result<()> {
         const OP: &str = "attention";
         check_shape(OP, shape)?;
         batch.check_rows(OP, n)?;
@@ -263,7 +285,19 @@ impl Cpu {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operation's own arguments")]
-    pub(super) fn attention_gradient(&self, batch: &Batch, n: usize, shape: AttentionShape, dout: &Tensor, out: &Tensor, qk: &Tensor, qkv: &Tensor, lse: &Stats, dqk: &mut Tensor, dqkv: &mut Tensor) -> Result<()> {
+    pub(super) fn attention_gradient(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        dout: &Tensor,
+        out: &Tensor,
+        qk: &Tensor,
+        qkv: &Tensor,
+        lse: &Stats,
+        dqk: &mut Tensor,
+        dqkv: &mut Tensor,
+    ) -> Result<()> {
         const OP: &str = "attention_backward";
         check_shape(OP, shape)?;
         batch.check_rows(OP, n)?;
@@ -294,7 +328,8 @@ impl Cpu {
         let scale = 1.0 / (dim as f32).sqrt();
         let by_query = blocks.len() * heads;
         let by_key = blocks.len() * shape.kv_heads;
-        let panel_at = |panels: &Borrowed<'_>, kv: usize, panel: usize| -> usize { ((kv * all_panels + panel) * dim * PANEL).min(panels.len()) };
+        let panel_at =
+            |panels: &Borrowed<'_>, kv: usize, panel: usize| -> usize { ((kv * all_panels + panel) * dim * PANEL).min(panels.len()) };
         self.pool.run(by_query + by_key, &|worker, task| {
             // SAFETY: each worker has its own scratch.
             #[expect(unsafe_code, reason = "per-thread scratch")]
@@ -354,7 +389,17 @@ impl Cpu {
 
     /// One product in the calling thread.
     #[expect(clippy::too_many_arguments, reason = "a product's own parts")]
-    pub(super) fn one(&self, m: usize, n: usize, transposed: bool, term: Term<'_>, out: Parts<'_>, start: usize, stride: usize, finish: Finish<'_>) {
+    pub(super) fn one(
+        &self,
+        m: usize,
+        n: usize,
+        transposed: bool,
+        term: Term<'_>,
+        out: Parts<'_>,
+        start: usize,
+        stride: usize,
+        finish: Finish<'_>,
+    ) {
         gemm::serial(self.path, &Product { m, n, transposed, terms: vec![term], out, start, stride, finish });
     }
 
@@ -388,7 +433,16 @@ impl Cpu {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operation's own arguments")]
-    pub(super) fn append(&self, batch: &Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Tensor, qkv: &Tensor, cache: &mut Cache) -> Result<()> {
+    pub(super) fn append(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        qkv: &Tensor,
+        cache: &mut Cache,
+    ) -> Result<()> {
         const OP: &str = "cache_append";
         self.check_cache(OP, batch, n, layer, shape, cache)?;
         let (dim, qk_width, width) = (shape.head_dim, shape.qk_width(), shape.qkv_width());
@@ -417,14 +471,28 @@ impl Cpu {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operation's own arguments")]
-    pub(super) fn attend_cache(&self, batch: &Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Tensor, cache: &Cache, out: &mut Tensor) -> Result<()> {
+    pub(super) fn attend_cache(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        cache: &Cache,
+        out: &mut Tensor,
+    ) -> Result<()> {
         const OP: &str = "attention_cached";
         self.check_cache(OP, batch, n, layer, shape, cache)?;
         let (dim, group) = (shape.head_dim, shape.heads / shape.kv_heads);
         let (q_width, qk_width) = (shape.q_width(), shape.qk_width());
         let qks = qk.rows(OP, "qk", n, qk_width)?;
         out.rows_mut(OP, "out", n, q_width)?;
-        let store = cache.layers.get(layer).ok_or(OpsError::Index { op: OP, what: "layer", index: layer as u64, limit: cache.layers.len() as u64 })?;
+        let store = cache.layers.get(layer).ok_or(OpsError::Index {
+            op: OP,
+            what: "layer",
+            index: layer as u64,
+            limit: cache.layers.len() as u64,
+        })?;
         let last = batch.host.positions.iter().max().map_or(0, |p| *p as usize + 1);
         let stride = last.next_multiple_of(PANEL);
         // A single row brings all heads of a group, which share its keys; several rows come head by head.
@@ -455,7 +523,8 @@ impl Cpu {
             let (scores, lse) = unsafe { scores.part(worker * size, size) }.split_at_mut(stride * widest);
             // Either one row of several heads or several rows of one head.
             let single = positions.len() == 1 && heads > 1;
-            let (m, q_stride, out_stride, limit) = if single { (heads, dim, dim, Seen::All(seen)) } else { (positions.len(), qk_width, q_width, Seen::Positions(positions)) };
+            let (m, q_stride, out_stride, limit) =
+                if single { (heads, dim, dim, Seen::All(seen)) } else { (positions.len(), qk_width, q_width, Seen::Positions(positions)) };
             let q = qks.get(first * qk_width + head * dim..).unwrap_or(&[]);
             let keys = store.k.get(cache.k_start(slot, kv)..).unwrap_or(&[]);
             let term = Term { lhs: q, lhs_stride: q_stride, rhs: Rhs::panels(keys, dim * PANEL), k: dim };

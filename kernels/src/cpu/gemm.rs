@@ -158,7 +158,11 @@ fn block_body<S: Simd>(s: S, product: &Product<'_>, block: Block) {
     for col in (block.col..block.col + block.cols).step_by(PANEL) {
         let width = PANEL.min(block.col + block.cols - col);
         if S::VECTORS == 2 && width > LANES {
-            if product.transposed { panel::<S, 2, true>(s, product, block, col, width) } else { panel::<S, 2, false>(s, product, block, col, width) }
+            if product.transposed {
+                panel::<S, 2, true>(s, product, block, col, width)
+            } else {
+                panel::<S, 2, false>(s, product, block, col, width)
+            }
         } else {
             for half in (0..width).step_by(LANES) {
                 let width = LANES.min(width - half);
@@ -240,7 +244,9 @@ fn tile<S: Simd, const M: usize, const N: usize, const T: bool>(s: S, product: &
             }
             let count = LANES.min(width - first);
             // SAFETY: `Product::check` made sure that the row lies inside the output; tasks have different elements, and products do not overlap.
-            let out = unsafe { std::slice::from_raw_parts_mut(product.out.ptr().add(product.start + (row + i) * product.stride + col + first), count) };
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(product.out.ptr().add(product.start + (row + i) * product.stride + col + first), count)
+            };
             let mut v = sum;
             if finish.accumulate {
                 v = s.fma(s.splat(finish.alpha), v, super::simd::at(s, out, 0));
@@ -333,7 +339,9 @@ mod tests {
             let Some(path) = Path::new(set) else { continue };
             for threads in [1, 3] {
                 let pool = Pool::new(threads).unwrap();
-                for (m, n, k, k2) in [(1, 1, 1, 0), (3, 16, 5, 2), (8, 32, 7, 1), (37, 48, 19, 3), (65, 100, 33, 4), (13, 7, 3, 3), (40, 33, 2, 0)] {
+                for (m, n, k, k2) in
+                    [(1, 1, 1, 0), (3, 16, 5, 2), (8, 32, 7, 1), (37, 48, 19, 3), (65, 100, 33, 4), (13, 7, 3, 3), (40, 33, 2, 0)]
+                {
                     for transposed in [false, true] {
                         let (a, a2) = (noise(m * k, 1), noise(m * k2.max(1), 2));
                         let (b, b2) = (noise(k * n, 3), noise(k2.max(1) * n, 4));
@@ -352,7 +360,11 @@ mod tests {
                                 Term { lhs: &a2, lhs_stride: stride(k2), rhs: Rhs::packed(&pb2, k2), k: k2 },
                             ];
                             let finish = Finish { alpha, accumulate, bias };
-                            run(&pool, path, &[Product { m, n, transposed, terms, out: Parts::new(&mut out), start: 2, stride: n + 3, finish }]);
+                            run(
+                                &pool,
+                                path,
+                                &[Product { m, n, transposed, terms, out: Parts::new(&mut out), start: 2, stride: n + 3, finish }],
+                            );
                             let mut want = old.clone();
                             for i in 0..m {
                                 for j in 0..n {

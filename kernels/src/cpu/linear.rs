@@ -216,7 +216,17 @@ impl Cpu {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operation's own arguments")]
-    pub(super) fn linear_forward(&self, batch: &Batch, n: usize, x: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], dropout: Option<Dropout>, out: &mut Tensor, mid: &mut Tensor) -> Result<()> {
+    pub(super) fn linear_forward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Tensor,
+        mid: &mut Tensor,
+    ) -> Result<()> {
         const OP: &str = "linear";
         let xs = x.rows(OP, "x", n, w.in_features)?;
         out.rows_mut(OP, "out", n, w.out_features)?;
@@ -226,12 +236,25 @@ impl Cpu {
             need(OP, "mid", mid.data.len(), area(n, total, "mid")?)?;
             match active(OP, dropout)? {
                 None => {
-                    let sources: Vec<_> = lora.iter().flatten().map(|l| Transposed { src: &l.a.data, stride: w.in_features, n: l.rank, factor: 1.0 }).collect();
+                    let sources: Vec<_> = lora
+                        .iter()
+                        .flatten()
+                        .map(|l| Transposed { src: &l.a.data, stride: w.in_features, n: l.rank, factor: 1.0 })
+                        .collect();
                     let mut a = self.scratch.take(gemm::packed_len(w.in_features, total), "panels of lora A")?;
                     gemm::pack_transposed(&self.pool, &sources, w.in_features, &mut a);
                     let terms = vec![Term { lhs: xs, lhs_stride: w.in_features, rhs: Rhs::packed(&a, w.in_features), k: w.in_features }];
                     let out = Parts::new(&mut mid.data);
-                    self.products(&[Product { m: n, n: total, transposed: false, terms, out, start: 0, stride: total, finish: Finish::STORE }]);
+                    self.products(&[Product {
+                        m: n,
+                        n: total,
+                        transposed: false,
+                        terms,
+                        out,
+                        start: 0,
+                        stride: total,
+                        finish: Finish::STORE,
+                    }]);
                 }
                 Some(dropout) => {
                     let mut dropped = self.scratch.take(n * w.in_features, "dropped inputs")?;
@@ -239,10 +262,25 @@ impl Cpu {
                         let (Some(l), Some(&start)) = (l, adapters.starts.get(i)) else { continue };
                         self.drop_out(OP, batch, n, xs, w.in_features, dropout, i, &mut dropped, false)?;
                         let mut a = self.scratch.take(gemm::packed_len(w.in_features, l.rank), "panels of lora A")?;
-                        gemm::pack_transposed(&self.pool, &[Transposed { src: &l.a.data, stride: w.in_features, n: l.rank, factor: 1.0 }], w.in_features, &mut a);
-                        let terms = vec![Term { lhs: &dropped, lhs_stride: w.in_features, rhs: Rhs::packed(&a, w.in_features), k: w.in_features }];
+                        gemm::pack_transposed(
+                            &self.pool,
+                            &[Transposed { src: &l.a.data, stride: w.in_features, n: l.rank, factor: 1.0 }],
+                            w.in_features,
+                            &mut a,
+                        );
+                        let terms =
+                            vec![Term { lhs: &dropped, lhs_stride: w.in_features, rhs: Rhs::packed(&a, w.in_features), k: w.in_features }];
                         let out = Parts::new(&mut mid.data);
-                        self.products(&[Product { m: n, n: l.rank, transposed: false, terms, out, start, stride: total, finish: Finish::STORE }]);
+                        self.products(&[Product {
+                            m: n,
+                            n: l.rank,
+                            transposed: false,
+                            terms,
+                            out,
+                            start,
+                            stride: total,
+                            finish: Finish::STORE,
+                        }]);
                     }
                 }
             }
@@ -263,7 +301,8 @@ impl Cpu {
         let (mut base, mut b_base) = (0, 0);
         for (i, (l, m)) in lora.iter().zip(&w.members).enumerate() {
             let base_panels = panels.values().get(base..).unwrap_or(&[]);
-            let mut terms = vec![Term { lhs: xs, lhs_stride: w.in_features, rhs: Rhs::packed(base_panels, w.in_features), k: w.in_features }];
+            let mut terms =
+                vec![Term { lhs: xs, lhs_stride: w.in_features, rhs: Rhs::packed(base_panels, w.in_features), k: w.in_features }];
             base += gemm::packed_len(w.in_features, m.out);
             let mut bias = m.bias.as_deref();
             if let (Some(l), Some(&start)) = (l, adapters.starts.get(i)) {
@@ -282,7 +321,20 @@ impl Cpu {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the operation's own arguments")]
-    pub(super) fn linear_gradient(&self, batch: &Batch, n: usize, dy: &Tensor, x: &Tensor, mid: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], dropout: Option<Dropout>, grads: &mut [Option<LoraGrads<'_, Param>>], dmid: &mut Tensor, dx: Option<&mut Tensor>) -> Result<()> {
+    pub(super) fn linear_gradient(
+        &self,
+        batch: &Batch,
+        n: usize,
+        dy: &Tensor,
+        x: &Tensor,
+        mid: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        grads: &mut [Option<LoraGrads<'_, Param>>],
+        dmid: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Result<()> {
         const OP: &str = "linear_backward";
         let inner = w.in_features;
         let xs = x.rows(OP, "x", n, inner)?;
@@ -312,7 +364,16 @@ impl Cpu {
         for ((l, m), &start) in lora.iter().zip(&w.members).zip(&adapters.starts) {
             let Some(l) = l.as_ref().filter(|l| l.rank > 0) else { continue };
             let terms = vec![Term { lhs: columns(m), lhs_stride: w.out_features, rhs: Rhs::in_place(l.b.data.padded(), l.rank), k: m.out }];
-            products.push(Product { m: n, n: l.rank, transposed: false, terms, out, start, stride: total, finish: Finish::scaled(l.scale) });
+            products.push(Product {
+                m: n,
+                n: l.rank,
+                transposed: false,
+                terms,
+                out,
+                start,
+                stride: total,
+                finish: Finish::scaled(l.scale),
+            });
         }
         self.products(&products);
         let dmids = dmid.data.padded();
@@ -331,12 +392,30 @@ impl Cpu {
             let rhs = Rhs::in_place(mids.get(start..).unwrap_or(&[]), total);
             let terms = vec![Term { lhs: columns(m), lhs_stride: w.out_features, rhs, k: n }];
             let out = Parts::new(&mut g.b_acc.data);
-            products.push(Product { m: m.out, n: l.rank, transposed: true, terms, out, start: 0, stride: l.rank, finish: Finish::add(l.scale) });
+            products.push(Product {
+                m: m.out,
+                n: l.rank,
+                transposed: true,
+                terms,
+                out,
+                start: 0,
+                stride: l.rank,
+                finish: Finish::add(l.scale),
+            });
             let a_lhs = dmids.get(start..).unwrap_or(&[]);
             if dropout.is_none() {
                 let terms = vec![Term { lhs: a_lhs, lhs_stride: total, rhs: Rhs::in_place(x.data.padded(), inner), k: n }];
                 let out = Parts::new(&mut g.a_acc.data);
-                products.push(Product { m: l.rank, n: inner, transposed: true, terms, out, start: 0, stride: inner, finish: Finish::add(1.0) });
+                products.push(Product {
+                    m: l.rank,
+                    n: inner,
+                    transposed: true,
+                    terms,
+                    out,
+                    start: 0,
+                    stride: inner,
+                    finish: Finish::add(1.0),
+                });
             } else {
                 later.push((i, l.rank, a_lhs, &mut *g.a_acc));
             }
@@ -349,7 +428,16 @@ impl Cpu {
                 self.drop_out(OP, batch, n, xs, inner, dropout, i, &mut dropped, false)?;
                 let terms = vec![Term { lhs, lhs_stride: total, rhs: Rhs::in_place(dropped.padded(), inner), k: n }];
                 let out = Parts::new(&mut a_acc.data);
-                self.products(&[Product { m: rank, n: inner, transposed: true, terms, out, start: 0, stride: inner, finish: Finish::add(1.0) }]);
+                self.products(&[Product {
+                    m: rank,
+                    n: inner,
+                    transposed: true,
+                    terms,
+                    out,
+                    start: 0,
+                    stride: inner,
+                    finish: Finish::add(1.0),
+                }]);
             }
         }
         for (dy, bias) in biases {
@@ -364,7 +452,8 @@ impl Cpu {
         let Some(dx) = dx else { return Ok(()) };
         dx.rows_mut(OP, "dx", n, inner)?;
         let panels = self.backward_panels(w)?;
-        let mut terms = vec![Term { lhs: dys, lhs_stride: w.out_features, rhs: Rhs::packed(panels.values(), w.out_features), k: w.out_features }];
+        let mut terms =
+            vec![Term { lhs: dys, lhs_stride: w.out_features, rhs: Rhs::packed(panels.values(), w.out_features), k: w.out_features }];
         let mut adapter_terms = Vec::new();
         for (i, (l, &start)) in lora.iter().zip(&adapters.starts).enumerate() {
             let Some(l) = l.as_ref().filter(|l| l.rank > 0) else { continue };
@@ -380,7 +469,16 @@ impl Cpu {
             let mut part = self.scratch.take(n * inner, "the input's gradient through an adapter")?;
             for (i, term) in adapter_terms {
                 let out = Parts::new(&mut part);
-                self.products(&[Product { m: n, n: inner, transposed: false, terms: vec![term], out, start: 0, stride: inner, finish: Finish::STORE }]);
+                self.products(&[Product {
+                    m: n,
+                    n: inner,
+                    transposed: false,
+                    terms: vec![term],
+                    out,
+                    start: 0,
+                    stride: inner,
+                    finish: Finish::STORE,
+                }]);
                 self.drop_out(OP, batch, n, &part, inner, dropout, i, &mut dx.data, true)?;
             }
         }
@@ -389,7 +487,18 @@ impl Cpu {
 
     /// `out = x * mask / (1 - p)`, or adds that to `out`, with the mask of member `i` of the group.
     #[expect(clippy::too_many_arguments, reason = "a mask depends on everything that identifies an element")]
-    fn drop_out(&self, op: &'static str, batch: &Batch, n: usize, x: &[f32], width: usize, dropout: Dropout, i: usize, out: &mut [f32], add: bool) -> Result<()> {
+    fn drop_out(
+        &self,
+        op: &'static str,
+        batch: &Batch,
+        n: usize,
+        x: &[f32],
+        width: usize,
+        dropout: Dropout,
+        i: usize,
+        out: &mut [f32],
+        add: bool,
+    ) -> Result<()> {
         batch.check_rows(op, n)?;
         same(op, "the batch's sample numbers", batch.host.samples.len(), batch.sequences())?;
         let module = dropout.module.wrapping_add(i as u32);
@@ -413,7 +522,9 @@ impl Cpu {
 /// The dropout that has an effect, with its probability checked.
 fn active(op: &'static str, dropout: Option<Dropout>) -> Result<Option<Dropout>> {
     match dropout {
-        Some(d) if !(0.0..1.0).contains(&d.p) => Err(OpsError::Device(format!("{op}: the dropout probability is {}; it must be at least 0 and below 1", d.p))),
+        Some(d) if !(0.0..1.0).contains(&d.p) => {
+            Err(OpsError::Device(format!("{op}: the dropout probability is {}; it must be at least 0 and below 1", d.p)))
+        }
         Some(d) if d.p > 0.0 => Ok(Some(d)),
         _ => Ok(None),
     }

@@ -2,7 +2,7 @@
 
 use super::buffer::{Buffer, Parts, area};
 use super::gemm::{self, Finish, Product, Rhs, Term, Transposed};
-use super::simd::{Simd, at, at_or, dispatch, exp, largest, put, zero_tail, sum, vectors};
+use super::simd::{Simd, at, at_or, dispatch, exp, largest, put, sum, vectors, zero_tail};
 use super::{Batch, Cpu, Tensor, index, same};
 use crate::ops::{HostMatrix, OpsError, Result};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -91,7 +91,15 @@ impl Cpu {
         Ok(table.panels.get_or_init(|| panels))
     }
 
-    pub(super) fn weighted_cross_entropy(&self, batch: &Batch, n: usize, hidden: &Tensor, head: &Table, grad_scale: f32, dhidden: Option<&mut Tensor>) -> Result<Vec<f64>> {
+    pub(super) fn weighted_cross_entropy(
+        &self,
+        batch: &Batch,
+        n: usize,
+        hidden: &Tensor,
+        head: &Table,
+        grad_scale: f32,
+        dhidden: Option<&mut Tensor>,
+    ) -> Result<Vec<f64>> {
         const OP: &str = "cross_entropy";
         batch.check_rows(OP, n)?;
         let cols = head.cols;

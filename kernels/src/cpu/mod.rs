@@ -19,9 +19,7 @@ pub use loss::Table;
 pub use simd::InstructionSet;
 
 use crate::adamw::{self, AdamWConfig, OptimizerState};
-use crate::ops::{
-    AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Result, WeightPlan,
-};
+use crate::ops::{AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Result, WeightPlan};
 use attention::check_shape;
 use buffer::{Buffer, Scratch, area};
 use norm::Heads;
@@ -381,7 +379,16 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn add_rms_norm(&self, n: usize, x_acc: &mut Tensor, delta: &Tensor, weight: &Vec<f32>, eps: f32, out: &mut Tensor, rstd: &mut Stats) -> Result<()> {
+    fn add_rms_norm(
+        &self,
+        n: usize,
+        x_acc: &mut Tensor,
+        delta: &Tensor,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Stats,
+    ) -> Result<()> {
         const OP: &str = "add_rms_norm";
         let width = check_norm(OP, weight)?;
         let delta = delta.rows(OP, "delta", n, width)?;
@@ -413,15 +420,50 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn linear(&self, batch: &Batch, n: usize, x: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], dropout: Option<Dropout>, out: &mut Tensor, mid: &mut Tensor) -> Result<()> {
+    fn linear(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Tensor,
+        mid: &mut Tensor,
+    ) -> Result<()> {
         self.linear_forward(batch, n, x, w, lora, dropout, out, mid)
     }
 
-    fn linear_backward(&self, batch: &Batch, n: usize, dy: &Tensor, x: &Tensor, mid: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], dropout: Option<Dropout>, grads: &mut [Option<LoraGrads<'_, Param>>], dmid: &mut Tensor, dx: Option<&mut Tensor>) -> Result<()> {
+    fn linear_backward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        dy: &Tensor,
+        x: &Tensor,
+        mid: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        grads: &mut [Option<LoraGrads<'_, Param>>],
+        dmid: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Result<()> {
         self.linear_gradient(batch, n, dy, x, mid, w, lora, dropout, grads, dmid, dx)
     }
 
-    fn qk_norm_rope(&self, batch: &Batch, n: usize, shape: AttentionShape, qkv: &Tensor, q_weight: &Vec<f32>, k_weight: &Vec<f32>, eps: f32, theta: f64, qk: &mut Tensor, rstd: &mut Stats) -> Result<()> {
+    fn qk_norm_rope(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        qkv: &Tensor,
+        q_weight: &Vec<f32>,
+        k_weight: &Vec<f32>,
+        eps: f32,
+        theta: f64,
+        qk: &mut Tensor,
+        rstd: &mut Stats,
+    ) -> Result<()> {
         const OP: &str = "qk_norm_rope";
         batch.check_rows(OP, n)?;
         let heads = check_heads(OP, shape, q_weight, k_weight)?;
@@ -439,7 +481,19 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn qk_norm_rope_backward(&self, batch: &Batch, n: usize, shape: AttentionShape, dqk: &Tensor, qkv: &Tensor, q_weight: &Vec<f32>, k_weight: &Vec<f32>, rstd: &Stats, theta: f64, dqkv: &mut Tensor) -> Result<()> {
+    fn qk_norm_rope_backward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        dqk: &Tensor,
+        qkv: &Tensor,
+        q_weight: &Vec<f32>,
+        k_weight: &Vec<f32>,
+        rstd: &Stats,
+        theta: f64,
+        dqkv: &mut Tensor,
+    ) -> Result<()> {
         const OP: &str = "qk_norm_rope_backward";
         batch.check_rows(OP, n)?;
         let heads = check_heads(OP, shape, q_weight, k_weight)?;
@@ -458,11 +512,32 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn attention(&self, batch: &Batch, n: usize, shape: AttentionShape, qk: &Tensor, qkv: &Tensor, out: &mut Tensor, lse: &mut Stats) -> Result<()> {
+    fn attention(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        qkv: &Tensor,
+        out: &mut Tensor,
+        lse: &mut Stats,
+    ) -> Result<()> {
         self.attention_forward(batch, n, shape, qk, qkv, out, lse)
     }
 
-    fn attention_backward(&self, batch: &Batch, n: usize, shape: AttentionShape, dout: &Tensor, out: &Tensor, qk: &Tensor, qkv: &Tensor, lse: &Stats, dqk: &mut Tensor, dqkv: &mut Tensor) -> Result<()> {
+    fn attention_backward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        dout: &Tensor,
+        out: &Tensor,
+        qk: &Tensor,
+        qkv: &Tensor,
+        lse: &Stats,
+        dqk: &mut Tensor,
+        dqkv: &mut Tensor,
+    ) -> Result<()> {
         self.attention_gradient(batch, n, shape, dout, out, qk, qkv, lse, dqk, dqkv)
     }
 
@@ -486,7 +561,15 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn cross_entropy(&self, batch: &Batch, n: usize, hidden: &Tensor, head: &Table, grad_scale: f32, dhidden: Option<&mut Tensor>) -> Result<Vec<f64>> {
+    fn cross_entropy(
+        &self,
+        batch: &Batch,
+        n: usize,
+        hidden: &Tensor,
+        head: &Table,
+        grad_scale: f32,
+        dhidden: Option<&mut Tensor>,
+    ) -> Result<Vec<f64>> {
         self.weighted_cross_entropy(batch, n, hidden, head, grad_scale, dhidden)
     }
 
@@ -494,11 +577,29 @@ impl Ops for Cpu {
         self.make_cache(layers, slots, length, shape)
     }
 
-    fn cache_append(&self, batch: &Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Tensor, qkv: &Tensor, cache: &mut Cache) -> Result<()> {
+    fn cache_append(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        qkv: &Tensor,
+        cache: &mut Cache,
+    ) -> Result<()> {
         self.append(batch, n, layer, shape, qk, qkv, cache)
     }
 
-    fn attention_cached(&self, batch: &Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Tensor, cache: &Cache, out: &mut Tensor) -> Result<()> {
+    fn attention_cached(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        cache: &Cache,
+        out: &mut Tensor,
+    ) -> Result<()> {
         self.attend_cache(batch, n, layer, shape, qk, cache, out)
     }
 
@@ -549,7 +650,16 @@ impl Ops for Cpu {
         Ok(host.clone())
     }
 
-    fn adamw(&self, param: &mut Param, grad: &Param, state: &mut OptimizerState, config: &AdamWConfig, lr: f32, grad_scale: f32, step: u64) -> Result<()> {
+    fn adamw(
+        &self,
+        param: &mut Param,
+        grad: &Param,
+        state: &mut OptimizerState,
+        config: &AdamWConfig,
+        lr: f32,
+        grad_scale: f32,
+        step: u64,
+    ) -> Result<()> {
         adamw::step(&mut param.data[..], &grad.data[..], state, config, lr.into(), grad_scale.into(), step).map_err(device)
     }
 }

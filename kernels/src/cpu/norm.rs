@@ -105,9 +105,22 @@ dispatch!(
 
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
-fn qk_row_body<S: Simd>(s: S, heads: Heads, qkv: &[f32], q_weight: &[f32], k_weight: &[f32], eps: f32, cos: &[f32], sin: &[f32], qk: &mut [f32], rstd: &mut [f32]) {
+fn qk_row_body<S: Simd>(
+    s: S,
+    heads: Heads,
+    qkv: &[f32],
+    q_weight: &[f32],
+    k_weight: &[f32],
+    eps: f32,
+    cos: &[f32],
+    sin: &[f32],
+    qk: &mut [f32],
+    rstd: &mut [f32],
+) {
     let half = heads.dim / 2;
-    for (h, ((x, out), rstd)) in qkv.chunks_exact(heads.dim).zip(qk.chunks_exact_mut(heads.dim)).zip(rstd).take(heads.q + heads.k).enumerate() {
+    for (h, ((x, out), rstd)) in
+        qkv.chunks_exact(heads.dim).zip(qk.chunks_exact_mut(heads.dim)).zip(rstd).take(heads.q + heads.k).enumerate()
+    {
         let weight = if h < heads.q { q_weight } else { k_weight };
         *rstd = norm_row(s, x, weight, eps, out);
         let (a, b) = out.split_at_mut(half);
@@ -126,7 +139,18 @@ dispatch!(
 
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
-fn qk_row_backward_body<S: Simd>(s: S, heads: Heads, dqk: &[f32], qkv: &[f32], q_weight: &[f32], k_weight: &[f32], rstd: &[f32], cos: &[f32], sin: &[f32], dqkv: &mut [f32]) {
+fn qk_row_backward_body<S: Simd>(
+    s: S,
+    heads: Heads,
+    dqk: &[f32],
+    qkv: &[f32],
+    q_weight: &[f32],
+    k_weight: &[f32],
+    rstd: &[f32],
+    cos: &[f32],
+    sin: &[f32],
+    dqkv: &mut [f32],
+) {
     let (dim, half) = (heads.dim, heads.dim / 2);
     let rows = dqk.chunks_exact(dim).zip(qkv.chunks_exact(dim)).zip(dqkv.chunks_exact_mut(dim)).zip(rstd).take(heads.q + heads.k);
     for (h, (((dy, x), dx), rstd)) in rows.enumerate() {

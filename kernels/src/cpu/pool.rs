@@ -149,7 +149,13 @@ impl Pool {
     /// Cuts rows `0..n` into chunks and calls `f(rows, [those rows of each output])` for each; an output is `(values, width of a row)`.
     /// Outputs must have at least `n` rows.
     #[expect(unsafe_code, reason = "hands disjoint rows to the tasks")]
-    pub(super) fn rows<const K: usize>(&self, n: usize, chunk: usize, outs: [(&mut [f32], usize); K], f: impl Fn(Range<usize>, [&mut [f32]; K]) + Sync) {
+    pub(super) fn rows<const K: usize>(
+        &self,
+        n: usize,
+        chunk: usize,
+        outs: [(&mut [f32], usize); K],
+        f: impl Fn(Range<usize>, [&mut [f32]; K]) + Sync,
+    ) {
         let parts = outs.map(|(values, width)| (Parts::new(values), width));
         let chunk = chunk.max(1);
         self.run(n.div_ceil(chunk), &|_, task| {

@@ -292,7 +292,9 @@ impl Path {
             #[cfg(not(target_arch = "x86_64"))]
             InstructionSet::Avx512 | InstructionSet::Avx2 => None,
             InstructionSet::Portable => Some(Path::Portable(Portable)),
-            InstructionSet::Best => [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Portable].into_iter().find_map(Path::new),
+            InstructionSet::Best => {
+                [InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Portable].into_iter().find_map(Path::new)
+            }
         }
     }
 
