@@ -51,10 +51,10 @@ impl General {
         let encoding = guarded(|| tokenizer.encode(text, false))?;
         for (&id, &(start, _)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
             let start = u32::try_from(start).unwrap_or(u32::MAX);
-            if mode == SpecialMode::Plain {
-                if let Some(t) = table.added_by_id(id) {
-                    return Err(TextError::Forged { byte: start, text: t.text.clone(), id });
-                }
+            if mode == SpecialMode::Plain
+                && let Some(t) = table.added_by_id(id)
+            {
+                return Err(TextError::Forged { byte: start, text: t.text.clone(), id });
             }
             out.push(id, start);
         }

@@ -58,10 +58,10 @@ impl<'a> Words<'a> {
         let next = at + len;
         let first = self.text.as_bytes().get(at);
         // (?i:'s|'t|'re|'ve|'m|'ll|'d)
-        if first == Some(&b'\'') {
-            if let Some(n) = contraction(self.text.as_bytes().get(next..).unwrap_or_default()) {
-                return Some(next + n);
-            }
+        if first == Some(&b'\'')
+            && let Some(n) = contraction(self.text.as_bytes().get(next..).unwrap_or_default())
+        {
+            return Some(next + n);
         }
         // [^\r\n\p{L}\p{N}]?\p{L}+
         if class & LETTER != 0 {

@@ -72,13 +72,11 @@ impl TokenTable {
             .zip(u32::try_from(self.bytes.len() - start).ok())
             .filter(|_| self.bytes.len() <= u32::MAX as usize)
             .ok_or_else(|| invalid("the tokens have more than 4 GiB of text".into()))?;
-        if let Some(slot) = self.spans.get_mut(at) {
-            if let Some((s, n)) = slot.replace(span) {
-                let (old, new) = (s as usize..s as usize + n as usize, start..self.bytes.len());
-                if self.bytes.get(old.clone()) != self.bytes.get(new) {
-                    let old = String::from_utf8_lossy(self.bytes.get(old).unwrap_or_default()).into_owned();
-                    return Err(invalid(format!("id {id} belongs to two tokens, {old:?} and {token:?}")));
-                }
+        if let Some((s, n)) = self.spans.get_mut(at).and_then(|slot| slot.replace(span)) {
+            let (old, new) = (s as usize..s as usize + n as usize, start..self.bytes.len());
+            if self.bytes.get(old.clone()) != self.bytes.get(new) {
+                let old = String::from_utf8_lossy(self.bytes.get(old).unwrap_or_default()).into_owned();
+                return Err(invalid(format!("id {id} belongs to two tokens, {old:?} and {token:?}")));
             }
         }
         Ok(())

@@ -128,7 +128,8 @@ fn merges_in_the_old_form() {
 /// What the native encoder does not know goes to `tokenizers`, and keeps this crate's promises.
 #[test]
 fn other_byte_level_tokenizers_go_to_the_tokenizers_crate() {
-    let kinds: [(&str, fn(&mut Value)); 7] = [
+    type Change = fn(&mut Value);
+    let kinds: [(&str, Change); 7] = [
         ("GPT-2's pattern", |j| {
             j["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true})
         }),
