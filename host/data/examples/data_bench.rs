@@ -38,7 +38,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let start = Instant::now();
     let source = Arc::new(Source::open(SourceSpec::paths("reasoning", [path.display().to_string()]))?);
-    println!("open (index and digest of {:.1} MB): {:.3} s", source.files().iter().map(|f| f.bytes).sum::<u64>() as f64 / 1e6, start.elapsed().as_secs_f64());
+    println!(
+        "open (index and digest of {:.1} MB): {:.3} s",
+        source.files().iter().map(|f| f.bytes).sum::<u64>() as f64 / 1e6,
+        start.elapsed().as_secs_f64()
+    );
 
     let settings = serde_json::json!({});
     let mixer = Arc::new(PluginMixer { plugin: mix, settings });
@@ -60,6 +64,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rows = pipeline.counters().rows;
     let cores = workers.max(1);
     println!("{rows} rows, {tokens} tokens, {batches} micro-batches in {seconds:.2} s on {cores} core(s)");
-    println!("{:.0} rows/s, {:.0} tokens/s; per core {:.0} rows/s, {:.0} tokens/s", rows as f64 / seconds, tokens as f64 / seconds, rows as f64 / seconds / cores as f64, tokens as f64 / seconds / cores as f64);
+    println!(
+        "{:.0} rows/s, {:.0} tokens/s; per core {:.0} rows/s, {:.0} tokens/s",
+        rows as f64 / seconds,
+        tokens as f64 / seconds,
+        rows as f64 / seconds / cores as f64,
+        tokens as f64 / seconds / cores as f64
+    );
     Ok(())
 }

@@ -101,7 +101,8 @@ pub fn pack(samples: &[Sample], max_tokens: usize) -> Result<Vec<MicroBatch>, Da
     for sample in samples {
         let length = sample.ids.len();
         if length > max_tokens {
-            let message = format!("sample {} ({}:{}) has {length} tokens, a micro-batch holds {max_tokens}", sample.index, sample.file, sample.row);
+            let message =
+                format!("sample {} ({}:{}) has {length} tokens, a micro-batch holds {max_tokens}", sample.index, sample.file, sample.row);
             return Err(DataError::Pack(message));
         }
         match out.last_mut() {

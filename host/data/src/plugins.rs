@@ -98,7 +98,8 @@ pub struct PluginMixer {
 
 impl MixerFactory for PluginMixer {
     fn open(&self, setup: &MixerSetup, snapshot: Option<&[u8]>) -> Result<Box<dyn SourceMixer>, StageError> {
-        let source = |s: &crate::stages::MixerSource| mixing::Source { name: s.name.clone(), length: s.length, random_access: s.random_access };
+        let source =
+            |s: &crate::stages::MixerSource| mixing::Source { name: s.name.clone(), length: s.length, random_access: s.random_access };
         let setup = mixing::MixerSetup {
             settings: self.settings.clone(),
             sources: setup.sources.iter().map(source).collect(),

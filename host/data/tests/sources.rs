@@ -34,7 +34,11 @@ fn json(rows: &[Row]) -> Vec<serde_json::Value> {
 #[test]
 fn json_passes_through_as_written() {
     let text = r#"{"z": 1.0, "a": 12345678901234567890, "e": 1E5, "u": "\u00e9"}"#;
-    for (name, whole) in [("a.jsonl", format!("\u{feff}{text}\r\n\n{text}")), ("a.json", format!("[\n{text} ,\n\n{text}]")), ("b.json", format!("{text}\n\n{text}"))] {
+    for (name, whole) in [
+        ("a.jsonl", format!("\u{feff}{text}\r\n\n{text}")),
+        ("a.json", format!("[\n{text} ,\n\n{text}]")),
+        ("b.json", format!("{text}\n\n{text}")),
+    ] {
         let (_dir, path) = write(name, whole);
         let rows = all(&open(&path).unwrap());
         assert!(rows.iter().all(|r| r.json.as_deref() == Ok(text)), "{name}");

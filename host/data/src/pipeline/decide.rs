@@ -181,7 +181,10 @@ impl Decider {
                     return Err(refuse(format!("it drew row {ordinal} of source `{}`, which has {len} (counting from 0)", source.name())));
                 }
                 (Some(_), _, None) => {
-                    return Err(refuse(format!("it chose a row of source `{}`, which is streamed and cannot be read at random", source.name())));
+                    return Err(refuse(format!(
+                        "it chose a row of source `{}`, which is streamed and cannot be read at random",
+                        source.name()
+                    )));
                 }
                 (None, Some(stream), _) => {
                     let (row, pass, next) = stream.next()?;

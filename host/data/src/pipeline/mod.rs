@@ -260,7 +260,9 @@ impl Pipeline {
                 let step = self.fill_step();
                 if let Some(awaited) = self.decider.awaits(step) {
                     let lag = self.feedback.map_or(0, |f| f.lag);
-                    let message = format!("the samples of step {step} depend on the feedback of step {awaited} (lag {lag}), which has not been given");
+                    let message = format!(
+                        "the samples of step {step} depend on the feedback of step {awaited} (lag {lag}), which has not been given"
+                    );
                     return Err(DataError::Feedback(message));
                 }
                 continue;

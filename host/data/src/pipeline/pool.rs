@@ -34,7 +34,8 @@ impl Pool {
         // Built first, so that threads already started are stopped and joined when one cannot be.
         let mut pool = Self { stages, jobs: Some(jobs), done, queue: VecDeque::new(), stop, threads: Vec::with_capacity(workers) };
         for i in 0..workers {
-            let (stages, incoming, results, stop) = (Arc::clone(&pool.stages), Arc::clone(&incoming), results.clone(), Arc::clone(&pool.stop));
+            let (stages, incoming, results, stop) =
+                (Arc::clone(&pool.stages), Arc::clone(&incoming), results.clone(), Arc::clone(&pool.stop));
             let thread = std::thread::Builder::new().name(format!("data-{i}")).spawn(move || work(&stages, &incoming, &results, &stop));
             pool.threads.push(thread.map_err(|e| DataError::Worker(format!("cannot start thread {i}: {e}")))?);
         }

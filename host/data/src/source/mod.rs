@@ -264,9 +264,12 @@ impl Source {
 fn scan_error(source: &str, file: &str, format: Format, error: ScanError) -> DataError {
     match error {
         ScanError::Io(error) => DataError::Io { source_name: source.to_owned(), path: PathBuf::from(file), error },
-        ScanError::Broken { line, message } => {
-            DataError::File { source_name: source.to_owned(), file: file.to_owned(), format: format.name(), message: format!("line {line}: {message}") }
-        }
+        ScanError::Broken { line, message } => DataError::File {
+            source_name: source.to_owned(),
+            file: file.to_owned(),
+            format: format.name(),
+            message: format!("line {line}: {message}"),
+        },
     }
 }
 

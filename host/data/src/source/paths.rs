@@ -63,7 +63,10 @@ fn entries(source: &str, dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         found.push(entry.map_err(failed)?.path());
         if found.len() > MAX_FILES {
-            return Err(refuse(source, format!("folder {} holds more than {MAX_FILES} entries; join the files or name fewer", dir.display())));
+            return Err(refuse(
+                source,
+                format!("folder {} holds more than {MAX_FILES} entries; join the files or name fewer", dir.display()),
+            ));
         }
     }
     Ok(found)

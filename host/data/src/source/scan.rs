@@ -72,7 +72,15 @@ enum Document {
 
 impl<R: Read> Scanner<R> {
     pub(crate) fn new(reader: R, rows: Rows) -> io::Result<Self> {
-        let mut s = Self { reader: BufReader::with_capacity(1 << 18, reader), rows, offset: 0, line: 1, blank: 0, document: Document::Top, started: false };
+        let mut s = Self {
+            reader: BufReader::with_capacity(1 << 18, reader),
+            rows,
+            offset: 0,
+            line: 1,
+            blank: 0,
+            document: Document::Top,
+            started: false,
+        };
         // A byte order mark is no part of the first row. It may straddle two reads only for readers that give single bytes.
         if s.reader.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
             s.reader.consume(3);
@@ -179,7 +187,10 @@ impl<R: Read> Scanner<R> {
                 continue;
             }
             if quoted {
-                return Err(ScanError::Broken { line: place.line, message: "a quoted field that begins in this record is never closed".to_owned() });
+                return Err(ScanError::Broken {
+                    line: place.line,
+                    message: "a quoted field that begins in this record is never closed".to_owned(),
+                });
             }
             return Ok(Some(place));
         }
@@ -378,7 +389,7 @@ mod tests {
     #[test]
     fn documents_of_every_shape() {
         let e = Rows::Elements;
-        assert_eq!(scan(b"[{\"a\": \"]}\\\"\"},\n {}\n]\n", e, 7).unwrap(), owned(&[(1, 1, "{\"a\": \"]}\\\"\"}"), (18, 2, "{}")]));
+        assert_eq!(scan(b"[{\"a\": \"]}\\\"\"},\n {}\n]\n", e, 7).unwrap(), owned(&[(1, 1, "{\"a\": \"]}\\\"\"}"), (17, 2, "{}")]));
         assert_eq!(scan(b" {\"a\": [1]}\n{}{}", e, 1).unwrap(), owned(&[(1, 1, "{\"a\": [1]}"), (12, 2, "{}"), (14, 2, "{}")]));
         assert_eq!(scan(b"[]", e, 1).unwrap(), vec![]);
         assert_eq!(scan(b"[1, \"x\",null]", e, 2).unwrap(), owned(&[(1, 1, "1"), (4, 1, "\"x\""), (8, 1, "null")]));

@@ -126,7 +126,8 @@ fn fields(raw: &[u8], delimiter: u8) -> Result<Vec<String>, RowFault> {
 fn csv_object(raw: &[u8], delimiter: u8, header: &[String]) -> Result<String, RowFault> {
     let cells = fields(raw, delimiter)?;
     if cells.len() != header.len() {
-        let message = format!("{} fields where the header has {}; a field with the delimiter in it needs double quotes", cells.len(), header.len());
+        let message =
+            format!("{} fields where the header has {}; a field with the delimiter in it needs double quotes", cells.len(), header.len());
         return Err(RowFault::new(BadKind::InvalidRecord, message));
     }
     let object: serde_json::Map<String, serde_json::Value> =
