@@ -100,11 +100,11 @@ impl<'de> Deserialize<'de> for Header {
                             return Err(de::Error::custom("__metadata__ occurs twice"));
                         }
                         map.next_value::<BTreeMap<String, String>>()?;
-                    } else if header.entries.contains_key(&name) {
+                        continue;
+                    }
+                    let entry = map.next_value()?;
+                    if header.entries.insert(name.clone(), entry).is_some() {
                         return Err(de::Error::custom(format!("tensor {name:?} occurs twice")));
-                    } else {
-                        let entry = map.next_value()?;
-                        header.entries.insert(name, entry);
                     }
                 }
                 Ok(header)
