@@ -32,17 +32,15 @@ pub const KINDS: [Kind; 5] = [
 ];
 
 /// Generates the files of `plugins/sdk/src/bindings/`: name and content, in a fixed order. `wit` is the folder of WIT packages.
-///
-/// A package that also lies in `overlay` is taken from there.
-pub fn generate(wit: &Path, overlay: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
+pub fn generate(wit: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
     let mut resolve = Resolve::default();
     for package in ["conversation", "host"] {
-        push(&mut resolve, wit, overlay, package)?;
+        push(&mut resolve, wit, package)?;
     }
     let mut files = Vec::new();
     let mut world = format!("package trainer:sdk@{WIT_VERSION};\nworld all {{\n  import trainer:host/log@{WIT_VERSION};\n");
     for kind in &KINDS {
-        let package = push(&mut resolve, wit, overlay, kind.package)?;
+        let package = push(&mut resolve, wit, kind.package)?;
         let plugin = select_world(&resolve, package, "plugin")?;
         let section = wit_component::metadata::encode(&resolve, plugin, StringEncoding::UTF8, None)
             .map_err(|e| Error::invalid(format!("the component type of {}", kind.package), e))?;
@@ -76,10 +74,10 @@ pub fn generate(wit: &Path, overlay: &Path) -> Result<Vec<(String, Vec<u8>)>, Er
 }
 
 /// Writes what [`generate`] gives into `folder` (`plugins/sdk/src/bindings`); answers the files that changed.
-pub fn write(wit: &Path, overlay: &Path, folder: &Path) -> Result<Vec<PathBuf>, Error> {
+pub fn write(wit: &Path, folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut changed = Vec::new();
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    for (name, content) in generate(wit, overlay)? {
+    for (name, content) in generate(wit)? {
         let path = folder.join(name);
         if std::fs::read(&path).ok().as_deref() != Some(&content) {
             std::fs::write(&path, &content).map_err(Error::io("write", &path))?;
@@ -89,9 +87,8 @@ pub fn write(wit: &Path, overlay: &Path, folder: &Path) -> Result<Vec<PathBuf>, 
     Ok(changed)
 }
 
-fn push(resolve: &mut Resolve, wit: &Path, overlay: &Path, package: &str) -> Result<PackageId, Error> {
-    let below = Path::new(package).join(WIT_VERSION);
-    let folder = if overlay.join(&below).is_dir() { overlay.join(below) } else { wit.join(below) };
+fn push(resolve: &mut Resolve, wit: &Path, package: &str) -> Result<PackageId, Error> {
+    let folder = wit.join(package).join(WIT_VERSION);
     let (id, _) = resolve.push_dir(&folder).map_err(|e| Error::invalid(folder.display().to_string(), e))?;
     Ok(id)
 }

@@ -66,10 +66,10 @@ fn run(cli: Cli) -> Result<bool, Error> {
             Ok(report.passed())
         }
         Command::Bindings { check } => {
-            let (wit, overlay, folder) = (root.join("wit"), root.join("plugins/sdk/wit"), root.join("plugins/sdk/src/bindings"));
+            let (wit, folder) = (root.join("wit"), root.join("plugins/sdk/src/bindings"));
             if check {
                 let mut same = true;
-                for (name, content) in bindings::generate(&wit, &overlay)? {
+                for (name, content) in bindings::generate(&wit)? {
                     if std::fs::read(folder.join(&name)).ok() != Some(content) {
                         println!("{name} is not what wit/ gives: run `cargo run --release -p trainer-plugin-build -- bindings`");
                         same = false;
@@ -77,7 +77,7 @@ fn run(cli: Cli) -> Result<bool, Error> {
                 }
                 return Ok(same);
             }
-            for path in bindings::write(&wit, &overlay, &folder)? {
+            for path in bindings::write(&wit, &folder)? {
                 println!("wrote {}", path.display());
             }
             Ok(true)

@@ -43,6 +43,8 @@ enum State {
 struct Text {
     /// What may yet turn out to be a tag, or newlines that the template added.
     held: String,
+    /// How many bytes of `held` are space before a tag.
+    space: usize,
     /// No word has come yet, so `<think>` may.
     at_start: bool,
     /// The next character begins a line.
@@ -65,14 +67,18 @@ enum Skip {
 #[derive(Default)]
 struct Held {
     held: String,
+    /// How many newlines `held` begins with.
+    newlines: usize,
     begun: bool,
 }
 
 /// A call, from its opening tag on.
 struct Call {
     raw: String,
-    /// Where the tag after the object begins to be looked for.
+    /// Where the object ends.
     object_end: usize,
+    /// Where the tag after it can begin.
+    tail: usize,
     stage: Stage,
     /// What came after the first closing tag inside a string, in case the string does not end.
     after_tag: Option<(usize, Vec<Piece>)>,
@@ -80,7 +86,7 @@ struct Call {
 
 enum Stage {
     Before,
-    Object { open: Vec<u8>, in_string: bool, escaped: bool },
+    Object { open: Vec<char>, in_string: bool, escaped: bool, after_string: bool },
     After,
     Broken(&'static str),
 }
@@ -107,12 +113,15 @@ impl OutputParser for Parser {
                         self.emit_reasoning(&held);
                     }
                 }
-                State::Call(call) => {
-                    if let Some(rest) = self.unfinished(call) {
-                        self.feed(rest);
-                        continue;
-                    }
+                State::Call(call) if call.after_tag.is_some() && self.resumed < MAX_RESUMED => {
+                    self.state = State::Call(call);
+                    self.resume();
+                    continue;
                 }
+                State::Call(call) => self.parts.push(OutputPart::Malformed(MalformedCall {
+                    raw: format!("{CALL}{}", call.raw),
+                    message: "the call is not closed by </tool_call>".to_owned(),
+                })),
             }
             return std::mem::take(&mut self.parts);
         }
@@ -172,24 +181,27 @@ impl Parser {
                         continue;
                     }
                     reasoning.begun = true;
+                    if c == '\n' && reasoning.held.len() == reasoning.newlines {
+                        reasoning.newlines += 1;
+                    }
                     reasoning.held.push(c);
-                    let newlines = reasoning.held.len() - reasoning.held.trim_start_matches('\n').len();
+                    let newlines = reasoning.newlines;
                     let tag = reasoning.held.get(newlines..).unwrap_or_default();
                     if tag == THINK_END {
                         self.state = State::Text(Text { skip: Skip::Newlines, line_start: true, ..Text::default() });
                     } else if !THINK_END.starts_with(tag) {
                         let (words, rest) = after_first(&reasoning.held, newlines);
                         let (words, rest) = (words.to_owned(), rest.to_owned());
-                        reasoning.held.clear();
+                        *reasoning = Held { begun: true, ..Held::default() };
                         self.emit_reasoning(&words);
                         rest.chars().rev().for_each(|c| again.push_front(c));
                     }
                 }
-                State::Call(call) => {
-                    if call.character(c) {
-                        self.close_call();
-                    }
-                }
+                State::Call(call) => match call.character(c) {
+                    Next::More => {}
+                    Next::Closed => self.close_call(),
+                    Next::RanOn => self.resume(),
+                },
             }
         }
     }
@@ -199,8 +211,10 @@ impl Parser {
             State::Text(text) => match token {
                 THINK => {
                     let held = std::mem::take(&mut text.held);
-                    let words = if text.at_start || text.skip != Skip::Nothing && held.trim().is_empty() { String::new() } else { held };
-                    self.emit_text(&words);
+                    // Space before the first word is the template's.
+                    if !text.at_start || !held.trim().is_empty() {
+                        self.emit_text(&held);
+                    }
                     self.state = State::Reasoning(Held::default());
                 }
                 CALL => {
@@ -234,8 +248,7 @@ impl Parser {
                 // Opened twice, as where the prompt has opened it already.
                 THINK if !reasoning.begun => {}
                 _ => {
-                    reasoning.begun = true;
-                    let words = std::mem::take(&mut reasoning.held);
+                    let words = std::mem::replace(reasoning, Held { begun: true, ..Held::default() }).held;
                     self.emit_reasoning(&words);
                     self.emit_reasoning(token);
                 }
@@ -244,12 +257,22 @@ impl Parser {
                 if STOP.contains(&token) {
                     return;
                 }
-                if call.in_string() {
-                    call.token_in_string(token);
+                let in_string = call.in_string();
+                if let Some((_, rest)) = &mut call.after_tag {
+                    rest.push(Piece::Special(token.to_owned()));
+                } else if in_string && token == CALL_END {
+                    call.after_tag = Some((call.raw.len(), Vec::new()));
+                }
+                if in_string {
+                    // A token inside a string is its characters.
+                    call.raw.push_str(token);
+                    call.escaped_is_over();
                 } else if token == CALL_END {
                     self.close_call();
+                } else if call.after_tag.is_some() {
+                    self.resume();
                 } else if token == CALL {
-                    call.stage = Stage::Broken("the call before it is not closed by </tool_call>");
+                    call.stage = Stage::Broken("the call is not closed by </tool_call>");
                     self.close_call();
                     self.state = State::Call(Call::new());
                 } else {
@@ -268,24 +291,29 @@ impl Parser {
         }
     }
 
-    /// The output ends inside a call. If its last string ran on over a closing tag, the call ended there, and what followed is read again.
-    fn unfinished(&mut self, call: Call) -> Option<Vec<Piece>> {
-        let not_closed = |raw: String| OutputPart::Malformed(MalformedCall { raw, message: "the call is not closed by </tool_call>".to_owned() });
-        match call.after_tag {
-            Some((at, rest)) if self.resumed < MAX_RESUMED => {
-                self.resumed += 1;
-                let raw = format!("{CALL}{}{CALL_END}", call.raw.get(..at).unwrap_or_default());
-                let message = "the call's JSON has a string that does not end".to_owned();
-                self.parts.push(OutputPart::Malformed(MalformedCall { raw, message }));
-                self.state = State::Text(Text { skip: Skip::Space, line_start: true, ..Text::default() });
-                Some(rest)
-            }
-            _ => {
-                self.parts.push(not_closed(format!("{CALL}{}", call.raw)));
-                None
-            }
+    /// A string of the call ran on over the closing tag: the call ended there, and what followed is read again.
+    fn resume(&mut self) {
+        let State::Call(call) = &mut self.state else { return };
+        let Some((at, rest)) = call.after_tag.take() else { return };
+        if self.resumed == MAX_RESUMED {
+            call.stage = Stage::Broken("a string of the call's JSON does not end");
+            return;
         }
+        self.resumed += 1;
+        let raw = format!("{CALL}{}{CALL_END}", call.raw.get(..at).unwrap_or_default());
+        let message = "a string of the call's JSON does not end".to_owned();
+        self.parts.push(OutputPart::Malformed(MalformedCall { raw, message }));
+        self.state = State::Text(Text { skip: Skip::Space, line_start: true, ..Text::default() });
+        self.feed(rest);
     }
+}
+
+enum Next {
+    More,
+    /// The closing tag is complete.
+    Closed,
+    /// The JSON is broken, and an earlier string held a closing tag.
+    RanOn,
 }
 
 enum Step {
@@ -310,12 +338,19 @@ impl Text {
         if skipped && self.held.is_empty() {
             return Step::Hold;
         }
-        self.held.push(c);
         // Held: space (any before the first word, else one newline), then the beginning of a tag.
-        let space = match self.at_start {
-            true => self.held.len() - self.held.trim_start().len(),
-            false => usize::from(self.held.starts_with('\n')),
-        };
+        let is_space = if self.at_start { c.is_whitespace() } else { c == '\n' && self.held.is_empty() };
+        let before_tag = self.held.len() == self.space;
+        let after_tag = self.held.len() - self.space >= CALL.len();
+        self.held.push(c);
+        if before_tag && is_space {
+            self.space = self.held.len();
+            return Step::Hold;
+        }
+        if after_tag && c.is_whitespace() {
+            return Step::Hold;
+        }
+        let space = self.space;
         let (before, tag) = self.held.split_at(space);
         if self.at_start && tag == THINK {
             return Step::Think;
@@ -331,11 +366,12 @@ impl Text {
                 Some(_) => {}
             }
         }
-        if self.at_start && THINK.starts_with(tag) || begins_line && CALL.starts_with(tag) || tag.is_empty() {
+        if self.at_start && THINK.starts_with(tag) || begins_line && CALL.starts_with(tag) {
             return Step::Hold;
         }
         let held = std::mem::take(&mut self.held);
-        let (words, rest) = after_first(&held, space);
+        self.space = 0;
+        let (words, rest) = after_first(&held, if self.at_start { space } else { 0 });
         self.line_start = words.ends_with('\n');
         self.at_start = false;
         self.skip = Skip::Nothing;
@@ -351,28 +387,20 @@ fn after_first(text: &str, skip: usize) -> (&str, &str) {
 
 impl Call {
     fn new() -> Self {
-        Self { raw: String::new(), object_end: 0, stage: Stage::Before, after_tag: None }
+        Self { raw: String::new(), object_end: 0, tail: 0, stage: Stage::Before, after_tag: None }
     }
 
     fn in_string(&self) -> bool {
         matches!(self.stage, Stage::Object { in_string: true, .. })
     }
 
-    /// A token inside a string is its characters.
-    fn token_in_string(&mut self, token: &str) {
-        match &mut self.after_tag {
-            Some((_, rest)) => rest.push(Piece::Special(token.to_owned())),
-            None if token == CALL_END => self.after_tag = Some((self.raw.len(), Vec::new())),
-            None => {}
-        }
-        self.raw.push_str(token);
+    fn escaped_is_over(&mut self) {
         if let Stage::Object { escaped, .. } = &mut self.stage {
             *escaped = false;
         }
     }
 
-    /// Takes a character; whether it completes the closing tag.
-    fn character(&mut self, c: char) -> bool {
+    fn character(&mut self, c: char) -> Next {
         self.raw.push(c);
         let in_string = self.in_string();
         match &mut self.after_tag {
@@ -385,50 +413,74 @@ impl Call {
             }
             None => {}
         }
+        if let Some(reason) = self.advance(c) {
+            self.stage = Stage::Broken(reason);
+            if self.after_tag.is_some() {
+                return Next::RanOn;
+            }
+        }
+        let closed = match self.stage {
+            Stage::After => self.raw.get(self.tail..) == Some(CALL_END),
+            Stage::Broken(_) => c == '>' && self.raw.ends_with(CALL_END),
+            _ => false,
+        };
+        if closed { Next::Closed } else { Next::More }
+    }
+
+    /// Follows the JSON; answers what is wrong with it, if something is.
+    fn advance(&mut self, c: char) -> Option<&'static str> {
         match &mut self.stage {
-            Stage::Before if c.is_whitespace() => {}
-            Stage::Before if c == '{' => self.stage = Stage::Object { open: vec![b'}'], in_string: false, escaped: false },
-            Stage::Before => self.stage = Stage::Broken("a call must be one JSON object"),
-            Stage::Object { in_string: true, escaped, .. } if *escaped => *escaped = false,
-            Stage::Object { in_string, escaped, .. } if *in_string => match c {
-                '\\' => *escaped = true,
-                '"' => *in_string = false,
-                c if c < ' ' => self.stage = Stage::Broken("a line ends inside a string of the call's JSON"),
-                _ => {}
-            },
-            Stage::Object { open, in_string, .. } => match c {
-                '"' => {
-                    *in_string = true;
-                    // A closing tag in an earlier string was content, for that string has ended.
-                    self.after_tag = None;
+            Stage::Before if c.is_whitespace() => None,
+            Stage::Before if c == '{' => {
+                self.stage = Stage::Object { open: vec!['}'], in_string: false, escaped: false, after_string: false };
+                None
+            }
+            Stage::Before => Some("a call must be one JSON object"),
+            Stage::Object { in_string: in_string @ true, escaped, after_string, .. } => {
+                match c {
+                    _ if *escaped => *escaped = false,
+                    '\\' => *escaped = true,
+                    '"' => (*in_string, *after_string) = (false, true),
+                    c if c < ' ' => return Some("a line ends inside a string of the call's JSON"),
+                    _ => {}
                 }
-                '{' | '[' if open.len() >= python::MAX_DEPTH => self.stage = Stage::Broken("the call's JSON is nested too deeply"),
-                '{' => open.push(b'}'),
-                '[' => open.push(b']'),
-                '}' | ']' => {
-                    if open.pop().map(char::from) != Some(c) {
-                        self.stage = Stage::Broken("the brackets of the call's JSON do not match");
-                    } else if open.is_empty() {
+                None
+            }
+            Stage::Object { .. } if c.is_whitespace() => None,
+            Stage::Object { open, in_string, after_string, .. } => {
+                if *after_string {
+                    if !matches!(c, ',' | ':' | '}' | ']') {
+                        return Some("the call's JSON is broken");
+                    }
+                    // The string has ended where one may end, so a closing tag inside it was content.
+                    (*after_string, self.after_tag) = (false, None);
+                }
+                match c {
+                    '"' => *in_string = true,
+                    '{' | '[' if open.len() >= python::MAX_DEPTH => return Some("the call's JSON is nested too deeply"),
+                    '{' => open.push('}'),
+                    '[' => open.push(']'),
+                    '}' | ']' if open.pop() != Some(c) => return Some("the brackets of the call's JSON do not match"),
+                    '}' | ']' if open.is_empty() => {
                         self.stage = Stage::After;
                         self.object_end = self.raw.len();
-                        self.after_tag = None;
+                        self.tail = self.raw.len();
                     }
+                    '<' => return Some("the call's JSON is not complete"),
+                    _ => {}
                 }
-                '<' => self.stage = Stage::Broken("the call's JSON is not complete"),
-                _ => {}
-            },
-            Stage::After => {
-                let tail = self.raw.get(self.object_end..).unwrap_or_default().trim_start();
-                if tail == CALL_END {
-                    return true;
-                }
-                if !CALL_END.starts_with(tail) {
-                    self.stage = Stage::Broken("something follows the call's JSON object");
-                }
+                None
             }
-            Stage::Broken(_) => {}
+            Stage::After if c.is_whitespace() && self.tail + c.len_utf8() == self.raw.len() => {
+                self.tail = self.raw.len();
+                None
+            }
+            Stage::After => {
+                let tail = self.raw.get(self.tail..).unwrap_or_default();
+                (!CALL_END.starts_with(tail)).then_some("something follows the call's JSON object")
+            }
+            Stage::Broken(_) => None,
         }
-        matches!(self.stage, Stage::Broken(_)) && c == '>' && self.raw.ends_with(CALL_END)
     }
 
     /// The part that a closed call makes.

@@ -194,6 +194,17 @@ fn reference_turns_survive_rendering_and_parsing() {
             }
             let turn = qwen3_chat::render::turn(Revision::Qwen3, 0, message).unwrap();
             let id = case.string("id");
+            turns += 1;
+            if turn.content.text.contains("<tool_call>") {
+                // The source wrote a call into the words. It is found, and rendered as a call it gives the same text.
+                assert!(!calls.is_empty(), "{id}");
+                let tool_calls = calls.into_iter().map(|c| ToolCall { id: None, name: c.name, arguments: c.arguments }).collect();
+                let again = Message { reasoning_content: Some(reasoning), tool_calls, ..Message::assistant(words) };
+                let rendered = split.render_training(&Conversation::of([Message::user("q"), again])).unwrap();
+                let generated = |r: &Rendered| r.segments.iter().filter(|s| s.generated).map(|s| s.piece.as_str().to_owned()).collect::<String>();
+                assert_eq!(generated(&rendered[0]), generated(sample), "{id}");
+                continue;
+            }
             assert_eq!(reasoning, turn.reasoning.text.trim_matches('\n'), "{id}");
             assert_eq!(words, turn.content.text.trim_start_matches('\n'), "{id}");
             assert_eq!(calls.len(), message.tool_calls.len(), "{id}");
@@ -204,7 +215,6 @@ fn reference_turns_survive_rendering_and_parsing() {
                 };
                 assert_eq!(value(&parsed.arguments), value(&call.arguments), "{id}");
             }
-            turns += 1;
         }
     }
     assert!(turns > 0);

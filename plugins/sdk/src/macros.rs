@@ -97,6 +97,13 @@ macro_rules! __export {
     ($export:ty, $type:ident, $section:literal, $package:ident, $interface:ident, $cabi:ident) => {
         const _: () = {
             type Export = $export;
+            // The exports' names are none for a native linker; there, only their types are checked.
+            #[cfg(not(target_arch = "wasm32"))]
+            const _: fn() = || {
+                fn check<T: $crate::bindings::exports::trainer::$package::$interface::Guest>() {}
+                check::<Export>();
+            };
+            #[cfg(target_arch = "wasm32")]
             $crate::bindings::exports::trainer::$package::$interface::$cabi!(
                 Export with_types_in $crate::bindings::exports::trainer::$package::$interface
             );
