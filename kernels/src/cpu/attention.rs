@@ -6,10 +6,11 @@
 //! by one task in a fixed order. Since a product's elements do not depend on its cut, a query gives the same bits alone, in a packed batch
 //! and from the cache.
 
+use super::Cpu;
 use super::buffer::{Borrowed, Buffer, Parts, area};
 use super::gemm::{self, Finish, PANEL, Product, Rhs, Term};
-use super::simd::{Simd, at, at_or, dispatch, exp, largest, put, sum, vectors, zero_tail};
-use super::{Batch, Cpu, Stats, Tensor, index, same};
+use super::simd::{LANES, Simd, at, dispatch, exp, largest, sum, vectors};
+use super::types::{Batch, Stats, Tensor, index, same};
 use crate::ops::{AttentionShape, OpsError, Result};
 
 /// Query rows of a task; a block of query rows is also a panel of keys.
@@ -56,8 +57,8 @@ pub(super) fn check_shape(op: &'static str, shape: AttentionShape) -> Result<()>
 }
 
 dispatch!(
-    /// Softmax of rows of raw scores times `scale`: row `i` sees its first `seen(i)` columns, `first` for row 0 and `step` more for each
-    /// further one; the others become 0. Writes log-sum-exps.
+    /// Softmax of rows of raw scores times `scale`: row `i` sees its first `seen.of(i)` columns; the others become 0. Writes log-sum-exps.
+    /// `stride` is a multiple of the lanes.
     fn softmax_rows(scores: &mut [f32], stride: usize, width: usize, seen: Seen<'_>, scale: f32, lse: &mut [f32]) = softmax_rows_body
 );
 
@@ -86,36 +87,38 @@ impl Seen<'_> {
 #[inline(always)]
 fn softmax_rows_body<S: Simd>(s: S, scores: &mut [f32], stride: usize, width: usize, seen: Seen<'_>, scale: f32, lse: &mut [f32]) {
     for (i, (row, lse)) in scores.chunks_mut(stride).zip(lse).enumerate() {
-        let seen = seen.of(i).min(width);
-        let (row, rest) = row.split_at_mut(seen.min(row.len()));
+        let seen = seen.of(i).min(width).min(row.len());
+        // Rows are padded to whole vectors: hidden lanes of the last one become e^-inf = 0.
+        let padded = seen.next_multiple_of(LANES).min(row.len());
+        row[seen..padded].fill(f32::NEG_INFINITY);
+        let chunks = row[..padded].as_chunks_mut::<LANES>().0;
         let mut top = s.splat(f32::NEG_INFINITY);
-        for c in 0..vectors(seen) {
-            top = s.max(at_or(s, row, c, f32::NEG_INFINITY), top);
+        for chunk in chunks.iter() {
+            top = s.max(s.load(chunk), top);
         }
         let top = largest(s, top);
         let (shift, scale_v) = (s.splat(-top * scale), s.splat(scale));
         let mut total = s.splat(0.0);
-        for c in 0..vectors(seen) {
-            let e = exp(s, s.fma(at(s, row, c), scale_v, shift));
-            let e = zero_tail(s, e, seen, c);
+        for chunk in chunks.iter_mut() {
+            let e = exp(s, s.fma(s.load(chunk), scale_v, shift));
             total = s.add(total, e);
-            put(s, row, c, e);
+            s.store(chunk, e);
         }
         let total = sum(s, total);
         *lse = top * scale + total.ln();
         let inverse = s.splat(1.0 / total);
-        for c in 0..vectors(seen) {
-            let v = s.mul(at(s, row, c), inverse);
-            put(s, row, c, v);
+        for chunk in chunks.iter_mut() {
+            let v = s.mul(s.load(chunk), inverse);
+            s.store(chunk, v);
         }
-        let hidden = width.saturating_sub(seen).min(rest.len());
-        rest[..hidden].fill(0.0);
+        let width = width.min(row.len());
+        row[seen..width].fill(0.0);
     }
 }
 
 dispatch!(
     /// From raw scores and `dp = dout Vᵀ` to probabilities (in `scores`) and `ds = p (dp - d) scale` (in `dp`). Row `i` sees its columns
-    /// below `seen(i) - first_column`; the others become 0.
+    /// below `seen + i`; the others become 0. `stride` is a multiple of the lanes.
     fn backward_rows(scores: &mut [f32], dp: &mut [f32], stride: usize, width: usize, seen: usize, scale: f32, lse: &[f32], d: &[f32], stats_stride: usize) = backward_rows_body
 );
 
@@ -136,19 +139,20 @@ fn backward_rows_body<S: Simd>(
     let rows =
         scores.chunks_mut(stride).zip(dp.chunks_mut(stride)).zip(lse.iter().step_by(stats_stride)).zip(d.iter().step_by(stats_stride));
     for (i, (((p, dp), lse), d)) in rows.enumerate() {
-        let width = width.min(p.len());
+        let width = width.min(p.len()).min(dp.len());
         let seen = (seen + i).min(width);
-        let (p, p_rest) = p.split_at_mut(seen);
-        let (dp, dp_rest) = dp.split_at_mut(seen);
+        // Rows are padded to whole vectors; what comes out of their hidden lanes is overwritten below.
+        let padded = seen.next_multiple_of(LANES).min(p.len()).min(dp.len());
+        let chunks = p[..padded].as_chunks_mut::<LANES>().0.iter_mut().zip(dp[..padded].as_chunks_mut::<LANES>().0);
         let (scale_v, lse, d) = (s.splat(scale), s.splat(-lse), s.splat(*d));
-        for c in 0..vectors(seen) {
-            let e = exp(s, s.fma(at(s, p, c), scale_v, lse));
-            let g = s.mul(s.mul(e, s.sub(at(s, dp, c), d)), scale_v);
-            put(s, p, c, e);
-            put(s, dp, c, g);
+        for (p, dp) in chunks {
+            let e = exp(s, s.fma(s.load(p), scale_v, lse));
+            let g = s.mul(s.mul(e, s.sub(s.load(dp), d)), scale_v);
+            s.store(p, e);
+            s.store(dp, g);
         }
-        p_rest[..width - seen].fill(0.0);
-        dp_rest[..width - seen].fill(0.0);
+        p[seen..width].fill(0.0);
+        dp[seen..width].fill(0.0);
     }
 }
 

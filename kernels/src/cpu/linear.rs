@@ -1,8 +1,9 @@
 //! Groups of frozen projections with their adapters, forward and backward.
 
+use super::Cpu;
 use super::buffer::{Borrowed, Buffer, Parts, area};
 use super::gemm::{self, Finish, Product, Rhs, Term, Transposed};
-use super::{Batch, Cpu, Param, Tensor, need, same};
+use super::types::{Batch, Param, Tensor, need, same};
 use crate::nf4::Nf4;
 use crate::ops::{Dropout, HostLinear, HostMatrix, LoraGrads, LoraMember, OpsError, Result, WeightPlan};
 use crate::rng::{Purpose, philox4x32_10, split, stream_key};

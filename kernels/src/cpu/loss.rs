@@ -1,9 +1,10 @@
 //! Cross-entropy and logits.
 
+use super::Cpu;
 use super::buffer::{Buffer, Parts, area};
 use super::gemm::{self, Finish, Product, Rhs, Term, Transposed};
 use super::simd::{Simd, at, at_or, dispatch, exp, largest, put, sum, vectors, zero_tail};
-use super::{Batch, Cpu, Tensor, index, same};
+use super::types::{Batch, Tensor, index, same};
 use crate::ops::{HostMatrix, OpsError, Result};
 use std::sync::{Mutex, OnceLock, PoisonError};
 

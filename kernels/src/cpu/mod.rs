@@ -12,11 +12,13 @@ mod loss;
 mod norm;
 mod pool;
 mod simd;
+mod types;
 
 pub use attention::Cache;
 pub use linear::Group;
 pub use loss::Table;
 pub use simd::InstructionSet;
+pub use types::{Batch, Param, Stats, Tensor};
 
 use crate::adamw::{self, AdamWConfig, OptimizerState};
 use crate::ops::{AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Result, WeightPlan};
@@ -27,6 +29,7 @@ use pool::Pool;
 use simd::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use types::{index, need, same};
 
 /// Rows of a task that works element by element.
 const CHUNK: usize = 16;
@@ -64,108 +67,6 @@ impl Rotations {
         let start = position as usize * 2 * self.half;
         self.values.get(start..start + 2 * self.half).unwrap_or(&[]).split_at_checked(self.half).unwrap_or_default()
     }
-}
-
-/// Activations, `[rows, cols]`.
-pub struct Tensor {
-    data: Buffer,
-    rows: usize,
-    cols: usize,
-}
-
-/// Statistics, `[rows, cols]`.
-pub type Stats = Tensor;
-
-impl Tensor {
-    /// Rows that there is room for.
-    pub fn row_count(&self) -> usize {
-        self.rows
-    }
-
-    /// Values of a row.
-    pub fn col_count(&self) -> usize {
-        self.cols
-    }
-
-    fn new(rows: usize, cols: usize) -> Result<Self> {
-        Ok(Tensor { data: Buffer::zeroed(area(rows, cols, "a tensor")?, "a tensor")?, rows, cols })
-    }
-
-    /// The first `n` rows, checked to be `cols` wide.
-    fn rows(&self, op: &'static str, what: &'static str, n: usize, cols: usize) -> Result<&[f32]> {
-        same(op, what, self.cols, cols)?;
-        let len = area(n, cols, what)?;
-        self.data.get(..len).ok_or(OpsError::Shape { op, what, got: self.data.len(), need: len })
-    }
-
-    /// The first `n` rows, checked to be `cols` wide.
-    fn rows_mut(&mut self, op: &'static str, what: &'static str, n: usize, cols: usize) -> Result<&mut [f32]> {
-        same(op, what, self.cols, cols)?;
-        let len = area(n, cols, what)?;
-        let got = self.data.len();
-        self.data.get_mut(..len).ok_or(OpsError::Shape { op, what, got, need: len })
-    }
-}
-
-/// Trained values or their gradients.
-pub struct Param {
-    data: Buffer,
-}
-
-impl Param {
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        self.data.len()
-    }
-
-    /// Whether there are no values.
-    pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
-    }
-}
-
-/// A batch whose parts were checked against each other.
-pub struct Batch {
-    host: HostBatch,
-    /// The sequence of each row.
-    sequence_of: Vec<u32>,
-    /// Panels of keys of all sequences.
-    key_panels: usize,
-    /// Rows of the longest sequence.
-    longest: usize,
-}
-
-impl Batch {
-    fn sequences(&self) -> usize {
-        self.host.cu_seqlens.len().saturating_sub(1)
-    }
-
-    /// First row and number of rows of a sequence.
-    fn span(&self, sequence: usize) -> (usize, usize) {
-        match self.host.cu_seqlens.get(sequence..sequence + 2) {
-            Some(&[start, end]) => (start as usize, (end as usize).saturating_sub(start as usize)),
-            _ => (0, 0),
-        }
-    }
-
-    fn check_rows(&self, op: &'static str, n: usize) -> Result<()> {
-        same(op, "the batch", self.host.ids.len(), n)
-    }
-}
-
-/// An error unless `got` is `need`.
-fn same(op: &'static str, what: &'static str, got: usize, need: usize) -> Result<()> {
-    if got == need { Ok(()) } else { Err(OpsError::Shape { op, what, got, need }) }
-}
-
-/// An error unless `got` is at least `need`.
-fn need(op: &'static str, what: &'static str, got: usize, need: usize) -> Result<()> {
-    if got >= need { Ok(()) } else { Err(OpsError::Shape { op, what, got, need }) }
-}
-
-/// An error unless `index` is below `limit`.
-fn index(op: &'static str, what: &'static str, index: u64, limit: u64) -> Result<()> {
-    if index < limit { Ok(()) } else { Err(OpsError::Index { op, what, index, limit }) }
 }
 
 impl Cpu {

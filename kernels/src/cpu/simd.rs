@@ -420,7 +420,11 @@ pub(super) fn sum<S: Simd>(s: S, v: S::V) -> f32 {
 /// The largest lane (NaN lanes may be passed over).
 #[inline(always)]
 pub(super) fn largest<S: Simd>(s: S, v: S::V) -> f32 {
-    lanes(s, v).into_iter().fold(f32::NEG_INFINITY, f32::max)
+    let l = lanes(s, v);
+    let max = |a: f32, b: f32| if a > b { a } else { b };
+    let e: [f32; 8] = std::array::from_fn(|i| max(l[i], l[i + 8]));
+    let q: [f32; 4] = std::array::from_fn(|i| max(e[i], e[i + 4]));
+    max(max(q[0], q[2]), max(q[1], q[3]))
 }
 
 /// `e^x` per lane: argument reduction by `ln 2` in two parts (Cody & Waite 1980) and a polynomial of degree 6, within 1.5 units in the last
