@@ -421,7 +421,7 @@ fn check_state(spec: &PipelineSpec, state: &PipelineState, data: &str) -> Result
     if u64::from(state.within) > state.counters.samples || state.counters.rows != state.draws {
         return refuse("its counts contradict each other; the file is damaged".to_owned());
     }
-    if (state.step == 0) != (spec.feedback.is_none() || state.draws == 0) && state.draws > 0 {
+    if state.draws > 0 && (state.step == 0) != spec.feedback.is_none() {
         return refuse("the run was started with another `feedback` setting".to_owned());
     }
     Ok(())
