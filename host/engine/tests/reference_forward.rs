@@ -10,7 +10,6 @@ use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::cpu::Cpu;
 use trainer_kernels::ops::WeightPlan;
 use trainer_kernels::sampling::SamplingParams;
-use trainer_model::AdapterConfig;
 use trainer_test_support as support;
 
 const LOGITS: f32 = 1e-4;
@@ -83,7 +82,7 @@ fn reference_hidden_states_logits_and_loss() {
         assert_eq!(seen, model.dims().layers + 1, "{name}: hidden states missing");
         check_logits(&name, &goldens, &states.logits, &rows, model.dims().vocab);
         // The training forward, which computes the loss, is another path than the one above. A fresh adapter (B = 0) changes nothing.
-        let mut trainer = trainer(&model, Adapter::init(&model, AdapterConfig { r: 2, ..AdapterConfig::default() }, 5).unwrap(), 4096);
+        let mut trainer = trainer(&model, Adapter::init(&model, lora(2), 5).unwrap(), 4096);
         let difference = (loss(&mut trainer, &rows) - stored_loss(&goldens, "loss")).abs();
         assert!(difference < LOSS, "{name}: loss differs by {difference}");
     }
@@ -203,7 +202,7 @@ fn reference_partly_quantized_checkpoint() {
         assert!(rounded < 0.1, "{plan:?}: logits differ by {rounded} from those of rounded weights");
         let bf16 = support::max_abs_diff(&ends, &goldens["last_logits_bf16"].f32());
         assert!(bf16 < 0.3, "{plan:?}: logits differ by {bf16} from those of a bf16 run");
-        let adapter = Adapter::init(&model, AdapterConfig { r: 2, ..AdapterConfig::default() }, 5).unwrap();
+        let adapter = Adapter::init(&model, lora(2), 5).unwrap();
         let loss = loss(&mut trainer(&model, adapter, 4096), &rows);
         for (key, tolerance) in [("loss_f32", LOSS), ("loss_f32_weights_rounded_to_bf16", 0.1), ("loss_bf16", 0.3)] {
             let difference = (loss - stored_loss(&goldens, key)).abs();

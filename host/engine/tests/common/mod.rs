@@ -137,6 +137,13 @@ impl Tiny {
     }
 }
 
+/// Settings of rank `r` on all projections.
+pub fn lora(r: usize) -> AdapterConfig {
+    let mut config = AdapterConfig::default();
+    (config.r, config.alpha) = (r, 2.0 * r as f64);
+    config
+}
+
 /// An adapter whose B is not zero, so that all of its gradients are alive.
 pub fn adapter(model: &Model<Cpu>, config: AdapterConfig, seed: u32) -> Adapter<Cpu> {
     let mut host = Adapter::init(model, config, u64::from(seed)).unwrap().to_host(model).unwrap();
