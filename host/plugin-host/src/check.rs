@@ -93,7 +93,11 @@ impl Check<'_> {
     }
 
     pub(crate) fn weight(&self, path: Path<'_>, weight: f32) -> Checked {
-        if weight.is_finite() && weight >= 0.0 { Ok(()) } else { Err(self.bad(path, format!("{weight} is no weight; it is finite and not negative"))) }
+        if weight.is_finite() && weight >= 0.0 {
+            Ok(())
+        } else {
+            Err(self.bad(path, format!("{weight} is no weight; it is finite and not negative")))
+        }
     }
 
     pub(crate) fn finite(&self, path: Path<'_>, value: f64) -> Checked {
@@ -185,7 +189,9 @@ impl Check<'_> {
                 return Err(self.bad(path, format!("{start}..{end} does not lie in the text of {} bytes", text.len())));
             }
             if start < last {
-                return Err(self.bad(path, format!("{start}..{end} begins before the span ahead of it ends ({last}); spans are sorted and apart")));
+                return Err(
+                    self.bad(path, format!("{start}..{end} begins before the span ahead of it ends ({last}); spans are sorted and apart"))
+                );
             }
             if !text.is_char_boundary(start) || !text.is_char_boundary(end) {
                 return Err(self.bad(path, format!("{start}..{end} cuts a character in two")));

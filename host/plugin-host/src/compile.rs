@@ -168,7 +168,8 @@ fn verdict(status: Option<ExitStatus>, message: &dyn Fn() -> String, manifest: &
         return Ok(());
     }
     let text = message();
-    let memory = ["memory allocation of", "Cannot allocate memory", "out of memory", "failed to spawn thread", "Resource temporarily unavailable"];
+    let memory =
+        ["memory allocation of", "Cannot allocate memory", "out of memory", "failed to spawn thread", "Resource temporarily unavailable"];
     if status.signal() == Some(libc::SIGXCPU) {
         return Err(out_of_time());
     }

@@ -240,7 +240,8 @@ mod tests {
     #[test]
     fn the_features_are_exactly_those_named() {
         let off = WasmFeatures::all() - features();
-        for feature in [WasmFeatures::THREADS, WasmFeatures::MEMORY64, WasmFeatures::GC, WasmFeatures::CM_ASYNC, WasmFeatures::RELAXED_SIMD] {
+        for feature in [WasmFeatures::THREADS, WasmFeatures::MEMORY64, WasmFeatures::GC, WasmFeatures::CM_ASYNC, WasmFeatures::RELAXED_SIMD]
+        {
             assert!(off.contains(feature));
         }
         let engine = on_demand(Layout::Compact, 1 << 19).unwrap();

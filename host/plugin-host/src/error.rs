@@ -55,11 +55,7 @@ pub enum PluginError {
         reason: String,
     },
     /// The component exports no plugin interface.
-    #[error(
-        "plugin `{plugin}` exports no plugin kind (it exports: {}); this host knows {}",
-        list_or(exports, "nothing"),
-        known_kinds()
-    )]
+    #[error("plugin `{plugin}` exports no plugin kind (it exports: {}); this host knows {}", list_or(exports, "nothing"), known_kinds())]
     NoKind {
         /// The plugin.
         plugin: String,
@@ -67,7 +63,9 @@ pub enum PluginError {
         exports: Vec<String>,
     },
     /// The component exports a known kind in a version that this host does not know.
-    #[error("plugin `{plugin}` exports {kind} {found}; this host knows {kind} {known}: build the plugin against that version of the interface, or use another version of trainer")]
+    #[error(
+        "plugin `{plugin}` exports {kind} {found}; this host knows {kind} {known}: build the plugin against that version of the interface, or use another version of trainer"
+    )]
     UnknownKindVersion {
         /// The plugin.
         plugin: String,

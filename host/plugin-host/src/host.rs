@@ -63,9 +63,12 @@ pub enum PluginSource {
     },
 }
 
+/// A name for errors, the component, and the manifest file beside it.
+type RawPlugin = (String, Vec<u8>, Option<Vec<u8>>);
+
 impl PluginSource {
     /// Reads the component and the manifest beside it; no more than `limit` bytes of a component.
-    fn read(&self, limit: ByteSize) -> Result<(String, Vec<u8>, Option<Vec<u8>>), PluginError> {
+    fn read(&self, limit: ByteSize) -> Result<RawPlugin, PluginError> {
         match self {
             Self::Bytes { name, bytes } => Ok((name.clone(), bytes.clone(), None)),
             Self::File(path) => {
@@ -128,9 +131,10 @@ impl PluginHost {
     /// If wasmtime or the deadline thread cannot be set up. A cache folder that is not private is no error: the host warns and goes
     /// without.
     pub fn new(options: HostOptions) -> Result<Self, PluginError> {
-        let cache = options.cache_dir.as_deref().and_then(|dir| {
-            Cache::open(dir).inspect_err(|why| tracing::warn!("compiled plugins are not cached: {why}")).ok()
-        });
+        let cache = options
+            .cache_dir
+            .as_deref()
+            .and_then(|dir| Cache::open(dir).inspect_err(|why| tracing::warn!("compiled plugins are not cached: {why}")).ok());
         Ok(Self { options, cache, ticker: Arc::new(Ticker::start()?), engines: Mutex::default(), loaded: Mutex::default() })
     }
 
@@ -223,8 +227,8 @@ impl PluginHost {
             Some(component) => component,
             None => {
                 let code = compile(&self.options.compiler, engines.layout, manifest, limits, bytes)?;
-                let component = load(engines, &code)
-                    .map_err(|e| PluginError::Compile { plugin: manifest.name.clone(), reason: format!("{e:#}") })?;
+                let component =
+                    load(engines, &code).map_err(|e| PluginError::Compile { plugin: manifest.name.clone(), reason: format!("{e:#}") })?;
                 if let Some(cache) = &self.cache {
                     cache.put(&engines.compatibility, digest, &code);
                 }
@@ -385,11 +389,7 @@ impl Plugin {
     }
 
     pub(crate) fn instantiate_error(&self, reason: &str) -> PluginError {
-        PluginError::Instantiate {
-            plugin: self.manifest.name.clone(),
-            version: self.manifest.version.clone(),
-            reason: reason.to_owned(),
-        }
+        PluginError::Instantiate { plugin: self.manifest.name.clone(), version: self.manifest.version.clone(), reason: reason.to_owned() }
     }
 }
 

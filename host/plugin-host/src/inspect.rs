@@ -183,12 +183,7 @@ impl<'a> Scan<'a> {
         } else {
             format!("plugins are linked to {LOG} and nothing else")
         };
-        Err(PluginError::Import {
-            plugin: manifest.name.clone(),
-            version: manifest.version.clone(),
-            import: import.clone(),
-            hint,
-        })
+        Err(PluginError::Import { plugin: manifest.name.clone(), version: manifest.version.clone(), import: import.clone(), hint })
     }
 
     /// Counts that can be read off before compiling.

@@ -160,9 +160,7 @@ impl<B: Configure> Pool<B> {
         let load = Load { rows: 1, bytes: settings.len() };
         match guest.call(B::CONFIGURE, load, |b, store| b.configure(store, settings))? {
             Ok(()) => Ok(guest),
-            Err(message) => {
-                Err(PluginError::Configure { at: place(self.plugin().manifest(), B::CONFIGURE), message: bounded(&message) })
-            }
+            Err(message) => Err(PluginError::Configure { at: place(self.plugin().manifest(), B::CONFIGURE), message: bounded(&message) }),
         }
     }
 

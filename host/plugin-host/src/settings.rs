@@ -37,7 +37,10 @@ pub(crate) fn check(manifest: &Manifest, settings: &Value) -> Result<String, Plu
         None if object.is_empty() => {}
         None => {
             let names = object.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
-            return Err(wrong(String::new(), format!("the plugin takes no settings (its manifest has no `settings_schema`), but {names} is set")));
+            return Err(wrong(
+                String::new(),
+                format!("the plugin takes no settings (its manifest has no `settings_schema`), but {names} is set"),
+            ));
         }
     }
     Ok(settings.to_string())

@@ -51,7 +51,10 @@ fn assert_golden(formatter: &Formatter, payload: &str, golden: &str) {
 fn every_payload_is_stopped_with_its_text() {
     let formatter = evil();
     let golden = [
-        ("loop", "hit its fuel_per_row limit: # units of fuel in this call (fuel_per_call + rows x fuel_per_row + bytes x fuel_per_byte) are allowed; raise it in the recipe: [plugins.evil.limits] fuel_per_row = #"),
+        (
+            "loop",
+            "hit its fuel_per_row limit: # units of fuel in this call (fuel_per_call + rows x fuel_per_row + bytes x fuel_per_byte) are allowed; raise it in the recipe: [plugins.evil.limits] fuel_per_row = #",
+        ),
         ("alloc", "hit its memory limit: #MiB are allowed, #"),
         ("pages", "hit its memory limit: #MiB are allowed, #"),
         ("recurse", "hit its wasm_stack limit: #KiB are allowed; raise it in the recipe: [plugins.evil.limits] wasm_stack = \"#MiB\""),
@@ -65,9 +68,15 @@ fn every_payload_is_stopped_with_its_text() {
         ("infinite_weight", "returned a bad value: outcomes[#].weight: inf is no weight; it is finite and not negative"),
         ("bad_span", "returned a bad value: outcomes[#].messages[#].spans[#]: #..# does not lie in the text of # bytes"),
         ("split_span", "returned a bad value: outcomes[#].messages[#].spans[#]: #..# cuts a character in two"),
-        ("overlapping_spans", "returned a bad value: outcomes[#].messages[#].spans[#]: #..# begins before the span ahead of it ends (#); spans are sorted and apart"),
+        (
+            "overlapping_spans",
+            "returned a bad value: outcomes[#].messages[#].spans[#]: #..# begins before the span ahead of it ends (#); spans are sorted and apart",
+        ),
         ("bad_json", "returned a bad value: outcomes[#].tools[#]: it is not valid JSON: "),
-        ("deep_json", "hit its json_depth limit: # are allowed, # in outcomes[#].messages[#].content were requested; raise it in the recipe: [plugins.evil.limits] json_depth = #"),
+        (
+            "deep_json",
+            "hit its json_depth limit: # are allowed, # in outcomes[#].messages[#].content were requested; raise it in the recipe: [plugins.evil.limits] json_depth = #",
+        ),
         ("no_messages", "returned a bad value: outcomes[#].messages: a conversation has at least one message"),
         ("bad_pointer", "returned a bad value: outcomes[#].pointer: \"no/slash\" is no JSON Pointer (RFC #)"),
     ];

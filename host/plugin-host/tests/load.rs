@@ -95,9 +95,8 @@ fn types_that_differ_from_the_wit() {
 fn settings_are_checked_against_the_schema() {
     let schema = r#"{"name": "rogue", "version": "1.2.3", "settings_schema": {"type": "object", "additionalProperties": false,
         "properties": {"columns": {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}}}}}"#;
-    let with = |json: &str| {
-        host().load(&source(component(&format!("(component {} {FORMATTER})", manifest(json)))), Limits::default()).unwrap()
-    };
+    let with =
+        |json: &str| host().load(&source(component(&format!("(component {} {FORMATTER})", manifest(json)))), Limits::default()).unwrap();
     let plugin = with(schema);
     assert_eq!(plugin.check_settings(&json!(null)).unwrap(), "{}");
     assert_eq!(plugin.check_settings(&json!({"columns": {"n": 2}})).unwrap(), r#"{"columns":{"n":2}}"#);
@@ -115,12 +114,18 @@ fn inspection_as_json() {
     assert_eq!(report["name"], "rogue");
     assert_eq!(report["version"], "1.2.3");
     assert_eq!(report["kinds"], json!([{"kind": "dataset-formatter", "version": "0.1.0"}]));
-    assert_eq!(report["imports"], json!(["trainer:conversation/types@0.1.0", "trainer:host/log@0.1.0"]).as_array().map(|a| {
-        let mut found: Vec<_> = report["imports"].as_array().unwrap().clone();
-        found.sort_by_key(ToString::to_string);
-        assert_eq!(&found, a);
-        report["imports"].clone()
-    }).unwrap());
+    assert_eq!(
+        report["imports"],
+        json!(["trainer:conversation/types@0.1.0", "trainer:host/log@0.1.0"])
+            .as_array()
+            .map(|a| {
+                let mut found: Vec<_> = report["imports"].as_array().unwrap().clone();
+                found.sort_by_key(ToString::to_string);
+                assert_eq!(&found, a);
+                report["imports"].clone()
+            })
+            .unwrap()
+    );
     assert_eq!(report["refused_imports"], json!([]));
     assert_eq!(report["size"], rogue().len());
     assert_eq!(report["digest"].as_str().unwrap().len(), 64);
@@ -146,9 +151,8 @@ fn a_manifest_may_stand_beside_the_file() {
 fn the_cache_serves_a_second_host_and_mistrusts_what_was_touched() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("plugins");
-    let host = |compiler: CompilerCommand| {
-        PluginHost::new(HostOptions { cache_dir: Some(cache.clone()), ..HostOptions::new(compiler) }).unwrap()
-    };
+    let host =
+        |compiler: CompilerCommand| PluginHost::new(HostOptions { cache_dir: Some(cache.clone()), ..HostOptions::new(compiler) }).unwrap();
     let load = |compiler| host(compiler).load(&source(rogue()), tight());
     load(compiler()).unwrap();
     // A compiler that cannot even start shows that the cache was used.

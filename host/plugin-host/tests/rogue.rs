@@ -46,7 +46,10 @@ fn every_misdeed_costs_its_row_and_nothing_else() {
         ("recurse", "hit its wasm_stack limit: 512KiB are allowed; raise it in the recipe: [plugins.rogue.limits] wasm_stack = \"1MiB\""),
         ("trap", "trapped: wasm `unreachable` instruction executed"),
         ("panic", "trapped: wasm `unreachable` instruction executed (it said: boom in the middle)"),
-        ("amplify", "hit its returned_size limit: 8MiB are allowed; raise it in the recipe: [plugins.rogue.limits] returned_size = \"16MiB\""),
+        (
+            "amplify",
+            "hit its returned_size limit: 8MiB are allowed; raise it in the recipe: [plugins.rogue.limits] returned_size = \"16MiB\"",
+        ),
         ("gigabyte", "returned a bad value: its result: string pointer/length out of bounds of memory"),
         ("utf-8 that is none", "returned a bad value: its result: invalid utf-8 sequence of 1 bytes from index 0"),
         ("variant that is none", "returned a bad value: its result: unexpected discriminant: 9"),

@@ -131,8 +131,7 @@ impl Mixer {
     /// If the plugin traps or runs into a limit.
     pub fn snapshot(&mut self) -> Result<Vec<u8>, PluginError> {
         let mixer = self.mixer;
-        let bytes =
-            self.guest.call(SNAPSHOT, Load::default(), |b, s| b.trainer_mixing_policy_policy().mixer().call_snapshot(s, mixer))?;
+        let bytes = self.guest.call(SNAPSHOT, Load::default(), |b, s| b.trainer_mixing_policy_policy().mixer().call_snapshot(s, mixer))?;
         let limit = self.plugin.limits().string_size;
         if bytes.len() > limit.bytes() {
             let size = ByteSize(bytes.len() as u64);

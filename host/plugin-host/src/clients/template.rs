@@ -7,9 +7,7 @@ use wasmtime::Store;
 use wasmtime::component::ResourceAny;
 
 use crate::bindings::template::Plugin as World;
-use crate::bindings::template::exports::trainer::chat_template::template::{
-    Description, OutputPart, Piece, PromptRequest, Rendered,
-};
+use crate::bindings::template::exports::trainer::chat_template::template::{Description, OutputPart, Piece, PromptRequest, Rendered};
 use crate::call::{Load, State, place};
 use crate::check::{Check, Path};
 use crate::error::{Place, PluginError, RowError};
@@ -57,8 +55,9 @@ impl Template {
     /// # Errors
     /// If the plugin traps, runs into a limit or returns a bad value.
     pub fn describe(&self) -> Result<Description, PluginError> {
-        let description =
-            self.pool.with_retry(|guest| guest.call(DESCRIBE, Load::default(), |b, s| b.trainer_chat_template_template().call_describe(s)))?;
+        let description = self
+            .pool
+            .with_retry(|guest| guest.call(DESCRIBE, Load::default(), |b, s| b.trainer_chat_template_template().call_describe(s)))?;
         let at = place(self.plugin().manifest(), DESCRIBE);
         let check = self.check(&at);
         let root = Path::Root("stop-tokens");
@@ -242,9 +241,7 @@ impl OutputParser {
     pub fn push(&mut self, new: &[Piece]) -> Result<Vec<OutputPart>, PluginError> {
         let parser = self.parser;
         let load = Load { rows: new.len(), bytes: pieces(new) };
-        let parts = self
-            .guest
-            .call(PUSH, load, |b, s| b.trainer_chat_template_template().output_parser().call_push(s, parser, new))?;
+        let parts = self.guest.call(PUSH, load, |b, s| b.trainer_chat_template_template().output_parser().call_push(s, parser, new))?;
         self.checked(PUSH, parts)
     }
 
@@ -254,9 +251,8 @@ impl OutputParser {
     /// As for [`Self::push`].
     pub fn finish(mut self) -> Result<Vec<OutputPart>, PluginError> {
         let parser = self.parser;
-        let parts = self
-            .guest
-            .call(FINISH, Load::default(), |b, s| b.trainer_chat_template_template().output_parser().call_finish(s, parser))?;
+        let parts =
+            self.guest.call(FINISH, Load::default(), |b, s| b.trainer_chat_template_template().output_parser().call_finish(s, parser))?;
         self.checked(FINISH, parts)
     }
 
