@@ -242,14 +242,39 @@ pub trait Ops: Send + Sync {
     fn embed(&self, batch: &Self::Batch, table: &Self::Table, out: &mut Self::Tensor) -> Result<()>;
 
     /// `out = x * rstd * weight` per row with `rstd = 1 / sqrt(mean(x²) + eps)`, which is kept (Zhang & Sennrich 2019).
-    fn rms_norm(&self, n: usize, x: &Self::Tensor, weight: &Self::Vector, eps: f32, out: &mut Self::Tensor, rstd: &mut Self::Stats) -> Result<()>;
+    fn rms_norm(
+        &self,
+        n: usize,
+        x: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Tensor,
+        rstd: &mut Self::Stats,
+    ) -> Result<()>;
 
     /// `x_acc += delta`, then [`Ops::rms_norm`] of the sum: one pass over both.
     #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
-    fn add_rms_norm(&self, n: usize, x_acc: &mut Self::Tensor, delta: &Self::Tensor, weight: &Self::Vector, eps: f32, out: &mut Self::Tensor, rstd: &mut Self::Stats) -> Result<()>;
+    fn add_rms_norm(
+        &self,
+        n: usize,
+        x_acc: &mut Self::Tensor,
+        delta: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Tensor,
+        rstd: &mut Self::Stats,
+    ) -> Result<()>;
 
     /// Adds the gradient of [`Ops::rms_norm`] with respect to `x`, given `dy = d out`, to `dx_acc`.
-    fn rms_norm_backward(&self, n: usize, dy: &Self::Tensor, x: &Self::Tensor, weight: &Self::Vector, rstd: &Self::Stats, dx_acc: &mut Self::Tensor) -> Result<()>;
+    fn rms_norm_backward(
+        &self,
+        n: usize,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        weight: &Self::Vector,
+        rstd: &Self::Stats,
+        dx_acc: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// `x_acc += delta`.
     fn add(&self, n: usize, x_acc: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
@@ -257,40 +282,124 @@ pub trait Ops: Send + Sync {
     /// The projections of a group with their adapters (Hu et al. 2021): member i's columns of `out` are
     /// `x Wᵢᵀ + biasᵢ + scaleᵢ (dropᵢ(x) Aᵢᵀ) Bᵢᵀ`. `lora` has one entry per member. `mid` keeps `dropᵢ(x) Aᵢᵀ` side by side, `[n, Σ rankᵢ]`.
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation, so that a backend can fuse them")]
-    fn linear(&self, batch: &Self::Batch, n: usize, x: &Self::Tensor, w: &Self::Group, lora: &[Option<LoraMember<'_, Self::Param>>], dropout: Option<Dropout>, out: &mut Self::Tensor, mid: &mut Self::Tensor) -> Result<()>;
+    fn linear(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        x: &Self::Tensor,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Self::Tensor,
+        mid: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// Backward of [`Ops::linear`]: overwrites `dx` (skipped when None: the first layer's input is frozen) and accumulates the adapters' gradients.
     /// `dmid` is scratch as large as `mid`.
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation, so that a backend can fuse them")]
-    fn linear_backward(&self, batch: &Self::Batch, n: usize, dy: &Self::Tensor, x: &Self::Tensor, mid: &Self::Tensor, w: &Self::Group, lora: &[Option<LoraMember<'_, Self::Param>>], dropout: Option<Dropout>, grads: &mut [Option<LoraGrads<'_, Self::Param>>], dmid: &mut Self::Tensor, dx: Option<&mut Self::Tensor>) -> Result<()>;
+    fn linear_backward(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        mid: &Self::Tensor,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        dropout: Option<Dropout>,
+        grads: &mut [Option<LoraGrads<'_, Self::Param>>],
+        dmid: &mut Self::Tensor,
+        dx: Option<&mut Self::Tensor>,
+    ) -> Result<()>;
 
     /// Normalises each head of q and k (RMSNorm with the head-sized weights) and rotates them (RoPE, half-split form, Su et al. 2021) by their
     /// positions: reads `q | k` of `qkv`, writes `qk`. `rstd` keeps the reciprocal norms, `[n, heads + kv_heads]`.
     #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
-    fn qk_norm_rope(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, qkv: &Self::Tensor, q_weight: &Self::Vector, k_weight: &Self::Vector, eps: f32, theta: f64, qk: &mut Self::Tensor, rstd: &mut Self::Stats) -> Result<()>;
+    fn qk_norm_rope(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        shape: AttentionShape,
+        qkv: &Self::Tensor,
+        q_weight: &Self::Vector,
+        k_weight: &Self::Vector,
+        eps: f32,
+        theta: f64,
+        qk: &mut Self::Tensor,
+        rstd: &mut Self::Stats,
+    ) -> Result<()>;
 
     /// Backward of [`Ops::qk_norm_rope`]: from `dqk` writes the `q | k` columns of `dqkv`, leaving its `v` columns alone.
     #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
-    fn qk_norm_rope_backward(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, dqk: &Self::Tensor, qkv: &Self::Tensor, q_weight: &Self::Vector, k_weight: &Self::Vector, rstd: &Self::Stats, theta: f64, dqkv: &mut Self::Tensor) -> Result<()>;
+    fn qk_norm_rope_backward(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        shape: AttentionShape,
+        dqk: &Self::Tensor,
+        qkv: &Self::Tensor,
+        q_weight: &Self::Vector,
+        k_weight: &Self::Vector,
+        rstd: &Self::Stats,
+        theta: f64,
+        dqkv: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// Causal grouped-query attention inside each sequence, scaled by `1 / sqrt(head_dim)`: q and k from `qk`, v from the last columns of `qkv`;
     /// `out [n, q_width]`; `lse [n, heads]` keeps the log-sum-exps (Dao 2023).
-    fn attention(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, qk: &Self::Tensor, qkv: &Self::Tensor, out: &mut Self::Tensor, lse: &mut Self::Stats) -> Result<()>;
+    #[expect(clippy::too_many_arguments, reason = "the fused projection and what was rotated of it are two buffers")]
+    fn attention(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        shape: AttentionShape,
+        qk: &Self::Tensor,
+        qkv: &Self::Tensor,
+        out: &mut Self::Tensor,
+        lse: &mut Self::Stats,
+    ) -> Result<()>;
 
     /// Backward of [`Ops::attention`]: writes `dqk` and the `v` columns of `dqkv`. Probabilities are recomputed from `lse`.
     #[expect(clippy::too_many_arguments, reason = "the backward needs the forward's inputs and outputs")]
-    fn attention_backward(&self, batch: &Self::Batch, n: usize, shape: AttentionShape, dout: &Self::Tensor, out: &Self::Tensor, qk: &Self::Tensor, qkv: &Self::Tensor, lse: &Self::Stats, dqk: &mut Self::Tensor, dqkv: &mut Self::Tensor) -> Result<()>;
+    fn attention_backward(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        shape: AttentionShape,
+        dout: &Self::Tensor,
+        out: &Self::Tensor,
+        qk: &Self::Tensor,
+        qkv: &Self::Tensor,
+        lse: &Self::Stats,
+        dqk: &mut Self::Tensor,
+        dqkv: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// `out = silu(gate) * up` with `gate_up = gate | up`, `[n, 2 * width]` (Shazeer 2020).
     fn swiglu(&self, n: usize, width: usize, gate_up: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
     /// Backward of [`Ops::swiglu`]: writes `d_gate_up`.
-    fn swiglu_backward(&self, n: usize, width: usize, dout: &Self::Tensor, gate_up: &Self::Tensor, d_gate_up: &mut Self::Tensor) -> Result<()>;
+    fn swiglu_backward(
+        &self,
+        n: usize,
+        width: usize,
+        dout: &Self::Tensor,
+        gate_up: &Self::Tensor,
+        d_gate_up: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// Weighted cross-entropy over the whole vocabulary, in chunks of positions so that all logits never exist at once; positions of weight 0
     /// are skipped. Returns `Σ weight * loss` per sequence, not normalised. With `dhidden`, also writes the gradient of
     /// `Σ weight * loss * grad_scale` with respect to `hidden` (zero rows where the weight is 0).
-    fn cross_entropy(&self, batch: &Self::Batch, n: usize, hidden: &Self::Tensor, head: &Self::Table, grad_scale: f32, dhidden: Option<&mut Self::Tensor>) -> Result<Vec<f64>>;
+    fn cross_entropy(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        hidden: &Self::Tensor,
+        head: &Self::Table,
+        grad_scale: f32,
+        dhidden: Option<&mut Self::Tensor>,
+    ) -> Result<Vec<f64>>;
 
     // --- generation ----------------------------------------------------------------------------------------------------------------
 
@@ -298,11 +407,30 @@ pub trait Ops: Send + Sync {
     fn cache(&self, layers: usize, slots: usize, length: usize, shape: AttentionShape) -> Result<Self::Cache>;
 
     /// Writes the batch's rotated keys and its values into `layer` of the cache at `slots` and `positions`.
-    fn cache_append(&self, batch: &Self::Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Self::Tensor, qkv: &Self::Tensor, cache: &mut Self::Cache) -> Result<()>;
+    #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is written")]
+    fn cache_append(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Self::Tensor,
+        qkv: &Self::Tensor,
+        cache: &mut Self::Cache,
+    ) -> Result<()>;
 
     /// Attention of the batch's queries to everything that the cache holds of their slot up to and including their own position.
     #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is read")]
-    fn attention_cached(&self, batch: &Self::Batch, n: usize, layer: usize, shape: AttentionShape, qk: &Self::Tensor, cache: &Self::Cache, out: &mut Self::Tensor) -> Result<()>;
+    fn attention_cached(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Self::Tensor,
+        cache: &Self::Cache,
+        out: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// Copies rows of `from` (by index) to the first rows of `to`: picks the positions whose logits are wanted.
     fn gather(&self, rows: &[u32], from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()>;
@@ -324,5 +452,15 @@ pub trait Ops: Send + Sync {
 
     /// One AdamW step (Loshchilov & Hutter 2019; 8-bit: Dettmers et al. 2022) with the gradient multiplied by `grad_scale` (clipping).
     /// `step` counts from 1.
-    fn adamw(&self, param: &mut Self::Param, grad: &Self::Param, state: &mut Self::State, config: &AdamWConfig, lr: f32, grad_scale: f32, step: u64) -> Result<()>;
+    #[expect(clippy::too_many_arguments, reason = "a step has a parameter, its gradient, its state and four numbers")]
+    fn adamw(
+        &self,
+        param: &mut Self::Param,
+        grad: &Self::Param,
+        state: &mut Self::State,
+        config: &AdamWConfig,
+        lr: f32,
+        grad_scale: f32,
+        step: u64,
+    ) -> Result<()>;
 }

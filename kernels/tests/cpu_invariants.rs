@@ -7,6 +7,7 @@ use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::cpu::{Cpu, CpuOptions, InstructionSet, Param};
 use trainer_kernels::nf4::{DoubleQuant, Nf4};
 use trainer_kernels::ops::{AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, WeightPlan};
+use trainer_kernels::rng::{Purpose, philox4x32_10, split, stream_key};
 
 const SHAPE: AttentionShape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 20 };
 const HIDDEN: usize = 52;
@@ -315,20 +316,20 @@ fn logits_of_a_row_do_not_depend_on_the_others() {
     }
 }
 
-/// The adapter's input as `mid` shows it when A is the identity.
-fn dropped(cpu: &Cpu, host: &HostBatch, width: usize, dropout: Dropout, x: &[f32]) -> Vec<f32> {
+/// The inputs of the adapters of a group of `members`, as `mid` shows them when A is the identity.
+fn dropped(cpu: &Cpu, host: &HostBatch, width: usize, dropout: Dropout, x: &[f32], members: usize) -> Vec<Vec<f32>> {
     let n = host.ids.len();
     let zero = vec![0.0; width];
-    let group = cpu
-        .group(&[HostLinear { weight: HostMatrix::F32(&zero), out_features: 1, in_features: width, bias: None }], WeightPlan::Unpacked)
-        .unwrap();
+    let linear = HostLinear { weight: HostMatrix::F32(&zero), out_features: 1, in_features: width, bias: None };
+    let group = cpu.group(&vec![linear; members], WeightPlan::Unpacked).unwrap();
     let mut identity = vec![0.0; width * width];
     (0..width).for_each(|i| identity[i * width + i] = 1.0);
     let (a, b) = (cpu.param(&identity).unwrap(), cpu.param(&zero).unwrap());
-    let (mut out, mut mid) = (garbage(cpu, n, 1), garbage(cpu, n, width));
-    let lora = [Some(LoraMember { a: &a, b: &b, rank: width, scale: 1.0, bias: None })];
+    let (mut out, mut mid) = (garbage(cpu, n, members), garbage(cpu, n, members * width));
+    let lora: Vec<_> = (0..members).map(|_| Some(LoraMember { a: &a, b: &b, rank: width, scale: 1.0, bias: None })).collect();
     cpu.linear(&cpu.batch(host).unwrap(), n, &tensor(cpu, x, width), &group, &lora, Some(dropout), &mut out, &mut mid).unwrap();
-    cpu.read_tensor(n, &mid).unwrap()
+    let mid = cpu.read_tensor(n, &mid).unwrap();
+    (0..members).map(|i| columns(&mid, members * width, i * width, width)).collect()
 }
 
 #[test]
@@ -338,7 +339,7 @@ fn dropout_masks_depend_on_what_they_should() {
     let host = host_batch(&[60, 40], 10, &mut Random::new(1));
     let ones = vec![1.0; 100 * width];
     let base = Dropout { p: 0.25, seed: 3407, step: 2, module: 9 };
-    let mask = |host: &HostBatch, d: Dropout| dropped(&cpu, host, width, d, &ones);
+    let mask = |host: &HostBatch, d: Dropout| dropped(&cpu, host, width, d, &ones, 1).remove(0);
     let reference = mask(&host, base);
     let scale = 1.0f32 / 0.75;
     assert!(reference.iter().all(|v| *v == 0.0 || *v == scale));
@@ -366,6 +367,20 @@ fn dropout_masks_depend_on_what_they_should() {
     other_tokens.ids.iter_mut().for_each(|id| *id = 9 - *id);
     same_bits("a mask knows no tokens", &mask(&other_tokens, base), &reference);
     assert_eq!(share(&mask(&host, Dropout { p: 0.0, ..base })), 0.0);
+    // Members of a group are modules of their own, numbered on.
+    let three = dropped(&cpu, &host, width, base, &ones, 3);
+    for (i, member) in three.iter().enumerate() {
+        same_bits("a member's mask", member, &mask(&host, Dropout { module: base.module + i as u32, ..base }));
+    }
+    // The stream itself, which a resumed run of a later version must still draw.
+    for (row, got) in reference.chunks(width).enumerate() {
+        let [low, high] = split(host.samples[usize::from(row >= 60)]);
+        let hash = philox4x32_10([low, high, base.step, base.module], stream_key(base.seed, Purpose::Dropout));
+        for (feature, got) in got.iter().enumerate() {
+            let random = philox4x32_10([feature as u32 / 4, host.positions[row], hash[2], hash[3]], [hash[0], hash[1]])[feature % 4];
+            assert_eq!(*got == 0.0, random < 1 << 30, "row {row}, feature {feature}");
+        }
+    }
 }
 
 #[test]

@@ -211,10 +211,10 @@ fn tile<S: Simd, const M: usize, const N: usize, const T: bool>(s: S, product: &
                 let mut a = term.lhs.as_ptr().wrapping_add(row);
                 for _ in 0..term.k {
                     let bv: [S::V; N] = std::array::from_fn(|j| s.load(&*b.add(j * LANES).cast::<[f32; LANES]>()));
-                    for i in 0..M {
+                    for (i, sums) in acc.iter_mut().enumerate() {
                         let x = s.splat(*a.add(i));
-                        for j in 0..N {
-                            acc[i][j] = s.fma(x, bv[j], acc[i][j]);
+                        for (sum, b) in sums.iter_mut().zip(bv) {
+                            *sum = s.fma(x, b, *sum);
                         }
                     }
                     a = a.wrapping_add(term.lhs_stride);
@@ -224,10 +224,10 @@ fn tile<S: Simd, const M: usize, const N: usize, const T: bool>(s: S, product: &
                 let a: [*const f32; M] = std::array::from_fn(|i| term.lhs.as_ptr().wrapping_add((row + i) * term.lhs_stride));
                 for k in 0..term.k {
                     let bv: [S::V; N] = std::array::from_fn(|j| s.load(&*b.add(j * LANES).cast::<[f32; LANES]>()));
-                    for i in 0..M {
-                        let x = s.splat(*a[i].add(k));
-                        for j in 0..N {
-                            acc[i][j] = s.fma(x, bv[j], acc[i][j]);
+                    for (a, sums) in a.iter().zip(&mut acc) {
+                        let x = s.splat(*a.add(k));
+                        for (sum, b) in sums.iter_mut().zip(bv) {
+                            *sum = s.fma(x, b, *sum);
                         }
                     }
                     b = b.wrapping_add(rhs.row);

@@ -436,7 +436,7 @@ pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let x = s.min(s.splat(88.37), s.max(s.splat(-88.0), x));
     let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(SHIFT));
     let n = s.sub(shifted, s.splat(SHIFT));
-    let r = s.fma(n, s.splat(-0.693_359_375), x);
+    let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let p = s.fma(s.splat(1.987_569_1e-4), r, s.splat(1.398_2e-3));
     let p = s.fma(p, r, s.splat(8.333_452e-3));
