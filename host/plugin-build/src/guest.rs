@@ -5,9 +5,9 @@ use std::process::Stdio;
 
 use serde::Deserialize;
 
+use crate::Error;
 use crate::component::{self, Component};
 use crate::toolchain::Toolchain;
-use crate::Error;
 
 /// A guest to build.
 #[derive(Clone, Copy, Debug)]

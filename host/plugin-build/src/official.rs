@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::Error;
 use crate::component::{self, Component};
 use crate::guest::{self, Guest};
 use crate::toolchain::{Std, Toolchain};
-use crate::Error;
 
 /// A plugin of this repository.
 #[derive(Clone, Copy, Debug)]
@@ -176,7 +176,9 @@ fn compare(root: &Path, official: &Official, record: &Record, rebuilt: &Componen
         return Ok(Some(format!("its sources have changed since it was built: {again}")));
     }
     if pinned {
-        return Ok((rebuilt.bytes != checked_in).then(|| format!("the same sources and compiler give sha256 {}: {again}", hex(&rebuilt.bytes))));
+        return Ok(
+            (rebuilt.bytes != checked_in).then(|| format!("the same sources and compiler give sha256 {}: {again}", hex(&rebuilt.bytes)))
+        );
     }
     let (was, is) = (component::shape(&checked_in)?, component::shape(&rebuilt.bytes)?);
     Ok((was != is).then(|| format!("the rebuilt component has another shape: {is:?} instead of {was:?}")))

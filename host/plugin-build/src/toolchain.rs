@@ -59,7 +59,10 @@ impl Toolchain {
         } else if sysroot.join("lib/rustlib/src/rust/library/std/Cargo.toml").is_file() {
             Std::FromSource { linker: linker(rustc, default)? }
         } else {
-            return Err(Error::invalid(sysroot.display().to_string(), format!("holds neither {TARGET} nor the standard library's sources")));
+            return Err(Error::invalid(
+                sysroot.display().to_string(),
+                format!("holds neither {TARGET} nor the standard library's sources"),
+            ));
         };
         let verbose = print(rustc, &["-vV"])?;
         let field = |name: &str| verbose.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("unknown").trim().to_owned();
@@ -72,7 +75,8 @@ impl Toolchain {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         // The caller's flags and profile overrides would change the bytes.
         let inherited = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        for name in inherited.filter(|n| n.starts_with("CARGO_PROFILE_") || n.starts_with("CARGO_BUILD_") || n.starts_with("CARGO_TARGET_")) {
+        for name in inherited.filter(|n| n.starts_with("CARGO_PROFILE_") || n.starts_with("CARGO_BUILD_") || n.starts_with("CARGO_TARGET_"))
+        {
             cargo.env_remove(name);
         }
         for name in ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "CARGO_INCREMENTAL"] {
@@ -125,7 +129,10 @@ fn linker(rustc: &Path, default: &Path) -> Result<PathBuf, Error> {
             return Ok(lld);
         }
     }
-    Err(Error::invalid("rust-lld", format!("neither {} nor {} brings it; install rustup's stable toolchain", rustc.display(), default.display())))
+    Err(Error::invalid(
+        "rust-lld",
+        format!("neither {} nor {} brings it; install rustup's stable toolchain", rustc.display(), default.display()),
+    ))
 }
 
 /// The trimmed standard output of a compiler call.

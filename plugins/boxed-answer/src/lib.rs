@@ -179,7 +179,17 @@ pub fn last_boxed(text: &str) -> Option<&str> {
 /// See [`Normalize::Latex`].
 fn latex(answer: &str) -> String {
     let mut text = answer.trim().trim_matches('$').trim().trim_end_matches('.').to_owned();
-    for (from, to) in [("\\left", ""), ("\\right", ""), ("\\!", ""), ("\\,", ""), ("\\;", ""), ("\\:", ""), ("\\ ", ""), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac")] {
+    for (from, to) in [
+        ("\\left", ""),
+        ("\\right", ""),
+        ("\\!", ""),
+        ("\\,", ""),
+        ("\\;", ""),
+        ("\\:", ""),
+        ("\\ ", ""),
+        ("\\dfrac", "\\frac"),
+        ("\\tfrac", "\\frac"),
+    ] {
         text = text.replace(from, to);
     }
     while let Some(start) = text.find("\\text{") {
@@ -195,9 +205,7 @@ fn latex(answer: &str) -> String {
 fn without_separators(text: &str) -> String {
     let bytes = text.as_bytes();
     let digit = |i: usize| bytes.get(i).is_some_and(u8::is_ascii_digit);
-    let separates = |i: usize| {
-        i > 0 && digit(i - 1) && digit(i + 1) && digit(i + 2) && digit(i + 3) && !digit(i + 4)
-    };
+    let separates = |i: usize| i > 0 && digit(i - 1) && digit(i + 1) && digit(i + 2) && digit(i + 3) && !digit(i + 4);
     text.char_indices().filter(|(i, c)| !(*c == ',' && separates(*i))).map(|(_, c)| c).collect()
 }
 

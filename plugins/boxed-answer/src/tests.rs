@@ -51,9 +51,15 @@ fn comparison_is_exact_unless_asked_otherwise() {
     assert!(!right("{}", "14", "14"));
     assert!(!right("{}", "1234", "\\boxed{1,234}"));
     let latex = r#"{"normalize": "latex"}"#;
-    for (expected, found) in
-        [("1234", "1,234"), ("1234567", "1,234,567"), ("3,12", "3, 12"), ("$5$", "5"), ("\\frac12", "\\dfrac12"), ("(1,2)", "\\left(1,\\,2\\right)"), ("5cm", "5\\text{ cm}")]
-    {
+    for (expected, found) in [
+        ("1234", "1,234"),
+        ("1234567", "1,234,567"),
+        ("3,12", "3, 12"),
+        ("$5$", "5"),
+        ("\\frac12", "\\dfrac12"),
+        ("(1,2)", "\\left(1,\\,2\\right)"),
+        ("5cm", "5\\text{ cm}"),
+    ] {
         assert!(right(latex, expected, &format!("\\boxed{{{found}}}")), "{expected} {found}");
     }
     assert!(!right(latex, "312", "\\boxed{3, 12}"));
@@ -64,9 +70,11 @@ fn rows_become_questions_or_are_bad() {
     let m = metric("{}");
     let Plan::Ask(Request::Generate(question)) = m.prepare(r#"{"problem": "p", "expected_answer": 14}"#).unwrap() else { panic!() };
     assert_eq!((question.conversation.messages.len(), question.enable_thinking, question.repeats), (1, None, 1));
-    for (row, pointer) in
-        [(r#"{"expected_answer": "1"}"#, "/problem"), (r#"{"problem": "p"}"#, "/expected_answer"), (r#"{"problem": "p", "expected_answer": [1]}"#, "/expected_answer")]
-    {
+    for (row, pointer) in [
+        (r#"{"expected_answer": "1"}"#, "/problem"),
+        (r#"{"problem": "p"}"#, "/expected_answer"),
+        (r#"{"problem": "p", "expected_answer": [1]}"#, "/expected_answer"),
+    ] {
         assert_eq!(m.prepare(row).unwrap_err().pointer.to_string(), pointer);
     }
 }

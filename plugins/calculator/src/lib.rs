@@ -12,8 +12,7 @@ pub struct Calculator;
 /// An episode.
 pub struct Stateless;
 
-const PARAMETERS: &str =
-    r#"{"type": "object", "properties": {"expression": {"type": "string", "description": "For example 12*7+5."}}, "required": ["expression"]}"#;
+const PARAMETERS: &str = r#"{"type": "object", "properties": {"expression": {"type": "string", "description": "For example 12*7+5."}}, "required": ["expression"]}"#;
 
 impl Executor for Calculator {
     type Settings = NoSettings;

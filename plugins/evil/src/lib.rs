@@ -134,9 +134,7 @@ fn perform(payload: &str, row: &str, outcomes: &mut Vec<Outcome>) {
         Some(Payload::NoOutcome) => return,
         Some(Payload::NanWeight) => sample(Message { weight: Some(f32::NAN), ..Message::user("x") }),
         Some(Payload::NegativeWeight) => sample(Message { weight: Some(-1.0), ..Message::user("x") }),
-        Some(Payload::InfiniteWeight) => {
-            Outcome::Sample(Conversation { weight: f32::INFINITY, ..Conversation::of([Message::user("x")]) })
-        }
+        Some(Payload::InfiniteWeight) => Outcome::Sample(Conversation { weight: f32::INFINITY, ..Conversation::of([Message::user("x")]) }),
         Some(Payload::BadSpan) => sample(Message { spans: vec![span(0, 1000)], ..Message::user("short") }),
         Some(Payload::SplitSpan) => sample(Message { spans: vec![span(0, 1)], ..Message::user("é") }),
         Some(Payload::OverlappingSpans) => sample(Message { spans: vec![span(0, 3), span(2, 4)], ..Message::user("abcdef") }),

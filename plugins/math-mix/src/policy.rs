@@ -141,9 +141,7 @@ impl Plan {
                 unreachable!("the ticket is below the sum of what is owed")
             }
             Self::Endless { reasoning, chat, threshold } => match threshold {
-                Some(threshold) if word < *threshold => {
-                    chat.get(below(second, chat.len() as u64) as usize).copied().unwrap_or(*reasoning)
-                }
+                Some(threshold) if word < *threshold => chat.get(below(second, chat.len() as u64) as usize).copied().unwrap_or(*reasoning),
                 _ => *reasoning,
             },
         }

@@ -25,14 +25,13 @@ fn count(draws: &[u32], source: u32) -> usize {
 }
 
 #[test]
-fn reference_counts_are_those_of_the_peers() {
-    let mix = trainer_test_support::json("dataset/mix.json");
+fn reference_rows_give_the_tutorials_epoch() {
     let rows = |path| trainer_test_support::jsonl(path).len() as u64;
     let (maths, chat) = (rows("dataset/maths.jsonl"), rows("dataset/chat.jsonl"));
-    let percentage = mix.get("chat_percentage").and_then(|v| v.as_f64()).unwrap_or(0.25);
-    let settings = Settings { chat_percentage: percentage, ..Settings::default() };
-    let policy = MathMix::open(settings, &setup(&[Some(maths), Some(chat)], 3407)).unwrap();
-    assert_eq!(policy.epoch_length(), Some(maths + (percentage * maths as f64) as u64));
+    let mut mix = MathMix::open(Settings::default(), &setup(&[Some(maths), Some(chat)], 3407)).unwrap();
+    assert_eq!(mix.epoch_length(), Some(maths + maths / 4));
+    let epoch = draws(&mut mix, (maths + maths / 4) as u32);
+    assert_eq!((count(&epoch, 0) as u64, count(&epoch, 1) as u64), (maths, maths / 4));
 }
 
 #[test]

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use trainer_plugin_sdk::{CallArguments, MalformedCall, OutputPart, OutputParser, ParsedCall, Piece};
+use trainer_plugin_sdk::{CallArguments, MalformedCall, OutputParser, OutputPart, ParsedCall, Piece};
 
 use crate::python::{self, Value};
 
@@ -93,7 +93,11 @@ enum Stage {
 
 impl OutputParser for Parser {
     fn new(in_reasoning: bool) -> Self {
-        let state = if in_reasoning { State::Reasoning(Held::default()) } else { State::Text(Text { at_start: true, line_start: true, ..Text::default() }) };
+        let state = if in_reasoning {
+            State::Reasoning(Held::default())
+        } else {
+            State::Text(Text { at_start: true, line_start: true, ..Text::default() })
+        };
         Self { state, parts: Vec::new(), resumed: 0 }
     }
 

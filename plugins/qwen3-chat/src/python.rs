@@ -341,7 +341,8 @@ impl<'a> Reader<'a> {
     /// `uXXXX`.
     fn hex4(&mut self) -> Result<u32, String> {
         let digits = self.text.get(self.at + 1..self.at + 5).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
-        let code = digits.and_then(|d| u32::from_str_radix(d, 16).ok()).ok_or_else(|| self.error("no four hexadecimal digits after \\u"))?;
+        let code =
+            digits.and_then(|d| u32::from_str_radix(d, 16).ok()).ok_or_else(|| self.error("no four hexadecimal digits after \\u"))?;
         self.at += 5;
         Ok(code)
     }
@@ -435,15 +436,19 @@ mod tests {
         assert_eq!(dumped(r#"{"b":[1,{}, []],"a":null ,"b":2}"#), r#"{"b": 2, "a": null}"#);
         assert_eq!(dumped(r#""\u0000\u001f\u007f\b\f\n\r\t\"\\\/é\ud83d\ude00""#), "\"\\u0000\\u001f\u{7f}\\b\\f\\n\\r\\t\\\"\\\\/é😀\"");
         assert_eq!(printed(r#"{"a": [1, true, null, "x"]}"#), "{'a': [1, True, None, 'x']}");
-        assert_eq!(printed(r#"["it's", "say \"x\"", "both ' and \"", "\u0007\u00a0\u200b\ue000é\n"]"#),
-            r#"["it's", 'say "x"', 'both \' and "', '\x07\xa0\u200b\ue000é\n']"#);
+        assert_eq!(
+            printed(r#"["it's", "say \"x\"", "both ' and \"", "\u0007\u00a0\u200b\ue000é\n"]"#),
+            r#"["it's", 'say "x"', 'both \' and "', '\x07\xa0\u200b\ue000é\n']"#
+        );
         assert_eq!(printed(r#""plain\n""#), "plain\n");
         assert_eq!(printed("1e400"), "inf");
     }
 
     #[test]
     fn what_is_no_json_is_refused() {
-        for bad in ["", "{", "[1,]", "{\"a\":1,}", "{a:1}", "01", "1.", "+1", "NaN", "\"\\ud800\"", "\"\\x\"", "\"\n\"", "1 2", "'a'", "tru"] {
+        for bad in
+            ["", "{", "[1,]", "{\"a\":1,}", "{a:1}", "01", "1.", "+1", "NaN", "\"\\ud800\"", "\"\\x\"", "\"\n\"", "1 2", "'a'", "tru"]
+        {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
         assert!(parse(&"[".repeat(100_000)).unwrap_err().contains("deep"));

@@ -152,7 +152,11 @@ pub struct Turn<'a> {
 
 /// Renders a prompt.
 pub fn prompt(
-    revision: Revision, messages: &[Message], tools: &[String], add_generation_prompt: bool, thinking: Option<bool>,
+    revision: Revision,
+    messages: &[Message],
+    tools: &[String],
+    add_generation_prompt: bool,
+    thinking: Option<bool>,
 ) -> Result<Rendered, String> {
     let mut writer = Writer::new();
     conversation(&mut writer, revision, messages, tools, true)?;
@@ -173,7 +177,11 @@ pub fn generation_prompt(writer: &mut Writer, thinking: Option<bool>) {
 
 /// All messages. `generated`: whether assistant turns are marked as the model's.
 pub fn conversation(
-    writer: &mut Writer, revision: Revision, messages: &[Message], tools: &[String], generated: bool,
+    writer: &mut Writer,
+    revision: Revision,
+    messages: &[Message],
+    tools: &[String],
+    generated: bool,
 ) -> Result<(), String> {
     if messages.is_empty() {
         return Err("the conversation has no messages".to_owned());

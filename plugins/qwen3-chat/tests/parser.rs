@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qwen3_chat::parser::Parser;
 use trainer_plugin_sdk::adapter::join_parts;
-use trainer_plugin_sdk::{CallArguments, OutputPart, OutputParser, Piece};
+use trainer_plugin_sdk::{CallArguments, OutputParser, OutputPart, Piece};
 
 const TOKENS: [&str; 6] = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>", "<|fim_pad|>"];
 
@@ -133,8 +133,24 @@ fn fragment() -> impl Strategy<Value = Piece> {
     prop_oneof![
         prop::sample::select(TOKENS.to_vec()).prop_map(|t| Piece::Special(t.to_owned())),
         prop::sample::select(vec![
-            "<think>", "</think>", "<tool_call>", "</tool_call>", "<", "</tool", "\n", "\n\n", " ", "{", "}", "\"", "\\", "words", "é", ",",
-            "{\"name\": \"f\", \"arguments\": {}}", "\"a\": ",
+            "<think>",
+            "</think>",
+            "<tool_call>",
+            "</tool_call>",
+            "<",
+            "</tool",
+            "\n",
+            "\n\n",
+            " ",
+            "{",
+            "}",
+            "\"",
+            "\\",
+            "words",
+            "é",
+            ",",
+            "{\"name\": \"f\", \"arguments\": {}}",
+            "\"a\": ",
         ])
         .prop_map(|t| Piece::Text(t.to_owned())),
     ]

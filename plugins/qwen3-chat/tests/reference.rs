@@ -3,7 +3,7 @@
 use qwen3_chat::python::{self, Value};
 use qwen3_chat::{Form, Qwen3Chat, Revision, Settings};
 use trainer_plugin_sdk::{
-    CallArguments, Content, Conversation, Message, OutputPart, OutputParser, Piece, PromptRequest, Rendered, Template, ToolCall,
+    CallArguments, Content, Conversation, Message, OutputParser, OutputPart, Piece, PromptRequest, Rendered, Template, ToolCall,
 };
 
 const REVISIONS: [(&str, Revision); 3] =
@@ -70,7 +70,11 @@ fn message(value: &Value) -> Message {
             Value::String(text) => CallArguments::Text(text.clone()),
             json => CallArguments::Json(dumped(json)),
         };
-        ToolCall { id: member(call, "id").map(|v| string(v).to_owned()), name: string(member(inner, "name").unwrap()).to_owned(), arguments }
+        ToolCall {
+            id: member(call, "id").map(|v| string(v).to_owned()),
+            name: string(member(inner, "name").unwrap()).to_owned(),
+            arguments,
+        }
     };
     Message {
         content: match member(value, "content") {
@@ -147,7 +151,9 @@ fn reference_prompts_of_every_revision() {
 #[test]
 fn reference_training_texts_in_the_exact_form() {
     for case in Json::lines("chat_template/cases.jsonl") {
-        let Some(text) = case.get("expected_text").filter(|_| case.get("add_generation_prompt") == Some(&Value::Bool(false))) else { continue };
+        let Some(text) = case.get("expected_text").filter(|_| case.get("add_generation_prompt") == Some(&Value::Bool(false))) else {
+            continue;
+        };
         let rendered = template(exact(Revision::Qwen3)).render_training(&conversation(&case)).unwrap();
         assert_eq!(rendered.len(), 1);
         assert_eq!(rendered[0].text(), string(text), "{}", case.string("id"));
@@ -201,7 +207,8 @@ fn reference_turns_survive_rendering_and_parsing() {
                 let tool_calls = calls.into_iter().map(|c| ToolCall { id: None, name: c.name, arguments: c.arguments }).collect();
                 let again = Message { reasoning_content: Some(reasoning), tool_calls, ..Message::assistant(words) };
                 let rendered = split.render_training(&Conversation::of([Message::user("q"), again])).unwrap();
-                let generated = |r: &Rendered| r.segments.iter().filter(|s| s.generated).map(|s| s.piece.as_str().to_owned()).collect::<String>();
+                let generated =
+                    |r: &Rendered| r.segments.iter().filter(|s| s.generated).map(|s| s.piece.as_str().to_owned()).collect::<String>();
                 assert_eq!(generated(&rendered[0]), generated(sample), "{id}");
                 continue;
             }

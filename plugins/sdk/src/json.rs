@@ -122,8 +122,7 @@ impl<'a> Object<'a> {
         if !raw.starts_with('[') {
             return Err(RowError::new(self.place(key), format!("{} where a list belongs", kind(raw))));
         }
-        let elements: Vec<&RawValue> =
-            serde_json::from_str(raw).map_err(|e| RowError::new(self.place(key), format!("not a list: {e}")))?;
+        let elements: Vec<&RawValue> = serde_json::from_str(raw).map_err(|e| RowError::new(self.place(key), format!("not a list: {e}")))?;
         Ok(elements.into_iter().map(RawValue::get).collect())
     }
 

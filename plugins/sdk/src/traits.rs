@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 
 use crate::json::RowError;
 use crate::types::{
-    Aggregate, Call, CallOutcome, Context, Conversation, Description, Draw, Feedback, Item, Outcome, OutputPart, Piece, Plan, PromptRequest,
-    Rendered, Score, Setup, Tool,
+    Aggregate, Call, CallOutcome, Context, Conversation, Description, Draw, Feedback, Item, Outcome, OutputPart, Piece, Plan,
+    PromptRequest, Rendered, Score, Setup, Tool,
 };
 
 /// The settings of a plugin that has none.

@@ -15,10 +15,12 @@ fn sample(row: &str) -> Conversation {
 }
 
 fn turns(sample: &Conversation) -> Vec<(&str, &str)> {
-    let text = |c| match c {
-        &Content::Text(ref t) => t.as_str(),
-        other => panic!("{other:?}"),
-    };
+    fn text(content: &Content) -> &str {
+        match content {
+            Content::Text(text) => text,
+            other => panic!("{other:?}"),
+        }
+    }
     sample.messages.iter().map(|m| (m.role.as_str(), text(&m.content))).collect()
 }
 
@@ -82,7 +84,8 @@ fn forms_of_turns() {
     }
     let system = sample(r#"{"system": "s", "conversations": [{"from": "human", "value": "a"}]}"#);
     assert_eq!(turns(&system), [("system", "s"), ("user", "a")]);
-    let weighted = sample(r#"{"conversations": [{"from": "human", "value": "a", "weight": 0.5}, {"from": "gpt", "value": "b", "weight": null}]}"#);
+    let weighted =
+        sample(r#"{"conversations": [{"from": "human", "value": "a", "weight": 0.5}, {"from": "gpt", "value": "b", "weight": null}]}"#);
     assert_eq!((weighted.messages[0].weight, weighted.messages[1].weight), (Some(0.5), None));
 }
 
@@ -116,13 +119,19 @@ fn bad_rows_point_at_the_place() {
         (turns("[null]"), "/conversations/0: null where an object belongs"),
         (turns(r#"[{"value": "a"}]"#), "/conversations/0: the turn says nowhere who speaks"),
         (turns(r#"[{"from": "critic", "value": "a"}]"#), "/conversations/0/from: unknown role \"critic\""),
-        (turns(r#"[{"from": "human", "value": "a"}, {"from": "gpt", "value": null}]"#), "/conversations/1/value: null where a string belongs"),
+        (
+            turns(r#"[{"from": "human", "value": "a"}, {"from": "gpt", "value": null}]"#),
+            "/conversations/1/value: null where a string belongs",
+        ),
         (turns(r#"[{"from": "human"}]"#), "/conversations/0/content: missing where a string belongs"),
         (turns(r#"[{"from": "human", "value": 1}]"#), "/conversations/0/value: a number where a string belongs"),
         (turns(r#"[{"from": "human", "value": "a", "weight": -1}]"#), "/conversations/0/weight: -1 where a loss weight"),
         (turns(r#"[{"from": "human", "value": [{"type": "image"}]}]"#), "/conversations/0/value/0/type: a part of type \"image\""),
         (r#"{"messages": [{"role": "user", "content": "a"}], "tools": [1]}"#.to_owned(), "/tools/0: a tool must be a JSON object"),
-        (r#"{"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}"#.to_owned(), "/messages/0/tool_calls/0/arguments: missing"),
+        (
+            r#"{"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}"#.to_owned(),
+            "/messages/0/tool_calls/0/arguments: missing",
+        ),
     ] {
         let error = bad(&row);
         assert!(error.starts_with(start), "{row}: {error}");
