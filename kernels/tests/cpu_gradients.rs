@@ -90,8 +90,9 @@ fn masks(cpu: &Cpu, host: &trainer_kernels::ops::HostBatch, inner: usize, member
 
 #[test]
 fn linear_with_adapters_and_its_gradients() {
-    // (inner, [(out, rank; 0 for none)], frozen bias, trained bias, dropout)
-    let cases: [(usize, &[(usize, usize)], bool, bool, f32); 7] = [
+    /// Inner size, (outputs, rank or 0 for none) of the members, frozen bias, trained bias, dropout.
+    type Case<'a> = (usize, &'a [(usize, usize)], bool, bool, f32);
+    let cases: [Case<'_>; 7] = [
         (1, &[(1, 1)], false, false, 0.0),
         (33, &[(20, 4), (7, 1), (5, 3)], false, false, 0.0),
         (48, &[(64, 8), (16, 0), (32, 5)], true, false, 0.0),
@@ -125,12 +126,9 @@ fn linear_with_adapters_and_its_gradients() {
                     bias: frozen_bias.then_some(&biases[i][..]),
                 })
                 .collect();
-            let dropout = Some(Dropout { p, seed: 3407, step: 7, module: 5 });
-            let kept = if p > 0.0 {
-                masks(&cpu, &host, inner, members.len(), dropout.unwrap())
-            } else {
-                vec![vec![1.0; n * inner]; members.len()]
-            };
+            let drawn = Dropout { p, seed: 3407, step: 7, module: 5 };
+            let dropout = Some(drawn);
+            let kept = if p > 0.0 { masks(&cpu, &host, inner, members.len(), drawn) } else { vec![vec![1.0; n * inner]; members.len()] };
 
             let params = |values: &[Vec<f32>]| -> Vec<Param> { values.iter().map(|v| cpu.param(v).unwrap()).collect() };
             let (ap, bp, tp) = (params(&a), params(&bb), params(&trained));
