@@ -155,11 +155,11 @@ impl<'a, B: Ops> Forward<'a, B> {
         }
         .at(|| at("residual"))
     }
+}
 
-    /// The final norm of some rows of the residual stream, into the first rows of `b.last`.
-    pub fn finish(&self, rows: &[u32], b: &mut Buffers<B>) -> Result<()> {
-        let (ops, dims) = (self.model.ops(), self.model.dims());
-        ops.gather(rows, &b.x, &mut b.gathered).at(|| "rows for the head".into())?;
-        ops.rms_norm(rows.len(), &b.gathered, self.model.final_norm(), dims.eps, &mut b.last, &mut b.rstd).at(|| "final norm".into())
-    }
+/// The final norm of some rows of the residual stream, into the first rows of `b.last`.
+pub(crate) fn finish<B: Ops>(model: &Model<B>, rows: &[u32], b: &mut Buffers<B>) -> Result<()> {
+    let (ops, dims) = (model.ops(), model.dims());
+    ops.gather(rows, &b.x, &mut b.gathered).at(|| "rows for the head".into())?;
+    ops.rms_norm(rows.len(), &b.gathered, model.final_norm(), dims.eps, &mut b.last, &mut b.rstd).at(|| "final norm".into())
 }

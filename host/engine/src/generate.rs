@@ -14,7 +14,7 @@ use trainer_kernels::sampling::{DrawStream, Sampler, SamplingError, SamplingPara
 
 use crate::adapter::Adapter;
 use crate::error::{EngineError, OpsContext, Result};
-use crate::forward::{Attend, Buffers, Forward};
+use crate::forward::{Attend, Buffers, Forward, finish};
 use crate::model::Model;
 
 /// Sizes of a generator.
@@ -442,10 +442,7 @@ impl<O: Ops> Generator<O> {
     /// The logits of some rows of the last pass, `[rows, vocabulary]`.
     pub(crate) fn logits(&mut self, rows: &[u32]) -> Result<Vec<f32>> {
         let ops = self.model.ops();
-        // The final norm needs no batch of its own; an empty one stands in for it.
-        let empty = ops.batch(&HostBatch::default()).at(|| "batch".into())?;
-        let forward = Forward { model: &self.model, adapter: None, batch: &empty, n: rows.len() };
-        forward.finish(rows, &mut self.buffers)?;
+        finish(&self.model, rows, &mut self.buffers)?;
         ops.logits(rows.len(), &self.buffers.last, self.model.head()).at(|| "logits".into())
     }
 }

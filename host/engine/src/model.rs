@@ -7,7 +7,7 @@ use trainer_model::{Adapter as HostAdapter, LinearWeight, ModelConfig, ModelWeig
 
 use crate::adapter::{Adapter, check_tensors, sites};
 use crate::error::{EngineError, OpsContext, Result};
-use crate::forward::{Buffers, Forward};
+use crate::forward::{Buffers, Forward, finish};
 use crate::modules::{Dims, Module, PROJECTIONS, Projection};
 
 /// One decoder layer's frozen weights.
@@ -226,7 +226,7 @@ impl<O: Ops> Model<O> {
             states.layers.push(read(&buffers.x)?);
         }
         let rows: Vec<u32> = (0..n as u32).collect();
-        forward.finish(&rows, &mut buffers)?;
+        finish(self, &rows, &mut buffers)?;
         states.final_norm = read(&buffers.last)?;
         states.logits = self.ops.logits(n, &buffers.last, self.head()).at(|| "logits".into())?;
         Ok(states)
