@@ -218,6 +218,8 @@ section! {
         pub plugin: PluginName = PluginName::new("math_mix");
         /// Its settings, over those in `[plugins.NAME]`.
         pub settings: Settings = Settings::default();
+        /// Tells the policy each step's losses by source, this many steps later; 0 does not tell it. With a lag, reading ahead stops at the step being filled.
+        pub feedback_lag: u32 = 0, |n| (0..=1024).contains(n), "from 0 to 1024";
     }
 }
 

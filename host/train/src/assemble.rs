@@ -8,7 +8,7 @@ use std::sync::Arc;
 use trainer_config::{
     DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting, SpecialTokens,
 };
-use trainer_data::{
+use trainer_data::{FeedbackPlan, 
     MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
 };
 use trainer_engine::{Adapter, MemoryPlan, Model, PlanOptions, Recompute, Schedule, TrainOptions, Trainer, plan};
@@ -19,7 +19,7 @@ use trainer_kernels::sampling::SamplingParams;
 use trainer_model::{AdapterBias, AdapterConfig, ModelDigest, ModelFiles};
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
-use trainer_runtime::{Backend, Base, Machine, Plugins, adapter_digest, compiler_command, device, load_base, open_sources};
+use trainer_runtime::{Backend, Base, Machine, Plugins, adapter_digest, compiler_command, device, load_base, open_sources, source_digest};
 use trainer_text::SpecialMode;
 
 use crate::error::TrainError;
@@ -223,6 +223,10 @@ impl Assembly {
             trainer_config::TooLong::Truncate => trainer_data::TooLong::Truncate,
         };
         spec.max_bad_rows = recipe.data.max_bad_rows;
+        if recipe.mix.feedback_lag > 0 {
+            let samples_per_step = u32::try_from(recipe.samples_per_step()).unwrap_or(u32::MAX);
+            spec.feedback = Some(FeedbackPlan { lag: recipe.mix.feedback_lag, samples_per_step });
+        }
         spec.workers = Some(recipe.data.workers.or_else(default_workers));
         Ok(match state {
             Some(state) => Pipeline::resume(spec, state)?,
@@ -377,7 +381,7 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
 }
 
 fn source_lock(name: &str, path: &DataPath, source: &Source) -> SourceLock {
-    SourceLock { name: name.to_owned(), path: path.to_string(), sha256: source.digest(), rows: source.len() }
+    SourceLock { name: name.to_owned(), path: path.to_string(), sha256: source_digest(source), rows: source.len() }
 }
 
 fn mixer_setup(recipe: &Recipe, sources: &[Arc<Source>]) -> MixerSetup {
@@ -388,7 +392,7 @@ fn mixer_setup(recipe: &Recipe, sources: &[Arc<Source>]) -> MixerSetup {
             .map(|s| MixSource { name: s.name().to_owned(), length: s.len(), random_access: s.random_access() })
             .collect(),
         seed: recipe.train.seed,
-        feedback_lag: 0,
+        feedback_lag: recipe.mix.feedback_lag,
     }
 }
 
@@ -405,21 +409,20 @@ fn steps(recipe: &Recipe, epoch: Option<u64>) -> Result<u64, TrainError> {
 
 fn adapter_config(recipe: &Recipe) -> AdapterConfig {
     let a = &recipe.adapter;
-    AdapterConfig {
-        r: a.r as usize,
-        alpha: a.alpha,
-        dropout: a.dropout,
-        rslora: a.rslora,
-        bias: match a.bias {
-            trainer_config::Bias::None => AdapterBias::None,
-            trainer_config::Bias::All => AdapterBias::All,
-            trainer_config::Bias::LoraOnly => AdapterBias::LoraOnly,
-        },
-        target_modules: a.targets.iter().map(ToString::to_string).collect(),
-        rank_pattern: a.rank_pattern.iter().map(|(name, r)| (name.clone(), *r as usize)).collect(),
-        alpha_pattern: a.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), *alpha)).collect(),
-        base_model: None,
-    }
+    let mut config = AdapterConfig::default();
+    config.r = a.r as usize;
+    config.alpha = a.alpha;
+    config.dropout = a.dropout;
+    config.rslora = a.rslora;
+    config.bias = match a.bias {
+        trainer_config::Bias::None => AdapterBias::None,
+        trainer_config::Bias::All => AdapterBias::All,
+        trainer_config::Bias::LoraOnly => AdapterBias::LoraOnly,
+    };
+    config.target_modules = a.targets.iter().map(ToString::to_string).collect();
+    config.rank_pattern = a.rank_pattern.iter().map(|(name, r)| (name.clone(), *r as usize)).collect();
+    config.alpha_pattern = a.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), *alpha)).collect();
+    config
 }
 
 fn optimizer(recipe: &Recipe) -> AdamWConfig {

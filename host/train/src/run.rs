@@ -208,7 +208,9 @@ impl<'a> Run<'a> {
         let rate = lr(self.assembly.schedule(), step, total, train.warmup_steps, train.learning_rate);
         let report = self.work.trainer.optimizer_step(rate)?;
         let sources: Vec<SourceLoss> = sources.into_values().collect();
-        self.pipeline.feedback(step, &sources)?;
+        if self.assembly.recipe().mix.feedback_lag > 0 {
+            self.pipeline.feedback(step, &sources)?;
+        }
         let tokens: u64 = samples.iter().map(|s| s.ids.len() as u64).sum();
         let info = StepInfo {
             step,

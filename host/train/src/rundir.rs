@@ -338,6 +338,11 @@ pub fn default_path(plugin: &str, now: SystemTime) -> PathBuf {
     path
 }
 
+/// A time for people, `YYYY-MM-DDTHH-MM-SS` in UTC.
+pub fn utc(now: SystemTime) -> String {
+    timestamp(now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
+}
+
 /// Seconds since 1970 as `YYYY-MM-DDTHH-MM-SS` in UTC, without characters that a file system refuses.
 fn timestamp(seconds: u64) -> String {
     let (days, time) = (seconds / 86_400, seconds % 86_400);

@@ -1,2 +1,49 @@
 //! The command line.
-fn main() {}
+
+mod cli;
+mod commands;
+mod output;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, PluginCommand};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The compiler child speaks to its parent only; it sets its own limits before it does anything else.
+    if let Command::CompileComponent { args } = cli.command {
+        return trainer_plugin_host::compile_main(args);
+    }
+    log(cli.verbose);
+    let result = match cli.command {
+        Command::Run(args) => commands::run::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Plugin(PluginCommand::Inspect { plugin, json }) => commands::plugin::inspect(&plugin, json.as_deref()),
+        Command::Plugin(PluginCommand::List { kind, json }) => commands::plugin::list(kind, json.as_deref()),
+        Command::Bench(args) => commands::bench::run(args),
+        Command::CompileComponent { .. } => Ok(ExitCode::SUCCESS),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Log lines go to standard error: warnings, or what -v and TRAINER_LOG ask for.
+fn log(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TRAINER_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+}

@@ -1,0 +1,313 @@
+//! What it takes to talk to a model and to judge it, as a recipe says.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use trainer_config::{DataPath, Recipe, SourceFormat};
+use trainer_data::Source;
+use trainer_engine::{Finish, GenOptions, GenRequest, Generator, Model};
+use trainer_kernels::ops::Ops;
+use trainer_kernels::sampling::SamplingParams;
+use trainer_plugin_host::template::{PromptRequest, Template};
+use trainer_plugin_host::types::{Content, Conversation, Message};
+use trainer_plugin_host::{Kind, Plugin};
+use trainer_runtime::{Base, Plugins, eval_source, source_digest};
+
+use crate::error::EvalError;
+use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, encode_prompt, evaluate};
+use crate::report::{Component, DataUse, Report, write_report};
+
+/// Rows to evaluate at most: they are held in memory.
+const MAX_ROWS: usize = 1_000_000;
+
+/// The chat template of a recipe, and what ends an answer under it.
+pub struct Speaker {
+    /// The template's name.
+    pub name: String,
+    /// The template.
+    pub template: Arc<Template>,
+    /// Tokens at which an answer ends: the model's and the template's.
+    pub stop_ids: Vec<u32>,
+}
+
+impl Speaker {
+    /// Loads the template.
+    ///
+    /// # Errors
+    /// The plugin cannot be had, or stops at a token that the tokenizer does not have.
+    pub fn new(recipe: &Recipe, base: &Base, plugins: &mut Plugins) -> Result<Self, EvalError> {
+        let name = &recipe.template.plugin;
+        let plugin = plugins.get("template.plugin", name, Kind::ChatTemplate)?;
+        let settings = recipe.settings_of(name, &recipe.template.settings);
+        let template = Arc::new(plugin.template(&serde_json::Value::Object(settings))?);
+        let mut stop_ids = base.eos.clone();
+        for token in template.describe()?.stop_tokens {
+            match base.tokenizer.added_token_id(&token) {
+                Some(id) if stop_ids.contains(&id) => {}
+                Some(id) => stop_ids.push(id),
+                None => return Err(EvalError::StopToken { template: name.to_string(), token }),
+            }
+        }
+        Ok(Self { name: name.to_string(), template, stop_ids })
+    }
+
+    /// The tokens of the prompt for a conversation.
+    ///
+    /// # Errors
+    /// The template refuses the conversation.
+    pub fn prompt(&self, base: &Base, conversation: Conversation, enable_thinking: Option<bool>) -> Result<Vec<u32>, EvalError> {
+        let request = PromptRequest { conversation, add_generation_prompt: true, enable_thinking };
+        let rendered = self.template.render_prompts(&[request])?.into_iter().next();
+        match rendered {
+            Some(Ok(rendered)) => {
+                encode_prompt(&base.tokenizer, &rendered).map_err(|source| EvalError::Text { place: "the prompt".into(), source })
+            }
+            Some(Err(e)) => Err(EvalError::Prompt(e.to_string())),
+            None => Err(EvalError::Prompt("the chat template gave nothing".into())),
+        }
+    }
+}
+
+/// A conversation of messages of plain text, given as role and text.
+pub fn conversation(messages: &[(&str, &str)]) -> Conversation {
+    let messages = messages
+        .iter()
+        .map(|(role, text)| Message {
+            role: (*role).to_owned(),
+            content: Content::Text((*text).to_owned()),
+            reasoning_content: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
+            weight: None,
+            spans: Vec::new(),
+        })
+        .collect();
+    Conversation { messages, tools: Vec::new(), template_args: None, weight: 1.0 }
+}
+
+/// What one generation is asked for.
+pub struct Question {
+    /// The prompt.
+    pub prompt_ids: Vec<u32>,
+    /// How tokens are chosen.
+    pub params: SamplingParams,
+    /// The seed of the sampling.
+    pub seed: u64,
+    /// The longest answer in tokens.
+    pub max_new_tokens: usize,
+    /// Tokens at which it ends.
+    pub stop_ids: Vec<u32>,
+    /// Whether special tokens are left out of the text.
+    pub skip_special: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The new tokens, without the stop token.
+    pub ids: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Generates one answer, giving its text to `on_text` as it grows, whole characters only. `on_text` can end it.
+///
+/// # Errors
+/// The engine fails, or refuses the prompt.
+pub fn generate_one<O: Ops>(
+    model: Arc<Model<O>>,
+    base: &Base,
+    question: Question,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, EvalError> {
+    let wanted = question.prompt_ids.len().saturating_add(question.max_new_tokens);
+    let options = GenOptions {
+        slots: 1,
+        cache_length: wanted.min(base.config.max_position_embeddings).max(1),
+        prefill_tokens: question.prompt_ids.len().clamp(1, 2048),
+    };
+    let mut generator = Generator::new(model, options)?;
+    let mut decoder = base.tokenizer.stream_decoder(question.skip_special);
+    let mut text = String::new();
+    let request = GenRequest {
+        id: 0,
+        prompt_ids: question.prompt_ids,
+        params: question.params,
+        seed: question.seed,
+        sample: 0,
+        repeat: 0,
+        max_new_tokens: question.max_new_tokens,
+        stop_ids: question.stop_ids,
+    };
+    let results = generator.generate(None, vec![request], &mut |event| {
+        let Some(id) = event.token else { return ControlFlow::Continue(()) };
+        let piece = decoder.push(id);
+        text.push_str(piece);
+        match on_text(piece) {
+            ControlFlow::Continue(()) => ControlFlow::Continue(()),
+            ControlFlow::Break(()) => ControlFlow::Break(trainer_engine::Cancel::All),
+        }
+    })?;
+    let rest = decoder.finish();
+    text.push_str(rest);
+    let _ = on_text(rest);
+    let result = results.into_iter().next().ok_or_else(|| EvalError::Prompt("the engine gave no answer".into()))?;
+    if let Finish::Refused(why) = &result.finish {
+        return Err(EvalError::Prompt(why.to_string()));
+    }
+    Ok(Generated { ids: result.ids, text, finish: result.finish })
+}
+
+/// The rows to evaluate on.
+pub struct Rows {
+    /// Where they come from.
+    pub data: DataUse,
+    /// Digest of the source as a whole, and its rows.
+    pub sha256: String,
+    /// Rows in the source, where known.
+    pub length: Option<u64>,
+    /// File and row, and the row as JSON.
+    pub rows: Vec<(String, String)>,
+}
+
+impl Rows {
+    /// Reads them, in file order.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a broken row: evaluation data has no place for those.
+    pub fn read(path: &DataPath, format: SourceFormat, limit: Option<u64>) -> Result<Self, EvalError> {
+        let source: Source = eval_source(path, format)?;
+        let limit = limit.map_or(MAX_ROWS, |n| usize::try_from(n).unwrap_or(MAX_ROWS));
+        let mut rows = Vec::new();
+        for row in source.rows().take(limit) {
+            let row = row?;
+            let place = format!("{}:{}", row.file, row.row);
+            let json = row.json.map_err(|bad| EvalError::BrokenRow { message: bad.to_string() })?;
+            rows.push((place, json));
+        }
+        let files = source.files().iter().map(|f| component(&f.name, &f.sha256)).collect();
+        Ok(Self { data: DataUse { path: path.to_string(), files }, sha256: source_digest(&source), length: source.len(), rows })
+    }
+}
+
+/// The judges of a recipe with their rows.
+pub struct Panel {
+    /// The metrics.
+    pub metrics: Vec<MetricUse>,
+    /// The rows.
+    pub rows: Rows,
+    plugins: Vec<Component>,
+    max_bad_rows: u64,
+    slots: usize,
+    decoding: Decoding,
+}
+
+/// A model that can be judged.
+pub struct Candidate<'a, O: Ops> {
+    /// The model, with any adapter folded in.
+    pub model: Arc<Model<O>>,
+    /// The base that it comes from.
+    pub base: &'a Base,
+    /// sha256 of the adapter that is folded in.
+    pub adapter: Option<String>,
+}
+
+impl Panel {
+    /// Loads the metrics and reads the rows.
+    ///
+    /// # Errors
+    /// Plugins or rows that cannot be had.
+    pub fn new(recipe: &Recipe, plugins: &mut Plugins) -> Result<Self, EvalError> {
+        let e = &recipe.eval;
+        let mut metrics = Vec::new();
+        let mut components = vec![plugin_component(&plugins.get("template.plugin", &recipe.template.plugin, Kind::ChatTemplate)?)];
+        for name in &e.metrics {
+            let plugin = plugins.get("eval.metrics", name, Kind::EvalMetric)?;
+            let metric = plugin.metric(&serde_json::Value::Object(recipe.metric_settings(name)))?;
+            metrics.push(MetricUse { name: name.to_string(), metric });
+            components.push(plugin_component(&plugin));
+        }
+        let decoding = Decoding {
+            params: SamplingParams {
+                temperature: e.temperature,
+                top_k: u32::try_from(e.top_k).unwrap_or(u32::MAX),
+                top_p: e.top_p,
+                min_p: e.min_p,
+                repetition_penalty: e.repetition_penalty,
+            },
+            max_new_tokens: e.max_new_tokens,
+            enable_thinking: e.enable_thinking.get(),
+            seed: recipe.train.seed,
+        };
+        let rows = Rows::read(&e.data, e.format, e.limit)?;
+        Ok(Self { metrics, rows, plugins: components, max_bad_rows: recipe.data.max_bad_rows, slots: e.batch, decoding })
+    }
+
+    /// Judges a candidate and writes `<name>.json` and `<name>.samples.jsonl` into `folder`.
+    ///
+    /// # Errors
+    /// See [`EvalError`].
+    pub fn judge<O: Ops>(
+        &self,
+        candidate: &Candidate<'_, O>,
+        speaker: &Speaker,
+        folder: &Path,
+        name: &str,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Report, EvalError> {
+        let began = Instant::now();
+        let base = candidate.base;
+        let subject = Subject {
+            model: candidate.model.clone(),
+            adapter: None,
+            slots: self.slots,
+            tokenizer: &base.tokenizer,
+            stop_ids: &speaker.stop_ids,
+            template: &speaker.template,
+        };
+        let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows };
+        let result = evaluate(&subject, &judge, &self.decoding, progress)?;
+        let mut report = Report {
+            metrics: result.metrics,
+            stderr: result.stderr,
+            higher_is_better: result.higher_is_better,
+            scoring_versions: result.scoring_versions,
+            rows: result.rows,
+            trainer: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: candidate.model.ops().describe(),
+            model: component(&base.name, &base.digest.sha256),
+            adapter: candidate.adapter.as_ref().map(|digest| component("adapter", digest)),
+            tokenizer: component("tokenizer", base.tokenizer.digest()),
+            data: self.rows.data.clone(),
+            plugins: self.plugins.clone(),
+            decoding: self.decoding.clone(),
+            samples: Default::default(),
+            prompt_tokens: result.prompt_tokens,
+            generated_tokens: result.generated_tokens,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        write_report(folder, name, &mut report, &result.samples)?;
+        Ok(report)
+    }
+}
+
+fn component(name: &str, sha256: &str) -> Component {
+    Component { name: name.to_owned(), version: None, sha256: sha256.to_owned(), kinds: Vec::new(), grants: None }
+}
+
+/// A plugin as reports and banners show it.
+pub fn plugin_component(plugin: &Arc<Plugin>) -> Component {
+    let manifest = plugin.manifest();
+    Component {
+        name: manifest.name.clone(),
+        version: Some(manifest.version.clone()),
+        sha256: plugin.digest().to_owned(),
+        kinds: plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect(),
+        grants: Some(Vec::new()),
+    }
+}

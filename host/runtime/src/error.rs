@@ -1,0 +1,107 @@
+//! What can go wrong before anything starts.
+
+use std::path::PathBuf;
+
+use trainer_plugin_host::{Kind, PluginError};
+
+/// An error while putting a command's parts together. Each names the recipe key or flag that can mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Neither a file nor an official plugin.
+    #[error("there is no file {argument} and no official plugin of that name; official plugins are {}", known.join(", "))]
+    UnknownPlugin {
+        /// What was asked for.
+        argument: String,
+        /// The official plugins.
+        known: Vec<&'static str>,
+    },
+    /// A recipe names a plugin that is neither official nor given a path.
+    #[error("{key} names the plugin `{name}`, which is not an official one ({}); say where it is: [plugins.{name}] path = \"...\", or --plugin FILE", known.join(", "))]
+    NoPath {
+        /// The recipe's key.
+        key: String,
+        /// The plugin's name.
+        name: String,
+        /// The official plugins.
+        known: Vec<&'static str>,
+    },
+    /// A plugin does not export what it is used for.
+    #[error("{key} needs a {needed}, but plugin {name} {version} is {has}", has = kinds_text(kinds))]
+    WrongKind {
+        /// The recipe's key.
+        key: String,
+        /// The plugin.
+        name: String,
+        /// Its version.
+        version: String,
+        /// What it is used for.
+        needed: Kind,
+        /// What it exports.
+        kinds: Vec<Kind>,
+    },
+    /// A plugin file calls itself something other than the recipe does.
+    #[error("[plugins.{expected}] path is {path}, but that component's name is `{found}`; use that name in the recipe", path = path.display())]
+    WrongName {
+        /// The recipe's name.
+        expected: String,
+        /// The file.
+        path: PathBuf,
+        /// The manifest's name.
+        found: String,
+    },
+    /// Limits in the recipe that do not read.
+    #[error("[plugins.{name}.limits]: {message}")]
+    Limits {
+        /// The plugin.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Grants that nothing can use yet are refused, so that nobody believes them in force.
+    #[error("[plugins.{name}] grants = [\"{grant}\"]: this version knows no capability of that name, and plugins get none; remove it")]
+    Grant {
+        /// The plugin.
+        name: String,
+        /// The grant.
+        grant: String,
+    },
+    /// A name after `builtin:` that is not embedded.
+    #[error("there is no embedded data `{name}`; there are {}", known.join(", "))]
+    UnknownData {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<&'static str>,
+    },
+    /// The adapter's settings or values do not fit.
+    #[error("adapter {path}: {message}", path = path.display())]
+    Adapter {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// From the plugin host.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    /// From the model's files.
+    #[error(transparent)]
+    Model(#[from] trainer_model::ModelError),
+    /// From the tokenizer.
+    #[error(transparent)]
+    Text(#[from] trainer_text::TextError),
+    /// From the engine.
+    #[error(transparent)]
+    Engine(#[from] trainer_engine::EngineError),
+    /// From the backend.
+    #[error("the compute backend cannot be set up: {0}")]
+    Device(#[from] trainer_kernels::ops::OpsError),
+    /// From the data.
+    #[error(transparent)]
+    Data(#[from] trainer_data::DataError),
+}
+
+fn kinds_text(kinds: &[Kind]) -> String {
+    let list: Vec<String> = kinds.iter().map(|k| format!("a {k}")).collect();
+    list.join(" and ")
+}

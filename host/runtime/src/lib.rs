@@ -1,0 +1,17 @@
+//! What a command loads before it starts: device, model, tokenizer, plugins and sources, as the recipe says.
+//!
+//! Training, evaluation and generation need the same things in the same way, so they are put together once, here.
+
+mod adapter;
+mod device;
+mod error;
+mod model;
+mod plugins;
+mod sources;
+
+pub use adapter::adapter_digest;
+pub use device::{Backend, Machine, device};
+pub use error::RuntimeError;
+pub use model::{Base, load_base};
+pub use plugins::{PluginArg, Plugins, apply_plugin, compiler_command, find_plugin};
+pub use sources::{eval_source, open_sources, source_digest, source_spec};

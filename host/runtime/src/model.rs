@@ -1,0 +1,68 @@
+//! The base model of a recipe or a command, in host memory.
+
+use std::sync::Arc;
+
+use trainer_config::{ModelSource, Quantization};
+use trainer_model::{
+    Checkpoint, GenerationConfig, LoadOptions, ModelConfig, ModelDigest, ModelFiles, ModelWeights, Quantize, load_weights,
+};
+use trainer_text::Tokenizer;
+
+use crate::error::RuntimeError;
+
+/// Above this size a tokenizer file is a mistake.
+const TOKENIZER_LIMIT: u64 = 256 << 20;
+
+/// A base model.
+pub struct Base {
+    /// `nano`, or the folder.
+    pub name: String,
+    /// Its files.
+    pub files: ModelFiles,
+    /// config.json.
+    pub config: ModelConfig,
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The weights.
+    pub weights: ModelWeights,
+    /// Digests of its files, for the lock.
+    pub digest: ModelDigest,
+    /// Tokens that end an answer: the generation settings' over the model's.
+    pub eos: Vec<u32>,
+}
+
+/// Loads a base model. Plain weights are quantized while loading where the recipe says so.
+///
+/// # Errors
+/// Files that are missing, broken, or of another architecture; each error names file and tensor or key.
+pub fn load_base(source: &ModelSource, quantization: Quantization) -> Result<Base, RuntimeError> {
+    let files = match source {
+        ModelSource::Nano => ModelFiles::Embedded(trainer_nano::MODEL_FILES),
+        ModelSource::Folder(path) => ModelFiles::dir(path),
+    };
+    let config = ModelConfig::read(&files)?;
+    let generation = GenerationConfig::read(&files)?;
+    let tokenizer = match &files {
+        ModelFiles::Dir(path) => Tokenizer::from_dir(path)?,
+        ModelFiles::Embedded(_) => {
+            let read = |name: &str| files.read(name, TOKENIZER_LIMIT);
+            let json = read("tokenizer.json")?.unwrap_or_default();
+            Tokenizer::from_bytes(&json, read("tokenizer_config.json")?.as_deref(), read("generation_config.json")?.as_deref())?
+        }
+    };
+    let quantize = match quantization {
+        Quantization::Nf4 => Quantize::Nf4Double,
+        Quantization::None => Quantize::None,
+        Quantization::AsStored => Quantize::AsStored,
+    };
+    let checkpoint = Checkpoint::open(&files)?;
+    let weights = load_weights(&checkpoint, &config, LoadOptions { quantize, ..LoadOptions::default() })?;
+    let digest = ModelDigest::of(&files)?;
+    let mut eos = tokenizer.eos_ids().to_vec();
+    for id in generation.eos_token_ids.iter().chain(&config.eos_token_ids) {
+        if !eos.contains(id) {
+            eos.push(*id);
+        }
+    }
+    Ok(Base { name: source.to_string(), files, config, tokenizer: Arc::new(tokenizer), weights, digest, eos })
+}

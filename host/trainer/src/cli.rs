@@ -1,0 +1,213 @@
+//! The flags of every command, one definition that feeds parser and help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Fine-tune Qwen3 with QLoRA; data, mixing, templates, tools and metrics are sandboxed WebAssembly plugins.
+#[derive(Debug, Parser)]
+#[command(name = "trainer", version, max_term_width = 110, infer_subcommands = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// More log lines on standard error: -v info, -vv debug, -vvv trace (or set TRAINER_LOG, in tracing's filter syntax).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fine-tune: the main job. Without a recipe: 30 steps on the embedded nano model and its data.
+    Run(RunArgs),
+    /// Evaluate a run, or a model on data, with metric plugins.
+    Eval(EvalArgs),
+    /// Generate text from a prompt.
+    Generate(GenerateArgs),
+    /// Look at plugins.
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Measure this machine: training and decoding speed, the data path, plugin overheads.
+    Bench(BenchArgs),
+    /// The compiler child: reads a component, writes machine code. Not for people.
+    #[command(name = trainer_plugin_host::COMPILER_SUBCOMMAND, hide = true, disable_help_flag = true)]
+    CompileComponent {
+        /// Passed through.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
+    },
+}
+
+/// Flags that change the recipe, shared by commands.
+#[derive(Debug, Default, Args)]
+pub struct RecipeArgs {
+    /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator). It takes the place of
+    /// the recipe's plugin for every kind that it exports. May be repeated.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub plugin: Vec<String>,
+    /// Set one key of the recipe, such as train.learning_rate=1e-3. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The number of optimizer steps (train.max_steps).
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<u64>,
+    /// The seed (train.seed).
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// How many bad rows a run survives (data.max_bad_rows).
+    #[arg(long, value_name = "N")]
+    pub max_bad_rows: Option<u64>,
+    /// What computes: auto or cpu (device.backend).
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Compute threads (device.threads). Never changes a result.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `trainer run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The recipe, a TOML file. Absent: the defaults.
+    pub recipe: Option<PathBuf>,
+    /// The flags over it.
+    #[command(flatten)]
+    pub over: RecipeArgs,
+    /// The run directory (output.dir). Absent: runs/<date-time>-<mixing plugin>.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Continue the run in this directory, to the same bytes as if it had never stopped.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out", "locked"])]
+    pub resume: Option<PathBuf>,
+    /// Refuse to start unless everything that this lock file pins is the same.
+    #[arg(long, value_name = "FILE")]
+    pub locked: Option<PathBuf>,
+    /// Print the resolved recipe and the plan, and stop.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also write the run's summary as one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// `trainer eval`
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A run directory: its recipe, model and final adapter.
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    pub run: Option<PathBuf>,
+    /// A model: nano, or a folder.
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// A PEFT adapter folder on top of --model.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub adapter: Option<PathBuf>,
+    /// Other rows: a file, folder, glob or builtin:NAME.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<String>,
+    /// Metric plugins in place of the recipe's: file or name. May be repeated.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub metric: Vec<String>,
+    /// At most this many rows.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// The folder for report and per-sample results. Absent: <run>/eval, or runs/<date-time>-eval.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Set one key of the recipe. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print the report as one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// `trainer generate`
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// A model: nano, or a folder.
+    #[arg(long, value_name = "MODEL", default_value = "nano")]
+    pub model: String,
+    /// A PEFT adapter folder.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// The text to continue; special tokens in it count. With --chat, a user's message, in which they do not.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Put the prompt through the chat template.
+    #[arg(long)]
+    pub chat: bool,
+    /// A system message before the user's (with --chat).
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Qwen3's thinking switch (with --chat). Absent: not passed, which means on.
+    #[arg(long, value_name = "true|false", requires = "chat")]
+    pub enable_thinking: Option<bool>,
+    /// The longest answer, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub temperature: f32,
+    /// Only among the k likeliest tokens; 0 turns it off.
+    #[arg(long, value_name = "K", default_value_t = 20)]
+    pub top_k: usize,
+    /// Only among the likeliest tokens that together reach this probability.
+    #[arg(long, value_name = "P", default_value_t = 0.8)]
+    pub top_p: f32,
+    /// Only among tokens with at least this share of the likeliest one's probability.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Makes tokens that were seen less likely; 1 turns it off.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// The seed of the sampling.
+    #[arg(long, value_name = "N", default_value_t = 3407)]
+    pub seed: u64,
+    /// Hold the weights as the checkpoint stores them (as-stored), in NF4 (nf4) or unquantized (none).
+    #[arg(long, value_name = "HOW", default_value = "as-stored")]
+    pub quantization: String,
+    /// Compute threads.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print one JSON object (prompt ids, new ids, text, finish) in place of streaming: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// `trainer plugin`
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// What a component is: name, version, kinds, imports, needs, settings, size and digest.
+    Inspect {
+        /// A component file, or the name of an official plugin.
+        plugin: String,
+        /// As one JSON object: to a file, or to standard output (alone or with -).
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+        json: Option<PathBuf>,
+    },
+    /// The official plugins.
+    List {
+        /// Only those of a kind (dataset-formatter or formatter, chat-template or template, mixing-policy or policy, tool-executor or tool,
+        /// eval-metric or metric).
+        #[arg(long, value_name = "KIND")]
+        kind: Option<trainer_plugin_host::Kind>,
+        /// As one JSON object: to a file, or to standard output (alone or with -).
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+        json: Option<PathBuf>,
+    },
+}
+
+/// `trainer bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Which parts: train, decode, data, plugins. Absent: all.
+    pub parts: Vec<String>,
+    /// Compute threads.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}

@@ -1,0 +1,126 @@
+//! `trainer eval`
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail};
+use trainer_config::{Override, Recipe};
+use trainer_engine::Model;
+use trainer_eval::{Candidate, Panel, Report, Speaker};
+use trainer_kernels::ops::WeightPlan;
+use trainer_model::{Adapter, ModelFiles};
+use trainer_runtime::{Plugins, adapter_digest, apply_plugin, compiler_command, device, load_base};
+use trainer_train::When;
+use trainer_train::rundir::{RunDir, default_path};
+
+use crate::cli::EvalArgs;
+use crate::output::{check_json, interruption, json_on_stdout, write_json};
+use crate::ui::{Progress, terminal};
+
+/// What to evaluate.
+struct Target {
+    recipe: Recipe,
+    adapter: Option<PathBuf>,
+    folder: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: EvalArgs) -> Result<ExitCode> {
+    check_json(args.json.as_deref())?;
+    let target = target(&args)?;
+    let (ops, _) = device(&target.recipe.device)?;
+    let base = load_base(&target.recipe.model.source, target.recipe.model.quantization)?;
+    let mut plugins = Plugins::new(&target.recipe, compiler_command()?)?;
+    let speaker = Speaker::new(&target.recipe, &base, &mut plugins)?;
+    let panel = Panel::new(&target.recipe, &mut plugins)?;
+    let (model, adapter) = match &target.adapter {
+        None => (Model::new(ops, &base.config, &base.weights, WeightPlan::Unpacked)?, None),
+        Some(folder) => {
+            let adapter = Adapter::read(&ModelFiles::dir(folder)).with_context(|| format!("the adapter in {}", folder.display()))?;
+            (Model::merged(ops, &base.config, &base.weights, &adapter)?, Some(adapter_digest(&adapter)?))
+        }
+    };
+    let stop = interruption()?;
+    let quiet = json_on_stdout(args.json.as_deref());
+    let mut progress = Progress::new(terminal() && !quiet);
+    let candidate = Candidate { model, base: &base, adapter };
+    let report = panel.judge(&candidate, &speaker, &target.folder, "eval", &mut |p| {
+        if !quiet {
+            progress.evaluating(When::After, p.done, p.total);
+        }
+        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    progress.clear();
+    let report = report?;
+    match &args.json {
+        Some(to) => write_json(to, &report)?,
+        None => show(&report, &target.folder),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(report: &Report, folder: &Path) {
+    for (name, value) in &report.metrics {
+        let stderr = report.stderr.get(name).map_or_else(String::new, |s| format!(" ± {s:.4}"));
+        println!("{name}  {value:.4}{stderr}");
+    }
+    for (metric, rows) in &report.rows {
+        println!(
+            "{metric}: {} of {} rows scored, {} skipped, {} bad, {} failed",
+            rows.scored,
+            rows.rows,
+            rows.skipped.values().sum::<u64>(),
+            rows.bad,
+            rows.failed
+        );
+    }
+    println!("{} prompt tokens, {} generated, {:.1} s", report.prompt_tokens, report.generated_tokens, report.seconds);
+    println!("written to {}", folder.display());
+}
+
+/// The recipe to evaluate by: the run's own, or the default one.
+fn target(args: &EvalArgs) -> Result<Target> {
+    let mut more: Vec<(&str, String)> = Vec::new();
+    if let Some(data) = &args.data {
+        more.push(("eval.data", super::toml_string(data)));
+    }
+    if let Some(limit) = args.limit {
+        more.push(("eval.limit", limit.to_string()));
+    }
+    if let Some(model) = &args.model {
+        more.push(("model.source", super::toml_string(model)));
+    }
+    let (mut recipe, adapter, folder) = match &args.run {
+        Some(dir) => {
+            let run = RunDir::view(dir)?;
+            let adapter = run.adapter_path();
+            if !adapter.is_dir() {
+                bail!(
+                    "{} has no adapter yet: the run is not complete; continue it with trainer run --resume {}",
+                    dir.display(),
+                    dir.display()
+                );
+            }
+            let sets: Vec<Override> = super::overrides(&args.set, &more)?;
+            (Recipe::load_with(&run.recipe_path(), &sets)?, Some(adapter), run.eval_path())
+        }
+        None if args.model.is_some() => {
+            (super::recipe_with(&args.set, &more)?, args.adapter.clone(), default_path("eval", SystemTime::now()))
+        }
+        None => bail!("say what to evaluate: --run DIR for a run, or --model MODEL (nano, or a folder)"),
+    };
+    for (i, metric) in args.metric.iter().enumerate() {
+        let before = recipe.eval.metrics.clone();
+        apply_plugin(&mut recipe, metric)?;
+        // The first replaces the recipe's metrics, the others are added.
+        if i > 0 {
+            let mut all = before;
+            all.append(&mut recipe.eval.metrics);
+            recipe.eval.metrics = all;
+        }
+    }
+    Ok(Target { recipe, adapter, folder: args.out.clone().unwrap_or(folder) })
+}

@@ -1,0 +1,89 @@
+//! `trainer generate`
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use trainer_engine::{Finish, Model};
+use trainer_eval::{Question, Speaker, conversation, generate_one};
+use trainer_kernels::ops::WeightPlan;
+use trainer_kernels::sampling::SamplingParams;
+use trainer_model::{Adapter, ModelFiles};
+use trainer_runtime::{Plugins, compiler_command, device, load_base};
+use trainer_text::SpecialMode;
+
+use crate::cli::GenerateArgs;
+use crate::output::{check_json, interruption, json_on_stdout, write_json};
+
+/// Runs the command.
+pub fn run(args: GenerateArgs) -> Result<ExitCode> {
+    check_json(args.json.as_deref())?;
+    let mut more = vec![("model.source", super::toml_string(&args.model)), ("model.quantization", super::toml_string(&args.quantization))];
+    if let Some(threads) = args.threads {
+        more.push(("device.threads", threads.to_string()));
+    }
+    let recipe = super::recipe_with(&[], &more)?;
+    let (ops, _) = device(&recipe.device)?;
+    let base = load_base(&recipe.model.source, recipe.model.quantization)?;
+    let (prompt_ids, stop_ids) = if args.chat {
+        let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
+        let speaker = Speaker::new(&recipe, &base, &mut plugins)?;
+        let mut messages = Vec::new();
+        if let Some(system) = &args.system {
+            messages.push(("system", system.as_str()));
+        }
+        messages.push(("user", args.prompt.as_str()));
+        (speaker.prompt(&base, conversation(&messages), args.enable_thinking)?, speaker.stop_ids)
+    } else {
+        (base.tokenizer.encode(&args.prompt, SpecialMode::Parse)?, base.eos.clone())
+    };
+    let model = match &args.adapter {
+        None => Model::new(ops, &base.config, &base.weights, WeightPlan::Unpacked)?,
+        Some(folder) => {
+            let adapter = Adapter::read(&ModelFiles::dir(folder)).with_context(|| format!("the adapter in {}", folder.display()))?;
+            Model::merged(ops, &base.config, &base.weights, &adapter)?
+        }
+    };
+    let params = SamplingParams {
+        temperature: f64::from(args.temperature),
+        top_k: u32::try_from(args.top_k).unwrap_or(u32::MAX),
+        top_p: f64::from(args.top_p),
+        min_p: f64::from(args.min_p),
+        repetition_penalty: f64::from(args.repetition_penalty),
+    };
+    let stop = interruption()?;
+    let streams = args.json.is_none() || !json_on_stdout(args.json.as_deref());
+    let question = Question {
+        prompt_ids: prompt_ids.clone(),
+        params,
+        seed: args.seed,
+        max_new_tokens: args.max_new_tokens,
+        stop_ids,
+        skip_special: args.chat,
+    };
+    let answer = generate_one(model, &base, question, &mut |text| {
+        if streams {
+            print!("{text}");
+            if std::io::stdout().flush().is_err() {
+                return ControlFlow::Break(());
+            }
+        }
+        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if streams {
+        println!();
+    }
+    if let Some(target) = &args.json {
+        let finish = match &answer.finish {
+            Finish::Stop(_) => "stop",
+            Finish::Length => "length",
+            Finish::CacheFull => "context",
+            Finish::Cancelled => "cancelled",
+            Finish::Refused(_) => "refused",
+        };
+        write_json(target, &serde_json::json!({ "prompt_ids": prompt_ids, "ids": answer.ids, "text": answer.text, "finish": finish }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,104 @@
+//! `trainer run`
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use trainer_train::{Assembly, Event, Start, run as train};
+
+use crate::cli::RunArgs;
+use crate::output::{check_json, interruption, json_on_stdout, write_json};
+use crate::ui::{Progress, banner, bytes, loss_table, summary, terminal};
+
+/// Runs the command.
+pub fn run(args: RunArgs) -> Result<ExitCode> {
+    check_json(args.json.as_deref())?;
+    let start = match args.resume {
+        Some(dir) => Start::Resume(dir),
+        None => {
+            let recipe = super::recipe(args.recipe.as_deref(), &args.over)?;
+            if args.dry_run {
+                return dry_run(recipe, args.json.as_deref());
+            }
+            Start::Fresh { recipe: Box::new(recipe), dir: args.out, locked: args.locked }
+        }
+    };
+    let stop = interruption()?;
+    // With JSON on standard output nothing else may be written there.
+    let quiet = json_on_stdout(args.json.as_deref());
+    let mut progress = Progress::new(terminal() && !quiet);
+    let result = train(start, &stop, &mut |event| {
+        if !quiet {
+            show(&event, &mut progress);
+        }
+    });
+    progress.finish();
+    let result = result?;
+    if let Some(target) = &args.json {
+        write_json(target, &result)?;
+    }
+    if !result.complete {
+        eprintln!("stopped after step {}; continue with: trainer run --resume {}", result.steps, result.dir.display());
+        return Ok(ExitCode::from(130));
+    }
+    if !quiet {
+        print!("\n{}", summary(&result));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(event: &Event<'_>, progress: &mut Progress) {
+    match event {
+        Event::Ready(b) => println!("{}", banner(b)),
+        Event::Evaluating { when, done, total } => progress.evaluating(*when, *done, *total),
+        Event::Evaluated { when, report } => {
+            progress.clear();
+            for (name, value) in &report.metrics {
+                println!("{name} {} training: {value:.4} ({:.1} s)", when.name(), report.seconds);
+            }
+        }
+        Event::Step(info) => progress.step(info),
+        Event::Checkpoint { step } => tracing::info!(step, "checkpoint written"),
+        Event::Trained { losses } => {
+            progress.finish();
+            println!("\n{}", loss_table(losses));
+        }
+        Event::SamplePrompt(prompt) => println!("user: {prompt}\nassistant:"),
+        Event::SampleText(text) => {
+            print!("{text}");
+            // Streaming is for the eye; a failure to flush shows up at the next print.
+            let _ = std::io::stdout().flush();
+        }
+        Event::SampleEnd => println!("\n"),
+    }
+}
+
+/// Prints the recipe and the plan.
+fn dry_run(recipe: trainer_config::Recipe, json: Option<&std::path::Path>) -> Result<ExitCode> {
+    let assembly = Assembly::new(recipe)?;
+    let lock = assembly.lock();
+    if let Some(target) = json {
+        let plan = serde_json::json!({
+            "recipe": assembly.recipe(),
+            "plan": lock.plan,
+            "memory": assembly.memory().parts,
+            "memory_total": assembly.memory().total(),
+            "lock_digest": lock.digest()?,
+        });
+        write_json(target, &plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{}", assembly.recipe().to_toml()?);
+    println!("# plan");
+    println!("#   steps           {}", lock.plan.steps);
+    println!("#   samples a step  {} x {}", lock.plan.micro_batch, lock.plan.accumulation);
+    println!("#   packing         {}", if lock.plan.packing { "without padding" } else { "one sample at a time" });
+    println!("#   frozen weights  {}", lock.plan.weights);
+    println!("#   recompute       {} of {} layers", lock.plan.recompute.iter().filter(|r| **r).count(), lock.plan.recompute.len());
+    println!("#   memory          {} at the most, for micro-batches of {} tokens", bytes(assembly.memory().total()), lock.plan.max_tokens);
+    for (part, size) in &assembly.memory().parts {
+        println!("#     {:<22} {}", part, bytes(*size));
+    }
+    println!("#   lock digest     {}", lock.digest()?);
+    Ok(ExitCode::SUCCESS)
+}
