@@ -233,6 +233,7 @@ fn the_resolved_main_job_is_this_text() {
 
     [mix]
     plugin = "math_mix"
+    feedback_lag = 0
 
     [mix.settings]
 

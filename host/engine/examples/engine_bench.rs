@@ -36,7 +36,7 @@ fn batch(first: u32, samples: u32, vocab: usize) -> HostBatch {
     batch
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> std::result::Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let folder = args.next().map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../nano/assets/model")), PathBuf::from);
     let threads = args.next().map(|t| t.parse()).transpose()?.unwrap_or(0);

@@ -54,7 +54,7 @@ fn a_request_alone_gives_what_it_gives_in_a_batch() {
         results.reverse();
         assert_eq!(results, alone);
     }
-    assert_ne!(run(&mut single, None, vec![requests[0].clone()]), alone[..1], "the adapter does nothing");
+    assert_ne!(run(&mut single, None, requests), alone, "the adapter does nothing");
 }
 
 #[test]

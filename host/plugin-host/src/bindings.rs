@@ -70,7 +70,7 @@ pub mod executor {
 /// See the WIT package of the kind.
 pub mod metric {
     wasmtime::component::bindgen!({
-        path: ["../../wit/host/0.1.0", "../../wit/conversation/0.1.0", "wit/eval-metric/0.1.0"],
+        path: ["../../wit/host/0.1.0", "../../wit/conversation/0.1.0", "../../wit/eval-metric/0.1.0"],
         world: "trainer:eval-metric/plugin@0.1.0",
         with: {
             "trainer:conversation/types@0.1.0": super::shared::trainer::conversation::types,

@@ -98,7 +98,7 @@ fn each_difference_is_named_with_both_values_and_what_to_do() {
       machine.features[2]: locked absent, now "avx512f" (the same bytes need the same kind of machine)
       plan.micro_batch: locked 2, now 8 (the plan is chosen again only without --locked)
       plan.recompute[2]: locked false, now true (the plan is chosen again only without --locked)
-      plugins.sharegpt: locked absent, now {"grants":["clock"],"ki
+      plugins.sharegpt: locked absent, now {"grants":["clock"],"
       recipe.train.learning_rate: locked 0.002, now 0.001 (set it as it was locked)
     make them equal, or run without --locked
     "#);
