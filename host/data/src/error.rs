@@ -52,7 +52,7 @@ pub enum DataError {
     #[error("{row}{}", .max.hint(*.count))]
     BadRows {
         /// The row that was one too many.
-        row: BadRow,
+        row: Box<BadRow>,
         /// How many bad rows there were, this one included.
         count: u64,
         /// The limit.

@@ -134,10 +134,10 @@ impl Dims {
                 return Err(EngineError::Model(format!("{name} is 0")));
             }
         }
-        if a.heads % a.kv_heads != 0 {
+        if !a.heads.is_multiple_of(a.kv_heads) {
             return Err(EngineError::Model(format!("{} attention heads cannot share {} key/value heads evenly", a.heads, a.kv_heads)));
         }
-        if a.head_dim % 2 != 0 {
+        if !a.head_dim.is_multiple_of(2) {
             return Err(EngineError::Model(format!("head_dim {} is odd: rotary positions need pairs", a.head_dim)));
         }
         let heads = a.kv_heads.checked_mul(2).and_then(|kv| kv.checked_add(a.heads));

@@ -98,7 +98,7 @@ impl<O: Ops> Trainer<O> {
             return Err(EngineError::State(e.to_string()));
         }
         if let Some(norm) = options.max_grad_norm
-            && !(norm > 0.0)
+            && (norm.is_nan() || norm <= 0.0)
         {
             return Err(EngineError::Setting {
                 name: "max_grad_norm",

@@ -200,14 +200,14 @@ fn the_plan_is_what_is_allocated() {
             (upper.clone(), Recompute::None),
             (upper, Recompute::All),
         ] {
-            let generation = Some(GenOptions { slots: 3, cache_length: 64, prefill_tokens: 17 });
+            let generation = GenOptions { slots: 3, cache_length: 64, prefill_tokens: 17 };
             let optimizer = trainer_kernels::adamw::AdamWConfig::default();
             let options = PlanOptions {
                 max_tokens: 77,
                 recompute: recompute.clone(),
                 optimizer: Some(optimizer),
                 weights: model.weight_plan(),
-                generation,
+                generation: Some(generation),
             };
             let planned = plan(model.ops(), model.config(), Some(&config), &options).unwrap();
             let train = TrainOptions { max_tokens: 77, recompute, optimizer, max_grad_norm: None, seed: 1 };
@@ -220,7 +220,7 @@ fn the_plan_is_what_is_allocated() {
             let values: usize = state.parameters.values().map(Vec::len).sum();
             assert_eq!((planned.part("adapter"), planned.part("adapter gradients")), (4 * values as u64, 4 * values as u64));
             assert_eq!(planned.part("optimizer states"), state.optimizer.values().map(|s| s.bytes() as u64).sum::<u64>());
-            let mut generator = Generator::new(model.clone(), generation.unwrap()).unwrap();
+            let mut generator = Generator::new(model.clone(), generation).unwrap();
             run(&mut generator, Some(trainer.adapter()), requests(1, tiny.vocab));
             assert_eq!(planned.part("generation activations"), generator.buffer_bytes());
             assert_eq!(planned.total(), planned.parts.values().sum::<u64>());

@@ -310,6 +310,10 @@ pub fn encode_prompt(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<u
     Ok(tokenizer.encode_segments(&segments, SpecialMode::Plain)?.ids)
 }
 
+/// An output, or why the request could not be served.
+type Answered = std::result::Result<Output, String>;
+/// A continuation's log-probability, tokens and whether it is the greedy one, or why it could not be scored.
+type Scored = std::result::Result<(f64, u32, bool), String>;
 /// Raw output, why it ended, and its tokens, per repeat.
 type Shown = Vec<(String, Finish, usize)>;
 
@@ -334,7 +338,7 @@ fn respond<O: Ops>(
                     requests.push(GenRequest {
                         id: owners.len() as u64,
                         prompt_ids: a.prompt_ids.clone(),
-                        params: decoding.params.clone(),
+                        params: decoding.params,
                         seed: decoding.seed,
                         sample: index as u64,
                         repeat,
@@ -362,13 +366,13 @@ fn respond<O: Ops>(
         out.prompt_tokens += a.prompt_ids.len() as u64;
     }
     let outputs = generate(subject, requests, progress, out)?;
-    let mut by_question: Vec<Vec<std::result::Result<Output, String>>> = asked.iter().map(|_| Vec::new()).collect();
+    let mut by_question: Vec<Vec<Answered>> = asked.iter().map(|_| Vec::new()).collect();
     for (owner, output) in owners.into_iter().zip(outputs) {
         if let Some(list) = by_question.get_mut(owner) {
             list.push(output);
         }
     }
-    let mut likelihood_by_question: Vec<Vec<std::result::Result<(f64, u32, bool), String>>> = asked.iter().map(|_| Vec::new()).collect();
+    let mut likelihood_by_question: Vec<Vec<Scored>> = asked.iter().map(|_| Vec::new()).collect();
     if !likelihoods.is_empty() {
         let longest = likelihoods.iter().map(|l| l.prompt_ids.len() + l.continuation_ids.len()).max().unwrap_or(0);
         let results = generator(subject, likelihoods.len(), longest)?.score(subject.adapter, &likelihoods)?;
@@ -403,7 +407,7 @@ fn generate<O: Ops>(
     requests: Vec<GenRequest>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     out: &mut Evaluation,
-) -> Result<Vec<std::result::Result<Output, String>>, EvalError> {
+) -> Result<Vec<Answered>, EvalError> {
     let total = requests.len();
     if total == 0 {
         return Ok(Vec::new());
@@ -440,8 +444,8 @@ fn generate<O: Ops>(
 fn response<O: Ops>(
     subject: &Subject<'_, O>,
     a: &Asked<'_>,
-    outputs: Vec<std::result::Result<Output, String>>,
-    likelihoods: Vec<std::result::Result<(f64, u32, bool), String>>,
+    outputs: Vec<Answered>,
+    likelihoods: Vec<Scored>,
 ) -> Result<(Response, Shown), EvalError> {
     if let Some(why) = &a.failed {
         return Ok((Response::Failed(why.clone()), Vec::new()));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use trainer_config::{
     DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting, SpecialTokens,
 };
-use trainer_data::{FeedbackPlan, 
-    MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
+use trainer_data::{
+    FeedbackPlan, MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
 };
 use trainer_engine::{Adapter, MemoryPlan, Model, PlanOptions, Recompute, Schedule, TrainOptions, Trainer, plan};
 use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};

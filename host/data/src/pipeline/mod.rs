@@ -225,7 +225,7 @@ impl Pipeline {
             Err(Failure::Bad(row)) => {
                 let count = cursor.counters.bad_rows().saturating_add(1);
                 if count > self.max_bad_rows {
-                    return Err(DataError::BadRows { row, count, max: MaxBadRows(self.max_bad_rows) });
+                    return Err(DataError::BadRows { row: Box::new(row), count, max: MaxBadRows(self.max_bad_rows) });
                 }
                 tracing::warn!(%row, "bad row");
                 cursor.counters.bad(row, self.bad_examples);

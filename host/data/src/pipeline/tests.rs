@@ -190,7 +190,7 @@ fn drain(p: &mut Pipeline, n: usize, calls: usize) -> Vec<Sample> {
 
 /// Feedback that depends on the step, once a step is complete.
 fn tell(p: &mut Pipeline, n: u64, samples: u64) {
-    if p.feedback.is_some() && samples > 0 && samples % n == 0 {
+    if p.feedback.is_some() && samples > 0 && samples.is_multiple_of(n) {
         let step = samples / n;
         let loss = SourceLoss { source: (step % 2) as u32, loss: (step as f64).sin(), weight: 1.0, samples: 1 };
         p.feedback(step, &[loss]).unwrap();

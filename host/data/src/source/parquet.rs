@@ -12,7 +12,7 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use super::arrow_json::row_object;
 use super::bytes::{ByteSource, SourceReader};
-use super::text::RowFault;
+use super::text::{NumberedRow, RowFault};
 
 /// Row groups that unpack to more than this are read in parts, at the price of passing over what comes before a part.
 const CHUNK_BYTES: u64 = 64 << 20;
@@ -262,7 +262,7 @@ impl ParquetStream {
     }
 
     /// The next row's number, from 1, and text.
-    pub(crate) fn next(&mut self) -> Result<Option<(u64, Result<String, RowFault>)>, String> {
+    pub(crate) fn next(&mut self) -> Result<Option<NumberedRow>, String> {
         if self.row >= self.file.len() {
             return Ok(None);
         }

@@ -16,6 +16,9 @@ pub(crate) struct RowFault {
     pub(crate) message: String,
 }
 
+/// A row's number in its file, from 1, and its JSON text or what is wrong with it.
+pub(crate) type NumberedRow = (u64, Result<String, RowFault>);
+
 impl RowFault {
     pub(crate) fn new(kind: BadKind, message: impl Into<String>) -> Self {
         Self { kind, field: String::new(), message: message.into() }
@@ -236,7 +239,7 @@ impl TextStream {
     }
 
     /// The next row's line and text.
-    pub(crate) fn next(&mut self) -> Result<Option<(u64, Result<String, RowFault>)>, ScanError> {
+    pub(crate) fn next(&mut self) -> Result<Option<NumberedRow>, ScanError> {
         let mut raw = Vec::new();
         Ok(match self.scanner.next(&mut raw)? {
             None => None,
