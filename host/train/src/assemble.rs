@@ -119,7 +119,10 @@ impl Assembly {
                 recompute: vec![recompute(&recipe) == Recompute::All; base.config.num_hidden_layers],
                 weights: weights_name(&recipe).to_owned(),
                 steps,
-                algorithms: BTreeMap::from([("evaluation".to_owned(), "merged adapter".to_owned())]),
+                algorithms: BTreeMap::from([
+                    ("evaluation".to_owned(), "merged adapter".to_owned()),
+                    ("packed micro-batch".to_owned(), format!("{PACKED_TOKENS} tokens")),
+                ]),
             },
             machine: MachineLock { backend: ops.describe(), ..MachineLock::cpu() },
             libraries: libraries(),

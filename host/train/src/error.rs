@@ -11,6 +11,16 @@ pub enum TrainError {
         /// Steps in the run.
         total: u64,
     },
+    /// The data or a plugin ended the run; what was done is kept.
+    #[error("{source}\n  a checkpoint of step {step} is written; when the cause is mended, continue with: trainer run --resume {dir}", dir = dir.display())]
+    Resumable {
+        /// The last complete step.
+        step: u64,
+        /// The run directory.
+        dir: std::path::PathBuf,
+        /// What ended the run.
+        source: Box<TrainError>,
+    },
     /// A step without a target.
     #[error("step {step} has no token with a loss weight; see data.train_on and the weights that the template gives")]
     NothingToLearn {

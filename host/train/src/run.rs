@@ -136,7 +136,10 @@ impl<'a> Run<'a> {
         on_event(Event::Ready(&banner));
         let before = self.evaluate(When::Before, on_event)?;
         while self.work.trainer.step() < total && !self.stopping() {
-            let info = self.step(total)?;
+            let info = match self.step(total) {
+                Ok(info) => info,
+                Err(error) => return Err(self.salvage(error, on_event)),
+            };
             on_event(Event::Step(&info));
             let every = self.assembly.recipe().train.checkpoint_every;
             if info.step == total || (every > 0 && info.step.is_multiple_of(every)) {
@@ -169,6 +172,21 @@ impl<'a> Run<'a> {
         summary.complete = !self.stopping() || summary.after.is_some() || !self.assembly.recipe().eval.after;
         summary.files = self.files();
         Ok(summary)
+    }
+
+    /// Keeps what is done where the data or a plugin ended the run: the pipeline then stands where it stood before the failed step, so a
+    /// checkpoint of the last step continues exactly once the cause is mended. After other errors the last checkpoint on disk has to do.
+    fn salvage(&mut self, error: TrainError, on_event: &mut dyn FnMut(Event<'_>)) -> TrainError {
+        if !matches!(error, TrainError::Data(_)) || self.work.trainer.step() == 0 {
+            return error;
+        }
+        match self.checkpoint(on_event) {
+            Ok(()) => TrainError::Resumable { step: self.work.trainer.step(), dir: self.dir.root().to_owned(), source: Box::new(error) },
+            Err(second) => {
+                tracing::warn!("no checkpoint could be written either: {second}");
+                error
+            }
+        }
     }
 
     fn stopping(&self) -> bool {
