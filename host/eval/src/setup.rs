@@ -10,13 +10,13 @@ use trainer_data::Source;
 use trainer_engine::{Finish, GenOptions, GenRequest, Generator, Model};
 use trainer_kernels::ops::Ops;
 use trainer_kernels::sampling::SamplingParams;
-use trainer_plugin_host::template::{PromptRequest, Template};
+use trainer_plugin_host::template::{Piece, PromptRequest, Rendered, Template};
 use trainer_plugin_host::types::{Content, Conversation, Message};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{Base, Plugins, eval_source, source_digest};
 
 use crate::error::EvalError;
-use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, encode_prompt, evaluate};
+use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, encode_prompt, evaluate, rendered_text};
 use crate::report::{Component, DataUse, Report, write_report};
 
 /// Rows to evaluate at most: they are held in memory.
@@ -51,6 +51,53 @@ impl Speaker {
             }
         }
         Ok(Self { name: name.to_string(), template, stop_ids })
+    }
+
+    /// Tries the training form on a probe: whether prefixes are stable, as the template says, and whether the stop token is taught after
+    /// every answer. Gives warnings for the user.
+    ///
+    /// # Errors
+    /// The template says that its prefixes are stable, and they are not; or it cannot render the probe.
+    pub fn check_training(&self) -> Result<Vec<String>, EvalError> {
+        let turns =
+            [("user", "What is 2 + 3?"), ("assistant", "<think>\n2 + 3 = 5.\n</think>\n\n5"), ("user", "And 5 + 1?"), ("assistant", "6")];
+        let whole = self.training_segments(&turns)?;
+        let first = self.training_segments(&turns[..2])?;
+        let description = self.template.describe()?;
+        let mut warnings = Vec::new();
+        // A template may cut a conversation into several samples; prefixes are a matter of one.
+        if let ([whole], [first]) = (whole.as_slice(), first.as_slice()) {
+            let stable = rendered_text(whole).starts_with(&rendered_text(first));
+            if description.stable_prefixes && !stable {
+                return Err(EvalError::Prompt(format!(
+                    "the chat template {} says that its training form has stable prefixes, but the first turns of a probe are not the beginning of the whole",
+                    self.name
+                )));
+            }
+            if !stable {
+                warnings.push(format!(
+                    "the training form of {} is not prefix-stable: earlier turns are trained in a form that inference never shows",
+                    self.name
+                ));
+            }
+        }
+        if let Some(stop) = description.stop_tokens.first() {
+            let teaches = |r: &Rendered| {
+                r.segments.iter().rev().find(|s| s.generated).is_some_and(|s| s.weight > 0.0 && matches!(&s.piece, Piece::Special(t) if t == stop))
+            };
+            if !whole.iter().all(teaches) {
+                warnings.push(format!("{} does not teach its stop token {stop} after an answer: the trained model may not stop", self.name));
+            }
+        }
+        Ok(warnings)
+    }
+
+    fn training_segments(&self, turns: &[(&str, &str)]) -> Result<Vec<Rendered>, EvalError> {
+        match self.template.render_training(&[conversation(turns)])?.into_iter().next() {
+            Some(Ok(samples)) => Ok(samples),
+            Some(Err(e)) => Err(EvalError::Prompt(format!("the chat template {} cannot render a probe: {e}", self.name))),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The tokens of the prompt for a conversation.

@@ -166,6 +166,14 @@ impl Assembly {
         }
     }
 
+    /// Tries the chat template's training form on a probe and gives warnings.
+    ///
+    /// # Errors
+    /// The template is caught at a wrong claim.
+    pub fn check_template(&self) -> Result<Vec<String>, TrainError> {
+        Ok(self.speaker.check_training()?)
+    }
+
     /// The model on the device with its adapter, ready to train.
     ///
     /// # Errors

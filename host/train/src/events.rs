@@ -124,6 +124,8 @@ impl When {
 pub enum Event<'a> {
     /// Everything is loaded.
     Ready(&'a Banner),
+    /// Something that the user should know before training.
+    Warning(&'a str),
     /// An evaluation goes on.
     Evaluating {
         /// Which.

@@ -134,6 +134,9 @@ impl<'a> Run<'a> {
         let total = self.assembly.steps();
         let banner = self.assembly.banner(&self.work, &mut self.pipeline, self.dir.root(), self.resumed_after)?;
         on_event(Event::Ready(&banner));
+        for warning in self.assembly.check_template()? {
+            on_event(Event::Warning(&warning));
+        }
         let before = self.evaluate(When::Before, on_event)?;
         while self.work.trainer.step() < total && !self.stopping() {
             let info = match self.step(total) {

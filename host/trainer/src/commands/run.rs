@@ -7,7 +7,7 @@ use anyhow::Result;
 use trainer_train::{Assembly, Event, Start, run as train};
 
 use crate::cli::RunArgs;
-use crate::output::{check_json, interruption, json_on_stdout, write_json};
+use crate::output::{check_json, interruption, json_on_stdout, put, write_json};
 use crate::ui::{Progress, banner, bytes, loss_table, summary, terminal};
 
 /// Runs the command.
@@ -38,38 +38,39 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         write_json(target, &result)?;
     }
     if !result.complete {
-        eprintln!("stopped after step {}; continue with: trainer run --resume {}", result.steps, result.dir.display());
+        note!("stopped after step {}; continue with: trainer run --resume {}", result.steps, result.dir.display());
         return Ok(ExitCode::from(130));
     }
     if !quiet {
-        print!("\n{}", summary(&result));
+        put(format_args!("\n{}", summary(&result)));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn show(event: &Event<'_>, progress: &mut Progress) {
     match event {
-        Event::Ready(b) => println!("{}", banner(b)),
+        Event::Ready(b) => say!("{}", banner(b)),
+        Event::Warning(text) => println!("warning: {text}"),
         Event::Evaluating { when, done, total } => progress.evaluating(*when, *done, *total),
         Event::Evaluated { when, report } => {
             progress.clear();
             for (name, value) in &report.metrics {
-                println!("{name} {} training: {value:.4} ({:.1} s)", when.name(), report.seconds);
+                say!("{name} {} training: {value:.4} ({:.1} s)", when.name(), report.seconds);
             }
         }
         Event::Step(info) => progress.step(info),
         Event::Checkpoint { step } => tracing::info!(step, "checkpoint written"),
         Event::Trained { losses } => {
             progress.finish();
-            println!("\n{}", loss_table(losses));
+            say!("\n{}", loss_table(losses));
         }
-        Event::SamplePrompt(prompt) => println!("user: {prompt}\nassistant:"),
+        Event::SamplePrompt(prompt) => say!("user: {prompt}\nassistant:"),
         Event::SampleText(text) => {
-            print!("{text}");
+            put(format_args!("{text}"));
             // Streaming is for the eye; a failure to flush shows up at the next print.
             let _ = std::io::stdout().flush();
         }
-        Event::SampleEnd => println!("\n"),
+        Event::SampleEnd => say!("\n"),
     }
 }
 
@@ -88,17 +89,17 @@ fn dry_run(recipe: trainer_config::Recipe, json: Option<&std::path::Path>) -> Re
         write_json(target, &plan)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{}", assembly.recipe().to_toml()?);
-    println!("# plan");
-    println!("#   steps           {}", lock.plan.steps);
-    println!("#   samples a step  {} x {}", lock.plan.micro_batch, lock.plan.accumulation);
-    println!("#   packing         {}", if lock.plan.packing { "without padding" } else { "one sample at a time" });
-    println!("#   frozen weights  {}", lock.plan.weights);
-    println!("#   recompute       {} of {} layers", lock.plan.recompute.iter().filter(|r| **r).count(), lock.plan.recompute.len());
-    println!("#   memory          {} at the most, for micro-batches of {} tokens", bytes(assembly.memory().total()), lock.plan.max_tokens);
+    say!("{}", assembly.recipe().to_toml()?);
+    say!("# plan");
+    say!("#   steps           {}", lock.plan.steps);
+    say!("#   samples a step  {} x {}", lock.plan.micro_batch, lock.plan.accumulation);
+    say!("#   packing         {}", if lock.plan.packing { "without padding" } else { "one sample at a time" });
+    say!("#   frozen weights  {}", lock.plan.weights);
+    say!("#   recompute       {} of {} layers", lock.plan.recompute.iter().filter(|r| **r).count(), lock.plan.recompute.len());
+    say!("#   memory          {} at the most, for micro-batches of {} tokens", bytes(assembly.memory().total()), lock.plan.max_tokens);
     for (part, size) in &assembly.memory().parts {
-        println!("#     {:<22} {}", part, bytes(*size));
+        say!("#     {:<22} {}", part, bytes(*size));
     }
-    println!("#   lock digest     {}", lock.digest()?);
+    say!("#   lock digest     {}", lock.digest()?);
     Ok(ExitCode::SUCCESS)
 }

@@ -357,7 +357,8 @@ pub mod exports {
                 pub struct Description {
                     /// Tokens that end an assistant's turn, the first being the one that training teaches.
                     pub stop_tokens: _rt::Vec<_rt::String>,
-                    /// Whether every prefix of the training form that ends at an assistant turn is what inference would see there.
+                    /// Whether the training text of a conversation's first turns is always the beginning of the training text of the whole. The host tries
+                    /// it on a probe before it trains; a template that says so and is caught not to be is refused.
                     pub stable_prefixes: bool,
                 }
                 impl ::core::fmt::Debug for Description {
