@@ -1,12 +1,93 @@
-//! `trainer bench`: the figures of docs/benchmarks.md, measured on this machine.
+//! `trainer bench`: the figures of docs/src/benchmarks.md, measured on this machine.
+
+mod data;
+mod decode;
+mod figure;
+mod plugins;
+mod train;
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use serde::Serialize;
+use trainer_runtime::{Machine, device};
+use trainer_train::rundir::utc;
 
 use crate::cli::BenchArgs;
+use crate::output::{check_json, json_on_stdout, write_json};
+use figure::Figure;
+
+/// What can be measured, in the order in which it is.
+const PARTS: [&str; 4] = ["train", "decode", "data", "plugins"];
+
+/// The result as JSON.
+#[derive(Serialize)]
+struct Bench {
+    /// The trainer's version.
+    trainer: &'static str,
+    /// UTC.
+    date: String,
+    machine: Machine,
+    /// What computed.
+    backend: String,
+    threads: usize,
+    /// The load average over one minute before anything was measured: figures taken on a busy machine say so.
+    load_before: Option<f64>,
+    figures: Vec<Figure>,
+}
 
 /// Runs the command.
-pub fn run(_args: BenchArgs) -> Result<ExitCode> {
+pub fn run(args: BenchArgs) -> Result<ExitCode> {
+    check_json(args.json.as_deref())?;
+    if let Some(unknown) = args.parts.iter().find(|p| !PARTS.contains(&p.as_str())) {
+        bail!("there is nothing called {unknown} to measure; say some of {}, or nothing for all", PARTS.join(", "));
+    }
+    let load_before = load();
+    let (ops, threads) = device(&super::recipe_with(&[], &with_threads(args.threads))?.device)?;
+    let backend = trainer_kernels::ops::Ops::describe(ops.as_ref());
+    drop(ops);
+    let quiet = json_on_stdout(args.json.as_deref());
+    if !quiet {
+        say!("{backend}, {threads} threads, load {}", load_before.map_or_else(|| "unknown".to_owned(), |l| format!("{l:.2}")));
+    }
+    let mut figures = Vec::new();
+    for part in PARTS.into_iter().filter(|p| args.parts.is_empty() || args.parts.iter().any(|wanted| wanted == p)) {
+        let measured = match part {
+            "train" => train::measure(threads)?,
+            "decode" => decode::measure(threads)?,
+            "data" => data::measure()?,
+            _ => plugins::measure()?,
+        };
+        if !quiet {
+            say!("\n{part}");
+            for figure in &measured {
+                say!("  {figure}");
+            }
+        }
+        figures.extend(measured);
+    }
+    if let Some(target) = &args.json {
+        let bench = Bench {
+            trainer: env!("CARGO_PKG_VERSION"),
+            date: utc(SystemTime::now()),
+            machine: Machine::this(),
+            backend,
+            threads,
+            load_before,
+            figures,
+        };
+        write_json(target, &bench)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The override that a number of threads means.
+fn with_threads(threads: Option<usize>) -> Vec<(&'static str, String)> {
+    threads.map(|n| ("device.threads", n.to_string())).into_iter().collect()
+}
+
+/// The load average over one minute, where the system tells.
+fn load() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }

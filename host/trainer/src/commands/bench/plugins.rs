@@ -1,0 +1,74 @@
+//! What the sandbox costs: compiling, starting, calling, and rows through formatter and template. The same code built natively is measured by
+//! the example `native_bench` of `plugins/qwen3-chat`.
+
+use std::time::Instant;
+
+use anyhow::{Result, anyhow, bail};
+use serde_json::json;
+use trainer_plugin_host::types::Conversation;
+use trainer_plugin_host::{HostOptions, Limits, PluginHost, RowOutcome};
+use trainer_runtime::{compiler_command, find_plugin};
+
+use super::data::math_rows;
+use super::figure::{Figure, Target, rates, scaled, seconds};
+
+/// Rows that go to a plugin at once.
+const BATCH: usize = 64;
+
+/// All of it, on one thread with all limits on.
+pub fn measure() -> Result<Vec<Figure>> {
+    let (math, chat) = (find_plugin("math_mix")?.source(), find_plugin("qwen3_chat")?.source());
+    let host = |cache: &std::path::Path| -> Result<PluginHost> {
+        Ok(PluginHost::new(HostOptions { cache_dir: Some(cache.join("plugins")), ..HostOptions::new(compiler_command()?) })?)
+    };
+    let mut cold = Vec::new();
+    for _ in 0..3 {
+        let cache = tempfile::tempdir()?;
+        let host = host(cache.path())?;
+        let began = Instant::now();
+        host.load(&math, Limits::default())?;
+        cold.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+
+    let cache = tempfile::tempdir()?;
+    host(cache.path())?.load(&math, Limits::default())?;
+    let set_up = seconds(20, || host(cache.path()).map(drop))?;
+    // A host anew each time, as a program's start has; only what the plugin adds to it is timed.
+    let mut cached = Vec::new();
+    for _ in 0..20 {
+        let host = host(cache.path())?;
+        let began = Instant::now();
+        host.load(&math, Limits::default())?.formatter(&json!({}))?;
+        cached.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+
+    let host = host(cache.path())?;
+    let plugin = host.load(&math, Limits::default())?;
+    let instance = seconds(200, || Ok(plugin.formatter(&json!({})).map(drop)?))?;
+    let formatter = plugin.formatter(&json!({}))?;
+    let template = host.load(&chat, Limits::default())?.template(&json!({}))?;
+    let call = seconds(2000, || Ok(template.describe().map(drop)?))?;
+
+    let rows = math_rows()?;
+    let both = seconds(9, || {
+        for rows in rows.chunks(BATCH) {
+            let mut conversations: Vec<Conversation> = Vec::with_capacity(rows.len());
+            for outcome in formatter.format(rows)? {
+                let RowOutcome::Sample(conversation) = outcome else { bail!("an embedded row gave no sample") };
+                conversations.push(conversation);
+            }
+            for rendered in template.render_training(&conversations)? {
+                rendered.map_err(|e| anyhow!("{e:?}"))?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(vec![
+        Figure::new("plugins/cold_compile_in_child", "ms", cold),
+        Figure::new("plugins/host_set_up", "ms", scaled(1e3, &set_up)),
+        Figure::new("plugins/cached_start", "ms", cached).target(Target::AtMost(2.0)),
+        Figure::new("plugins/instantiate_and_configure", "us", scaled(1e6, &instance)),
+        Figure::new("plugins/empty_call", "us", scaled(1e6, &call)).target(Target::AtMost(20.0)),
+        Figure::new("plugins/format_and_render_rows_per_second", "rows/s", rates(rows.len(), &both)),
+    ])
+}
