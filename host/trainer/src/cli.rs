@@ -77,8 +77,8 @@ pub struct RunArgs {
     /// The run directory (output.dir). Absent: runs/<date-time>-<mixing plugin>.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Continue the run in this directory, to the same bytes as if it had never stopped.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "out", "locked"])]
+    /// Continue the run in this directory, by its own recipe, to the same bytes as if it had never stopped.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "RecipeArgs", "out", "locked", "dry_run"])]
     pub resume: Option<PathBuf>,
     /// Refuse to start unless everything that this lock file pins is the same.
     #[arg(long, value_name = "FILE")]

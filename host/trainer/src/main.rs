@@ -1,10 +1,12 @@
 //! The command line.
 
+#[macro_use]
+mod output;
 mod cli;
 mod commands;
-mod output;
 mod ui;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -30,10 +32,21 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note!("error: {}", explain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, except those that the text so far says already.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Log lines go to standard error: warnings, or what -v and TRAINER_LOG ask for.
@@ -45,5 +58,6 @@ fn log(verbose: u8) {
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TRAINER_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+    let format = tracing_subscriber::fmt().with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
+    format.with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
 }

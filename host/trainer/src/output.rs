@@ -8,6 +8,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+/// Writes text to standard output. Where nobody reads any more (`| head`, a closed terminal), it is lost and the work goes on, since what
+/// matters is written to files; `print!` would panic.
+pub fn put(text: std::fmt::Arguments<'_>) {
+    let _ = std::io::stdout().write_fmt(text);
+}
+
+/// A line on standard output, by [`put`].
+macro_rules! say {
+    ($($text:tt)*) => { $crate::output::put(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// A line on standard error, under the same rule.
+macro_rules! note {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 /// Refuses a `--json` argument that can only be another argument in the wrong place, before anything is done.
 pub fn check_json(target: Option<&Path>) -> Result<()> {
     let Some(path) = target else { return Ok(()) };
@@ -42,7 +61,7 @@ pub fn interruption() -> Result<Arc<AtomicBool>> {
         if seen.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step and writing a checkpoint; once more stops at once");
+        note!("\nstopping after this step and writing a checkpoint; once more stops at once");
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(flag)

@@ -65,10 +65,10 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
 fn show(report: &Report, folder: &Path) {
     for (name, value) in &report.metrics {
         let stderr = report.stderr.get(name).map_or_else(String::new, |s| format!(" ± {s:.4}"));
-        println!("{name}  {value:.4}{stderr}");
+        say!("{name}  {value:.4}{stderr}");
     }
     for (metric, rows) in &report.rows {
-        println!(
+        say!(
             "{metric}: {} of {} rows scored, {} skipped, {} bad, {} failed",
             rows.scored,
             rows.rows,
@@ -77,8 +77,8 @@ fn show(report: &Report, folder: &Path) {
             rows.failed
         );
     }
-    println!("{} prompt tokens, {} generated, {:.1} s", report.prompt_tokens, report.generated_tokens, report.seconds);
-    println!("written to {}", folder.display());
+    say!("{} prompt tokens, {} generated, {:.1} s", report.prompt_tokens, report.generated_tokens, report.seconds);
+    say!("written to {}", folder.display());
 }
 
 /// The recipe to evaluate by: the run's own, or the default one.

@@ -65,15 +65,15 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     };
     let answer = generate_one(model, &base, question, &mut |text| {
         if streams {
-            print!("{text}");
-            if std::io::stdout().flush().is_err() {
+            let mut out = std::io::stdout().lock();
+            if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
                 return ControlFlow::Break(());
             }
         }
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     if streams {
-        println!();
+        say!("");
     }
     if let Some(target) = &args.json {
         let finish = match &answer.finish {

@@ -19,15 +19,15 @@ pub fn inspect(plugin: &str, json: Option<&Path>) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
-    println!("{} {}", about.name, about.version);
-    println!("  {}", about.description);
-    println!("  kinds    {}", list(about.kinds.iter().map(|k| format!("{}@{}", k.kind, k.version)).collect()));
-    println!("  imports  {}", list(about.imports.clone()));
-    println!("  needs    {}", list(about.needs.clone()));
-    println!("  size     {} ({} bytes)", bytes(about.size), count(about.size));
-    println!("  sha256   {}", about.digest);
+    say!("{} {}", about.name, about.version);
+    say!("  {}", about.description);
+    say!("  kinds    {}", list(about.kinds.iter().map(|k| format!("{}@{}", k.kind, k.version)).collect()));
+    say!("  imports  {}", list(about.imports.clone()));
+    say!("  needs    {}", list(about.needs.clone()));
+    say!("  size     {} ({} bytes)", bytes(about.size), count(about.size));
+    say!("  sha256   {}", about.digest);
     if let Some(schema) = &about.settings_schema {
-        println!("  settings {}", serde_json::to_string_pretty(schema)?.replace('\n', "\n           "));
+        say!("  settings {}", serde_json::to_string_pretty(schema)?.replace('\n', "\n           "));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -48,7 +48,7 @@ pub fn list(kind: Option<Kind>, json: Option<&Path>) -> Result<ExitCode> {
     }
     for about in all {
         let kinds: Vec<String> = about.kinds.iter().map(|k| format!("{}@{}", k.kind, k.version)).collect();
-        println!("{:<14} {:<8} {}", about.name, about.version, kinds.join(", "));
+        say!("{:<14} {:<8} {}", about.name, about.version, kinds.join(", "));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use trainer_train::{StepInfo, When};
 
 use super::text::duration;
+use crate::output::put;
 
 /// How often a long evaluation or run reports where lines cannot be drawn over.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
@@ -53,7 +54,7 @@ impl Progress {
             }
         } else if s.total <= SHORT_RUN || last || self.last.elapsed() >= PLAIN_INTERVAL {
             self.last = Instant::now();
-            println!("{line}");
+            say!("{line}");
         }
     }
 
@@ -63,14 +64,14 @@ impl Progress {
             self.draw(&format!("evaluating {} training: {done}/{total}", when.name()));
         } else if self.last.elapsed() >= PLAIN_INTERVAL {
             self.last = Instant::now();
-            println!("evaluating {} training: {done}/{total}", when.name());
+            say!("evaluating {} training: {done}/{total}", when.name());
         }
     }
 
     /// Leaves the line as it stands.
     pub fn finish(&mut self) {
         if self.drawn {
-            println!();
+            say!("");
             self.drawn = false;
         }
     }
@@ -78,14 +79,14 @@ impl Progress {
     /// Removes the line.
     pub fn clear(&mut self) {
         if self.drawn {
-            print!("\r\x1b[2K");
+            put(format_args!("\r\x1b[2K"));
             let _ = std::io::stdout().flush();
             self.drawn = false;
         }
     }
 
     fn draw(&mut self, line: &str) {
-        print!("\r\x1b[2K{line}");
+        put(format_args!("\r\x1b[2K{line}"));
         let _ = std::io::stdout().flush();
         self.drawn = true;
     }
