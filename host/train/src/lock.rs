@@ -335,6 +335,11 @@ impl Lock {
         for i in 0..self.data.len() {
             forget_path(&format!("/data/{i}"));
         }
+        // An entry that sets nothing only says where the component is, as `--plugin` does; its digest is compared.
+        if let Some(plugins) = value.pointer_mut("/recipe/plugins").and_then(Value::as_object_mut) {
+            let sets_nothing = |v: &Value| v.as_object().is_some_and(serde_json::Map::is_empty) || v.as_array().is_some_and(Vec::is_empty);
+            plugins.retain(|_, entry| !entry.as_object().is_some_and(|e| e.values().all(sets_nothing)));
+        }
         Ok(value)
     }
 }

@@ -72,6 +72,8 @@ fn what_does_not_matter_is_not_compared() {
     recipe.data.workers = trainer_config::Count::Exactly(3);
     recipe.data.sources[0].path = trainer_config::DataPath::Path("copy.jsonl".into());
     recipe.train.checkpoint_every = 5;
+    let here = trainer_config::Plugin { path: Some("elsewhere/math_mix.wasm".into()), ..Default::default() };
+    recipe.plugins.insert(trainer_config::PluginName::new("math_mix"), here);
     now.recipe = recipe.identity();
     assert_eq!(lock().differences(&now).unwrap(), []);
     assert_eq!(lock().digest().unwrap(), now.digest().unwrap());
