@@ -26,7 +26,7 @@ pub enum RuntimeError {
         known: Vec<&'static str>,
     },
     /// A plugin does not export what it is used for.
-    #[error("{key} needs a {needed}, but plugin {name} {version} is {has}", has = kinds_text(kinds))]
+    #[error("{key} needs a plugin of kind {needed}, but plugin {name} {version} is {has}", has = kinds_text(kinds))]
     WrongKind {
         /// The recipe's key.
         key: String,
