@@ -1,0 +1,14 @@
+//! Black-box tests of the program: what a user types, and what comes of it. Nothing here knows how the program is built.
+//!
+//! Every test has a folder and a cache of its own. Runs that several tests look at are made once.
+
+mod custom_data;
+mod determinism;
+mod dry_run;
+mod errors;
+mod generate;
+mod locked;
+mod main_job;
+mod plugins;
+mod resume;
+mod support;
