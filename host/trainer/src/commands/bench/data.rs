@@ -79,7 +79,8 @@ impl Path<'_> {
         let template = plugins.get("template.plugin", &self.recipe.template.plugin, Kind::ChatTemplate)?;
         let empty = serde_json::json!({});
         let input = SourceInput { source: self.source.clone(), formatter: Arc::new(mix.formatter(&empty)?) };
-        let mixer = Arc::new(PluginMixer { plugin: mix, settings: empty.clone() });
+        // One source alone: the rows that the peer's figures are about.
+        let mixer = Arc::new(PluginMixer { plugin: mix, settings: serde_json::json!({ "chat_percentage": 0 }) });
         let mut spec = PipelineSpec::new(
             vec![input],
             mixer,
@@ -144,17 +145,21 @@ fn stages(recipe: &Recipe, plugins: &mut Plugins, rows: &[String], encoder: &Tex
 
 /// Resident memory at the end of a long run over what it was after the first [`ROWS`] draws of the same run.
 fn memory(path: &Path<'_>, plugins: &mut Plugins) -> Result<Vec<Figure>> {
-    let steps = ROWS.div_ceil(BATCH);
+    let every = ROWS / BATCH;
     let (mut step, mut resident) = (0, Vec::new());
-    path.pass(plugins, ROWS * LONG, &mut || {
+    let (rows, _) = path.pass(plugins, ROWS * LONG, &mut || {
         step += 1;
-        if step % steps == 0 {
-            resident.extend(resident_bytes());
+        if step % every == 0 {
+            resident.extend(resident_bytes().map(|bytes| bytes / f64::from(1 << 20)));
         }
     })?;
+    if rows != u64::try_from(ROWS * LONG)? {
+        bail!("the long run ended after {rows} of {} rows, so it says nothing about memory", ROWS * LONG);
+    }
     let (Some(first), Some(last)) = (resident.first(), resident.last()) else { return Ok(Vec::new()) };
-    let growth = (last - first) / f64::from(1 << 20);
-    Ok(vec![Figure::new(format!("data/memory_growth_over_{}_rows", ROWS * (LONG - 1)), "MiB", vec![growth])])
+    let name = format!("data/memory_growth_over_{}_rows", (resident.len() - 1) * every * BATCH);
+    let growth = Figure::new(name, "MiB", vec![last - first]);
+    Ok(vec![growth, Figure::new("data/resident_memory", "MiB", resident)])
 }
 
 /// Resident memory of this process, where the system tells.
