@@ -50,7 +50,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
 fn show(event: &Event<'_>, progress: &mut Progress) {
     match event {
         Event::Ready(b) => say!("{}", banner(b)),
-        Event::Warning(text) => println!("warning: {text}"),
+        Event::Warning(text) => say!("warning: {text}"),
         Event::Evaluating { when, done, total } => progress.evaluating(*when, *done, *total),
         Event::Evaluated { when, report } => {
             progress.clear();
