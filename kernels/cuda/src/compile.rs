@@ -1,0 +1,173 @@
+//! Kernel sources to cubins: which sources and architectures there are, and their way through the cache.
+
+use crate::cache::Cache;
+use crate::nvrtc::Nvrtc;
+use crate::{CudaError, Result};
+use sha2::{Digest, Sha256};
+
+/// What every source begins with.
+const COMMON: &str = include_str!("common.cu");
+
+/// A kernel file.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Its file name.
+    pub file: &'static str,
+    /// Its text, after the common part.
+    text: &'static str,
+    /// Its entry points.
+    pub kernels: &'static [&'static str],
+}
+
+/// Every kernel file.
+pub const SOURCES: [Source; 4] = [
+    Source { file: "nf4.cu", text: include_str!("nf4.cu"), kernels: &["nf4_unpack", "nf4_unpack_transposed"] },
+    Source { file: "norm.cu", text: include_str!("norm.cu"), kernels: &["rms_norm", "add_rms_norm", "rms_norm_backward"] },
+    Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"] },
+    Source {
+        file: "elementwise.cu",
+        text: include_str!("elementwise.cu"),
+        kernels: &["swiglu", "swiglu_backward", "embed", "squares_partial", "squares_total"],
+    },
+];
+
+impl Source {
+    /// The whole text as NVRTC sees it; messages count lines from the file's own first.
+    pub fn full_text(&self) -> String {
+        format!("#line 1 \"common.cu\"\n{COMMON}\n#line 1 \"{}\"\n{}", self.file, self.text)
+    }
+}
+
+/// A target of the compiler. The `a` forms use a generation's own instructions and run on nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// A100.
+    Sm80,
+    /// RTX 30, A10, A40.
+    Sm86,
+    /// RTX 40, L4, L40.
+    Sm89,
+    /// H100, H200.
+    Sm90a,
+    /// B100, B200.
+    Sm100a,
+    /// RTX 50.
+    Sm120a,
+}
+
+impl Arch {
+    /// Every architecture.
+    pub const ALL: [Arch; 6] = [Arch::Sm80, Arch::Sm86, Arch::Sm89, Arch::Sm90a, Arch::Sm100a, Arch::Sm120a];
+
+    /// The name that NVRTC knows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arch::Sm80 => "sm_80",
+            Arch::Sm86 => "sm_86",
+            Arch::Sm89 => "sm_89",
+            Arch::Sm90a => "sm_90a",
+            Arch::Sm100a => "sm_100a",
+            Arch::Sm120a => "sm_120a",
+        }
+    }
+
+    /// The architecture whose cubins run on a card: its own, or an older minor version of the same generation.
+    ///
+    /// # Errors
+    /// A card older than Ampere, or of a generation that is not known.
+    pub fn of(major: i32, minor: i32) -> Result<Arch> {
+        match (major, minor) {
+            (8, 9) => Ok(Arch::Sm89),
+            (8, 6..) => Ok(Arch::Sm86),
+            (8, 0..) => Ok(Arch::Sm80),
+            (9, 0) => Ok(Arch::Sm90a),
+            (10, 0) => Ok(Arch::Sm100a),
+            (12, 0) => Ok(Arch::Sm120a),
+            _ => Err(CudaError::Capability { major, minor }),
+        }
+    }
+}
+
+/// The compiler's options: IEEE division and square roots, fused multiply-adds, no flushing of subnormals.
+pub fn options(arch: Arch) -> Vec<String> {
+    vec![format!("--gpu-architecture={}", arch.name()), "--std=c++17".into(), "--fmad=true".into(), "--ftz=false".into()]
+}
+
+/// What a cubin depends on, as one digest: source, architecture, options and compiler.
+pub fn key(source: &Source, arch: Arch, version: (i32, i32)) -> String {
+    let mut digest = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        digest.update((bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    };
+    part(source.full_text().as_bytes());
+    part(arch.name().as_bytes());
+    options(arch).iter().for_each(|o| part(o.as_bytes()));
+    part(&version.0.to_le_bytes());
+    part(&version.1.to_le_bytes());
+    crate::cache::hex(&digest.finalize())
+}
+
+/// Compiles a source, or takes it from the cache.
+///
+/// # Errors
+/// NVRTC's messages.
+pub fn cubin(nvrtc: &Nvrtc, cache: Option<&Cache>, source: &Source, arch: Arch) -> Result<Vec<u8>> {
+    let key = key(source, arch, nvrtc.version());
+    if let Some(cubin) = cache.and_then(|c| c.get(&key)) {
+        return Ok(cubin);
+    }
+    let start = std::time::Instant::now();
+    let cubin = nvrtc.compile(source.file, &source.full_text(), &options(arch)).map_err(|f| CudaError::Compile {
+        source_file: source.file,
+        arch: arch.name(),
+        status: f.status,
+        log: f.log,
+    })?;
+    tracing::debug!(file = source.file, arch = arch.name(), ms = start.elapsed().as_millis(), "compiled");
+    if let Some(cache) = cache {
+        cache.put(&key, &cubin);
+    }
+    Ok(cubin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_gets_code_that_runs_on_it() {
+        assert_eq!(Arch::of(8, 0).unwrap(), Arch::Sm80);
+        assert_eq!(Arch::of(8, 7).unwrap(), Arch::Sm86);
+        assert_eq!(Arch::of(8, 9).unwrap(), Arch::Sm89);
+        assert_eq!(Arch::of(9, 0).unwrap(), Arch::Sm90a);
+        // The `a` forms do not carry over to other minor versions.
+        for (major, minor) in [(7, 5), (9, 1), (10, 3), (12, 1), (13, 0)] {
+            assert!(Arch::of(major, minor).is_err(), "{major}.{minor}");
+        }
+    }
+
+    #[test]
+    fn the_key_tells_sources_architectures_and_compilers_apart() {
+        let mut keys = std::collections::HashSet::new();
+        for source in &SOURCES {
+            for arch in Arch::ALL {
+                for version in [(13, 0), (13, 1)] {
+                    assert!(keys.insert(key(source, arch, version)));
+                }
+            }
+        }
+        assert_eq!(key(&SOURCES[0], Arch::Sm80, (13, 0)), key(&SOURCES[0], Arch::Sm80, (13, 0)));
+    }
+
+    #[test]
+    fn every_listed_kernel_is_in_its_source_and_every_kernel_is_listed() {
+        for source in &SOURCES {
+            assert_eq!(source.text.matches("extern \"C\" __global__").count(), source.kernels.len(), "{}", source.file);
+            for kernel in source.kernels {
+                assert!(source.text.contains(&format!(" {kernel}(")), "{kernel}");
+            }
+            assert!(!source.full_text().contains("#include"), "kernels are free of headers");
+        }
+    }
+}

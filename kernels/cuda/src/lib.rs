@@ -1,0 +1,66 @@
+//! CUDA kernels of the engine: compiled by NVRTC for the card at hand, cached, launched, and checked against the CPU reference.
+//!
+//! Nothing here needs CUDA to build or to start: the driver and NVRTC are loaded at run time, each guarded by itself, and [`probe::probe`]
+//! says what was found. The sources (`src/*.cu`) use no header, so that users need none. Every kernel computes what
+//! [`trainer_kernels::ops::Ops`] says of the operation, on bf16 activations with f32 arithmetic and with reductions in a fixed order.
+
+pub mod cache;
+pub mod compile;
+pub mod device;
+pub mod launch;
+pub mod nvrtc;
+pub mod probe;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum CudaError {
+    /// The NVIDIA driver's library cannot be loaded.
+    #[error("no NVIDIA driver was found (libcuda.so.1): install the driver, or use the CPU")]
+    NoDriver,
+    /// NVRTC cannot be loaded.
+    #[error(
+        "NVRTC cannot be loaded: {why}. Install the CUDA 13 toolkit or `pip install 'nvidia-cuda-nvrtc==13.*'`, or set TRAINER_NVRTC to the folder of libnvrtc.so.13"
+    )]
+    NoNvrtc {
+        /// Every place that was tried.
+        why: String,
+    },
+    /// A kernel does not compile.
+    #[error("{source_file} does not compile for {arch}: {status}\n{log}")]
+    Compile {
+        /// The kernel file.
+        source_file: &'static str,
+        /// The architecture.
+        arch: &'static str,
+        /// NVRTC's status.
+        status: String,
+        /// NVRTC's messages.
+        log: String,
+    },
+    /// No cubin can serve the card.
+    #[error("compute capability {major}.{minor} is not supported: 8.0 or newer is needed")]
+    Capability {
+        /// Major version.
+        major: i32,
+        /// Minor version.
+        minor: i32,
+    },
+    /// A buffer or size does not fit the operation.
+    #[error("{op}: {what} is {got} where {need} is needed")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        what: &'static str,
+        /// Its size.
+        got: usize,
+        /// The size needed, in words.
+        need: String,
+    },
+    /// The driver reports an error.
+    #[error("CUDA: {0}")]
+    Driver(#[from] cudarc::driver::DriverError),
+}
+
+/// Shorthand for results.
+pub type Result<T> = std::result::Result<T, CudaError>;

@@ -1,0 +1,93 @@
+// NF4 to bf16. Bit for bit the CPU reference: the scale and the product are rounded to f32 separately, then to bf16.
+
+struct Scales {
+    const u8* codes;      // one per block of values; null when the scales are plain
+    const float* map;     // 256 values that the codes stand for
+    const float* absmax;  // one per nested block, or, when plain, one per block
+    float offset;
+    int block_shift;      // log2 of the values of a block, at least 3
+    int nested_shift;     // log2 of the blocks of a nested block
+};
+
+// `map` lies in shared memory.
+static __device__ __forceinline__ float scale_of(const Scales& s, const float* map, u64 value) {
+    u64 block = value >> s.block_shift;
+    if (!s.codes) return s.absmax[block];
+    return __fadd_rn(__fmul_rn(map[s.codes[block]], __ldg(s.absmax + (block >> s.nested_shift))), s.offset);
+}
+
+// Eight values of one block from four bytes: the high nibble comes first.
+static __device__ __forceinline__ void values8(u32 bytes, const float* code, float scale, float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        u32 byte = bytes >> (8 * i);
+        x[2 * i] = __fmul_rn(code[(byte >> 4) & 15], scale);
+        x[2 * i + 1] = __fmul_rn(code[byte & 15], scale);
+    }
+}
+
+static __device__ __forceinline__ void tables(const float* code, const Scales& s, float* shared_code, float* shared_map) {
+    if (threadIdx.x < 16) shared_code[threadIdx.x] = code[threadIdx.x];
+    if (s.codes) for (int i = threadIdx.x; i < 256; i += blockDim.x) shared_map[i] = s.map[i];
+    __syncthreads();
+}
+
+// Each thread turns four bytes into 16, so that a warp's loads (128 bytes) and stores (512 bytes) are whole lines; four such pieces are in
+// flight. The 16 code points lie in 16 banks of shared memory: their look-ups never conflict.
+extern "C" __global__ void __launch_bounds__(256) nf4_unpack(
+    const u32* __restrict__ packed, const float* __restrict__ code, const u8* __restrict__ codes, const float* __restrict__ map,
+    const float* __restrict__ absmax, float offset, int block_shift, int nested_shift, u64 words, uint4* __restrict__ out) {
+    __shared__ float shared_code[16], shared_map[256];
+    Scales s{codes, map, absmax, offset, block_shift, nested_shift};
+    tables(code, s, shared_code, shared_map);
+    u64 start = (u64)blockIdx.x * 1024 + threadIdx.x;
+    u32 bytes[4];
+    float scale[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        u64 w = start + i * 256;
+        bytes[i] = w < words ? __ldcs(packed + w) : 0;
+        scale[i] = w < words ? scale_of(s, shared_map, w * 8) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        u64 w = start + i * 256;
+        float x[8];
+        values8(bytes[i], shared_code, scale[i], x);
+        if (w < words) out[w] = pack8(x);
+    }
+}
+
+// [rows, cols] to its transpose [cols, rows], in tiles of 64 x 64; rows and cols are multiples of 8. A thread unpacks eight columns of two
+// neighbouring rows, so that shared memory is written in whole words; a row of 33 words keeps the reads free of conflicts.
+extern "C" __global__ void __launch_bounds__(256) nf4_unpack_transposed(
+    const u32* __restrict__ packed, const float* __restrict__ code, const u8* __restrict__ codes, const float* __restrict__ map,
+    const float* __restrict__ absmax, float offset, int block_shift, int nested_shift, u32 rows, u32 cols, uint4* __restrict__ out) {
+    __shared__ float shared_code[16], shared_map[256];
+    __shared__ u32 tile[64][33];
+    Scales s{codes, map, absmax, offset, block_shift, nested_shift};
+    tables(code, s, shared_code, shared_map);
+    u32 row0 = blockIdx.y * 64, col0 = blockIdx.x * 64;
+    u32 group = threadIdx.x & 7, pair = threadIdx.x >> 3;
+    u32 row = row0 + 2 * pair, col = col0 + 8 * group;
+    if (row < rows && col < cols) {
+        // rows is even, so the pair's second row exists too.
+        u64 first = (u64)row * cols + col, second = first + cols;
+        float a[8], b[8];
+        u32 bytes_a = __ldcs(packed + (first >> 3)), bytes_b = __ldcs(packed + (second >> 3));
+        values8(bytes_a, shared_code, scale_of(s, shared_map, first), a);
+        values8(bytes_b, shared_code, scale_of(s, shared_map, second), b);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) tile[8 * group + i][pair] = pack2(a[i], b[i]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        u32 t = threadIdx.x + i * 256;
+        u32 c = t >> 3, k = t & 7;
+        if (col0 + c < cols && row0 + 8 * k < rows) {
+            const u32* w = &tile[c][4 * k];
+            out[((u64)(col0 + c) * rows + row0 + 8 * k) >> 3] = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Every kernel compiles for every architecture, on a machine without a GPU.
+
+use trainer_kernels_cuda::cache::Cache;
+use trainer_kernels_cuda::compile::{Arch, SOURCES, cubin, key};
+use trainer_kernels_cuda::nvrtc::Nvrtc;
+
+/// NVRTC, or None where it cannot be had and is not demanded.
+fn nvrtc() -> Option<Nvrtc> {
+    match Nvrtc::load() {
+        Ok(nvrtc) => Some(nvrtc),
+        Err(e) => {
+            assert!(std::env::var_os("TRAINER_REQUIRE_NVRTC").is_none(), "TRAINER_REQUIRE_NVRTC is set, but {e}");
+            eprintln!("not checked: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn every_kernel_compiles_for_every_architecture() {
+    let Some(nvrtc) = nvrtc() else { return };
+    for source in &SOURCES {
+        for arch in Arch::ALL {
+            let code = cubin(&nvrtc, None, source, arch).unwrap_or_else(|e| panic!("{e}"));
+            assert!(code.starts_with(b"\x7fELF"), "{} for {}", source.file, arch.name());
+            for kernel in source.kernels {
+                assert!(code.windows(kernel.len()).any(|w| w == kernel.as_bytes()), "{kernel} is not in {}", source.file);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_broken_cache_entry_is_compiled_anew() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(&dir.path().join("cubins")).unwrap();
+    let (source, arch) = (&SOURCES[3], Arch::Sm80);
+    let first = cubin(&nvrtc, Some(&cache), source, arch).unwrap();
+    let name = key(source, arch, nvrtc.version());
+    assert_eq!(cache.get(&name).as_deref(), Some(first.as_slice()));
+    std::fs::write(dir.path().join("cubins").join(&name), b"rubbish").unwrap();
+    assert_eq!(cache.get(&name), None);
+    assert!(cubin(&nvrtc, Some(&cache), source, arch).unwrap().starts_with(b"\x7fELF"));
+    assert!(cache.get(&name).is_some(), "stored again");
+}
+
+#[test]
+fn a_source_that_does_not_compile_is_reported_with_the_compilers_words() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let failure = nvrtc.compile("bad.cu", "__global__ void f() { nonsense; }", &[]).unwrap_err();
+    assert!(failure.log.contains("nonsense") && failure.log.contains("bad.cu"), "{failure:?}");
+    assert!(failure.status.contains("COMPILATION"), "{failure:?}");
+}
