@@ -158,7 +158,7 @@ impl Checks<'_> {
         self.device.nf4_unpack(&on_card, &mut out)?;
         // Bit for bit.
         self.note("nf4_unpack", shape.clone(), &self.device.download(&out)?, &want, 0.0);
-        if rows % 8 == 0 {
+        if rows.is_multiple_of(8) {
             let transposed: Vec<f32> = (0..cols).flat_map(|c| want.iter().skip(c).step_by(cols).copied().collect::<Vec<_>>()).collect();
             let mut out = self.poison(rows * cols)?;
             self.device.nf4_unpack_transposed(&on_card, &mut out)?;

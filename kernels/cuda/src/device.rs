@@ -164,7 +164,7 @@ impl Device {
     pub fn nf4(&self, w: &Nf4) -> Result<DeviceNf4> {
         let shape = |what, got| CudaError::Shape { op: "nf4", what, got, need: "a multiple of 8".into() };
         let (rows, cols) = (w.rows(), w.cols());
-        if cols % 8 != 0 {
+        if !cols.is_multiple_of(8) {
             return Err(shape("the number of columns", cols));
         }
         if w.blocksize() < 8 {

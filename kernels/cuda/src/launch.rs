@@ -334,7 +334,7 @@ impl Device {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, clippy::type_complexity, reason = "the checks that both directions share")]
+    #[expect(clippy::too_many_arguments, reason = "the checks that both directions share")]
     fn rope_shape(
         &self,
         op: &'static str,
