@@ -160,6 +160,9 @@ impl Recipe {
         Ok(toml::to_string(self)?)
     }
 
+    /// Plugin limits that depend on the machine: they can end a run, resumably, but never cost a row.
+    pub const TIMING_LIMITS: [&'static str; 3] = ["deadline", "compile_time", "compile_memory"];
+
     /// What decides the result of a run, as JSON, for the lock: the recipe without what must not matter (the run directory, thread counts,
     /// checkpointing, the printed sample) and without the folders of models, data, plugins and adapters, whose contents the
     /// lock pins by digest.
@@ -184,6 +187,12 @@ impl Recipe {
         let entries = value.get_mut("plugins").and_then(serde_json::Value::as_object_mut);
         for plugin in entries.into_iter().flat_map(|m| m.values_mut()).filter_map(serde_json::Value::as_object_mut) {
             plugin.remove("path");
+            // Wall-clock limits and the compiler's stop a run; they never decide what is in it. So they may be raised to continue one.
+            if let Some(limits) = plugin.get_mut("limits").and_then(serde_json::Value::as_object_mut) {
+                for key in Self::TIMING_LIMITS {
+                    limits.remove(key);
+                }
+            }
         }
         if let Some(sections) = value.as_object_mut() {
             sections.remove("output");

@@ -312,6 +312,9 @@ fn identity_forgets_what_must_not_matter() {
     let mut bare = Recipe::default();
     bare.plugins.insert(PluginName::new("math_mix"), Plugin::default());
     assert_eq!(same.identity(), bare.identity());
+    let limited = |text: &str| Recipe::parse(&format!("[plugins.math_mix.limits]\n{text}\n")).unwrap().identity();
+    assert_eq!(limited("deadline = \"1s\""), bare.identity());
+    assert_ne!(limited("memory = \"1MiB\""), bare.identity());
     let other = Recipe::parse("[train]\nseed = 1\n").unwrap();
     assert_ne!(other.identity(), Recipe::default().identity());
 }

@@ -83,10 +83,15 @@ impl Speaker {
         }
         if let Some(stop) = description.stop_tokens.first() {
             let teaches = |r: &Rendered| {
-                r.segments.iter().rev().find(|s| s.generated).is_some_and(|s| s.weight > 0.0 && matches!(&s.piece, Piece::Special(t) if t == stop))
+                r.segments
+                    .iter()
+                    .rev()
+                    .find(|s| s.generated)
+                    .is_some_and(|s| s.weight > 0.0 && matches!(&s.piece, Piece::Special(t) if t == stop))
             };
             if !whole.iter().all(teaches) {
-                warnings.push(format!("{} does not teach its stop token {stop} after an answer: the trained model may not stop", self.name));
+                warnings
+                    .push(format!("{} does not teach its stop token {stop} after an answer: the trained model may not stop", self.name));
             }
         }
         Ok(warnings)

@@ -386,9 +386,18 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
         sha256: plugin.digest().to_owned(),
         kinds: plugin.kinds().iter().map(|k| (k.kind.to_string(), k.version.to_string())).collect(),
         grants: Vec::new(),
-        limits: serde_json::to_value(plugin.limits()).unwrap_or_default(),
+        limits: deciding_limits(plugin),
         settings,
     }
+}
+
+/// A plugin's limits without those that only depend on the machine.
+fn deciding_limits(plugin: &Plugin) -> serde_json::Value {
+    let mut limits = serde_json::to_value(plugin.limits()).unwrap_or_default();
+    if let Some(map) = limits.as_object_mut() {
+        map.retain(|key, _| !Recipe::TIMING_LIMITS.contains(&key.as_str()));
+    }
+    limits
 }
 
 fn source_lock(name: &str, path: &DataPath, source: &Source) -> SourceLock {
