@@ -75,7 +75,9 @@ impl From<&Toolchain> for Compiler {
 
 /// Builds the named official plugins (all without a name) into `plugins/prebuilt` and answers a line for each.
 pub fn build(root: &Path, names: &[String]) -> Result<Vec<String>, Error> {
-    let toolchain = Toolchain::find()?;
+    // A rebuild stays with the compiler of the record where it is installed, so that components change only with their sources.
+    let recorded = read_record(root)?.map(|r| r.toolchain);
+    let toolchain = Toolchain::find_preferring(|t| recorded.as_ref() == Some(&Compiler::from(t)))?;
     let prebuilt = root.join("plugins/prebuilt");
     let mut record = read_record(root)?.unwrap_or_default();
     let compiler = Compiler::from(&toolchain);
@@ -143,8 +145,9 @@ impl fmt::Display for Report {
 /// Copies the plugins' sources to a temporary folder, builds them there and compares. `keep`: where to leave the rebuilt components, laid
 /// out as `plugins/prebuilt`.
 pub fn check(root: &Path, keep: Option<&Path>) -> Result<Report, Error> {
-    let toolchain = Toolchain::find()?;
     let record = read_record(root)?.ok_or_else(|| Error::invalid("plugins/prebuilt/toolchain.json", "is missing: run `build --all`"))?;
+    // Bytes say more than shapes, so the compiler of the record goes first wherever it is installed.
+    let toolchain = Toolchain::find_preferring(|t| Compiler::from(t) == record.toolchain)?;
     let here = Compiler::from(&toolchain);
     let pinned = here == record.toolchain;
     let copy = tempfile::tempdir().map_err(Error::io("create", std::env::temp_dir()))?;

@@ -41,15 +41,22 @@ pub struct Toolchain {
 impl Toolchain {
     /// Chooses: the compiler that cargo would use if it has the target, else any compiler that has std's sources.
     pub fn find() -> Result<Self, Error> {
+        Self::find_preferring(|_| false)
+    }
+
+    /// As [`Toolchain::find`], but among those that can make guests the first that `preferred` picks, if it picks any.
+    pub fn find_preferring(preferred: impl Fn(&Self) -> bool) -> Result<Self, Error> {
         let default = std::env::var_os("RUSTC").map_or_else(|| PathBuf::from("rustc"), PathBuf::from);
         let mut reasons = Vec::new();
+        let mut usable: Option<Self> = None;
         for rustc in [default.clone(), PathBuf::from("/usr/bin/rustc")] {
             match Self::of(&rustc, &default) {
-                Ok(found) => return Ok(found),
+                Ok(found) if preferred(&found) => return Ok(found),
+                Ok(found) => usable = usable.or(Some(found)),
                 Err(reason) => reasons.push(format!("{}: {reason}", rustc.display())),
             }
         }
-        Err(Error::NoToolchain { reason: reasons.join("; ") })
+        usable.ok_or_else(|| Error::NoToolchain { reason: reasons.join("; ") })
     }
 
     fn of(rustc: &Path, default: &Path) -> Result<Self, Error> {
