@@ -237,7 +237,7 @@ fn misbehaving_formatter_stops_the_run() {
     sandbox.write("recipe.toml", evil_recipe());
     sandbox.write("rows.jsonl", "{\"evil\": \"loop\"}\n");
     insta::assert_snapshot!(sandbox.fails(["run", "recipe.toml", "--out", "out"]), @r#"
-    error: [DIR]/rows.jsonl:1: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its fuel_per_row limit: 21001600 units of fuel in this call (fuel_per_call + rows x fuel_per_row + bytes x fuel_per_byte) are allowed; raise it in the recipe: [plugins.evil.limits] fuel_per_row = 10000000 (source `rows`)
+    error: [DIR]/rows.jsonl:1: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its fuel_per_row limit: 21001600 units of fuel in this call (fuel_per_call + rows x fuel_per_row + bytes x fuel_per_byte) are allowed; raise it in the recipe: [plugins.evil.limits] fuel_per_row = 10000000 (source `rows`)
       fix or remove the row, or allow some with --max-bad-rows
     "#);
 }
@@ -261,13 +261,13 @@ fn misbehaving_formatter_costs_its_rows_only() {
     distinct.dedup();
     assert_eq!(distinct.len(), MISDEEDS.len(), "{said}");
     insta::assert_snapshot!(distinct.join("\n"), @r#"
-    [DIR]/rows.jsonl:1: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its fuel_per_row limit: 21001600 units of fuel in this call (fuel_per_call + rows x fuel_per_row + bytes x fuel_per_byte) are allowed; raise it in the recipe: [plugins.evil.limits] fuel_per_row = 10000000 (source `rows`)
-    [DIR]/rows.jsonl:2: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its memory limit: 16MiB are allowed, 17472KiB were requested; raise it in the recipe: [plugins.evil.limits] memory = "32MiB" (source `rows`)
-    [DIR]/rows.jsonl:3: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its wasm_stack limit: 512KiB are allowed; raise it in the recipe: [plugins.evil.limits] wasm_stack = "1MiB" (source `rows`)
-    [DIR]/rows.jsonl:4: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its memory limit: 16MiB are allowed, 1049792KiB were requested; raise it in the recipe: [plugins.evil.limits] memory = "2GiB" (source `rows`)
-    [DIR]/rows.jsonl:5: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format trapped: wasm `unreachable` instruction executed (source `rows`)
-    [DIR]/rows.jsonl:6: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format returned a bad value: outcomes[0].messages[0].weight: NaN is no weight; it is finite and not negative (source `rows`)
-    [DIR]/rows.jsonl:7: plugin trapped: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format returned a bad value: outcomes[0].tools[0]: it is not valid JSON: EOF while parsing a value at line 1 column 9 (source `rows`)
+    [DIR]/rows.jsonl:1: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its fuel_per_row limit: 21001600 units of fuel in this call (fuel_per_call + rows x fuel_per_row + bytes x fuel_per_byte) are allowed; raise it in the recipe: [plugins.evil.limits] fuel_per_row = 10000000 (source `rows`)
+    [DIR]/rows.jsonl:2: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its memory limit: 16MiB are allowed, 17472KiB were requested; raise it in the recipe: [plugins.evil.limits] memory = "32MiB" (source `rows`)
+    [DIR]/rows.jsonl:3: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its wasm_stack limit: 512KiB are allowed; raise it in the recipe: [plugins.evil.limits] wasm_stack = "1MiB" (source `rows`)
+    [DIR]/rows.jsonl:4: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format hit its memory limit: 16MiB are allowed, 1049792KiB were requested; raise it in the recipe: [plugins.evil.limits] memory = "2GiB" (source `rows`)
+    [DIR]/rows.jsonl:5: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format trapped: wasm `unreachable` instruction executed (source `rows`)
+    [DIR]/rows.jsonl:6: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format returned a bad value: outcomes[0].messages[0].weight: NaN is no weight; it is finite and not negative (source `rows`)
+    [DIR]/rows.jsonl:7: plugin failed: plugin `evil` 0.1.0, trainer:dataset-formatter/formatter@0.1.0#format returned a bad value: outcomes[0].tools[0]: it is not valid JSON: EOF while parsing a value at line 1 column 9 (source `rows`)
     "#);
 }
 

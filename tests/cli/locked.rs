@@ -94,3 +94,16 @@ fn not_a_lock() {
     insta::assert_snapshot!(said, @"error: lock.json is not a lock file: missing field `trainer` at line 1 column 14");
     assert_eq!(sandbox.names(), ["lock.json"]);
 }
+
+#[test]
+fn a_dry_run_looks_at_the_lock_too() {
+    let sandbox = Sandbox::new();
+    let lock = baseline().dir.join("lock.json");
+    let args = |more: &[&'static str]| {
+        let mut args = short(&["--locked", lock.to_str().unwrap(), "--dry-run"]);
+        args.extend(more);
+        args
+    };
+    assert!(sandbox.ok(args(&[])).contains("# plan"));
+    assert!(sandbox.fails(args(&["--seed", "1"])).contains("recipe.train.seed"));
+}

@@ -134,7 +134,7 @@ pub enum BadKind {
     Template,
     /// The tokenizer refused the text.
     Tokenize,
-    /// A plugin trapped on it.
+    /// A plugin trapped, hit a limit or returned a bad value on it.
     Trap,
     /// More tokens than `max_seq_length` under `too_long = "error"`.
     TooLong,
@@ -152,7 +152,7 @@ impl fmt::Display for BadKind {
             Self::Format => "refused by the formatter",
             Self::Template => "refused by the template",
             Self::Tokenize => "refused by the tokenizer",
-            Self::Trap => "plugin trapped",
+            Self::Trap => "plugin failed",
             Self::TooLong => "longer than max_seq_length",
             Self::NoTarget => "no target tokens",
         })

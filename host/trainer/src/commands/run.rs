@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use trainer_train::lock::Lock;
 use trainer_train::{Assembly, Event, Start, run as train};
 
 use crate::cli::RunArgs;
@@ -18,7 +19,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         None => {
             let recipe = super::recipe(args.recipe.as_deref(), &args.over)?;
             if args.dry_run {
-                return dry_run(recipe, args.json.as_deref());
+                return dry_run(recipe, args.locked.as_deref(), args.json.as_deref());
             }
             Start::Fresh { recipe: Box::new(recipe), dir: args.out, locked: args.locked }
         }
@@ -74,10 +75,14 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
     }
 }
 
-/// Prints the recipe and the plan.
-fn dry_run(recipe: trainer_config::Recipe, json: Option<&std::path::Path>) -> Result<ExitCode> {
+/// Prints the recipe and the plan; with a lock, only if the run would be the locked one.
+fn dry_run(recipe: trainer_config::Recipe, locked: Option<&std::path::Path>, json: Option<&std::path::Path>) -> Result<ExitCode> {
+    let expected = locked.map(Lock::load).transpose()?;
     let assembly = Assembly::new(recipe)?;
     let lock = assembly.lock();
+    if let Some(expected) = expected {
+        expected.check(lock)?;
+    }
     if let Some(target) = json {
         let plan = serde_json::json!({
             "recipe": assembly.recipe(),
