@@ -17,21 +17,29 @@ pub struct Source {
     text: &'static str,
     /// Its entry points.
     pub kernels: &'static [&'static str],
+    /// The one architecture whose own instructions it uses, beside a portable twin; None: it serves all.
+    pub only: Option<Arch>,
 }
 
 /// Every kernel file.
-pub const SOURCES: [Source; 4] = [
-    Source { file: "nf4.cu", text: include_str!("nf4.cu"), kernels: &["nf4_unpack", "nf4_unpack_transposed"] },
-    Source { file: "norm.cu", text: include_str!("norm.cu"), kernels: &["rms_norm", "add_rms_norm", "rms_norm_backward"] },
-    Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"] },
+pub const SOURCES: &[Source] = &[
+    Source { file: "nf4.cu", text: include_str!("nf4.cu"), kernels: &["nf4_unpack", "nf4_unpack_transposed"], only: None },
+    Source { file: "norm.cu", text: include_str!("norm.cu"), kernels: &["rms_norm", "add_rms_norm", "rms_norm_backward"], only: None },
+    Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"], only: None },
     Source {
         file: "elementwise.cu",
         text: include_str!("elementwise.cu"),
-        kernels: &["swiglu", "swiglu_backward", "embed", "squares_partial", "squares_total"],
+        kernels: &["swiglu", "swiglu_backward", "add", "embed", "squares_partial", "squares_total"],
+        only: None,
     },
 ];
 
 impl Source {
+    /// Whether it is compiled for an architecture.
+    pub fn serves(&self, arch: Arch) -> bool {
+        self.only.is_none_or(|only| only == arch)
+    }
+
     /// The whole text as NVRTC sees it; messages count lines from the file's own first.
     pub fn full_text(&self) -> String {
         format!("#line 1 \"common.cu\"\n{COMMON}\n#line 1 \"{}\"\n{}", self.file, self.text)
@@ -150,7 +158,7 @@ mod tests {
     #[test]
     fn the_key_tells_sources_architectures_and_compilers_apart() {
         let mut keys = std::collections::HashSet::new();
-        for source in &SOURCES {
+        for source in SOURCES {
             for arch in Arch::ALL {
                 for version in [(13, 0), (13, 1)] {
                     assert!(keys.insert(key(source, arch, version)));
@@ -162,7 +170,7 @@ mod tests {
 
     #[test]
     fn every_listed_kernel_is_in_its_source_and_every_kernel_is_listed() {
-        for source in &SOURCES {
+        for source in SOURCES {
             assert_eq!(source.text.matches("extern \"C\" __global__").count(), source.kernels.len(), "{}", source.file);
             for kernel in source.kernels {
                 assert!(source.text.contains(&format!(" {kernel}(")), "{kernel}");

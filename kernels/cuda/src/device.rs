@@ -1,57 +1,81 @@
-//! A card with its kernels loaded, and the buffers that live on it.
+//! A card with its kernels loaded: where every launch and every transfer goes through.
 
 use crate::cache::Cache;
 use crate::compile::{Arch, SOURCES, cubin};
+use crate::memory::{Arena, Buffer, Floats, Plain, Tensor};
 use crate::nvrtc::Nvrtc;
 use crate::probe::driver_present;
 use crate::{CudaError, Result};
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaStream, LaunchConfig, result, sys};
 use half::bf16;
 use std::collections::HashMap;
+use std::ffi::{CString, c_void};
 use std::sync::Arc;
-use trainer_kernels::nf4::{Absmax, Nf4};
 
-/// A card: one stream, on which every operation runs in order, and all kernels.
-pub struct Device {
-    pub(crate) stream: Arc<CudaStream>,
-    functions: HashMap<&'static str, CudaFunction>,
-    arch: Arch,
+/// The most parameters of a kernel.
+const MOST_PARAMETERS: usize = 40;
+/// Shared memory that a block gets without asking.
+const DEFAULT_SHARED: u32 = 48 << 10;
+
+/// A kernel as the driver knows it.
+struct Function {
+    handle: sys::CUfunction,
+    /// Bytes of each parameter: launches are checked against them.
+    parameters: Vec<usize>,
 }
+// SAFETY: a handle that the driver lets any thread use.
+#[expect(unsafe_code, reason = "a driver handle")]
+unsafe impl Send for Function {}
+// SAFETY: as above; it is never changed.
+#[expect(unsafe_code, reason = "a driver handle")]
+unsafe impl Sync for Function {}
 
-/// An NF4 weight on the card, as stored.
-pub struct DeviceNf4 {
-    pub(crate) packed: CudaSlice<u8>,
-    pub(crate) code: CudaSlice<f32>,
-    /// Codes of the scales; one unused entry when the scales are plain.
-    pub(crate) codes: CudaSlice<u8>,
-    pub(crate) map: CudaSlice<f32>,
-    pub(crate) absmax: CudaSlice<f32>,
-    pub(crate) nested: bool,
-    pub(crate) offset: f32,
-    pub(crate) block_shift: i32,
-    pub(crate) nested_shift: i32,
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
+/// A description of a matrix for the bulk copy engine, passed to kernels by value (`__grid_constant__`).
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub sys::CUtensorMap);
+
+/// An argument of a kernel.
+#[derive(Clone, Copy)]
+pub enum Arg<'a> {
+    /// Four bytes: `u32`, `i32`, `f32`.
+    Four(u32),
+    /// Eight bytes: pointers, `u64`, `f64`.
+    Eight(u64),
+    /// A matrix for the bulk copy engine.
+    Map(&'a TensorMap),
 }
-
-impl DeviceNf4 {
-    /// Bytes that unpacking reads: packed values and scales.
-    pub fn bytes(&self) -> usize {
-        self.packed.len() + 4 * self.absmax.len() + if self.nested { self.codes.len() } else { 0 }
+macro_rules! arg {
+    ($($t:ty => $v:ident, $to:expr);+ $(;)?) => {$(
+        impl From<$t> for Arg<'_> {
+            fn from($v: $t) -> Self {
+                $to
+            }
+        }
+    )+};
+}
+arg! {
+    u32 => v, Arg::Four(v);
+    i32 => v, Arg::Four(v as u32);
+    f32 => v, Arg::Four(v.to_bits());
+    u64 => v, Arg::Eight(v);
+    f64 => v, Arg::Eight(v.to_bits());
+}
+impl<'a> From<&'a TensorMap> for Arg<'a> {
+    fn from(map: &'a TensorMap) -> Self {
+        Arg::Map(map)
     }
 }
 
-/// Token ids on the card, with the largest of them, so that a gather can be checked without reading them back.
-pub struct Ids {
-    pub(crate) ids: CudaSlice<u32>,
-    pub(crate) max: u32,
-}
-
-/// Positions and the angles of the rotary embedding that they index.
-pub struct Rotation {
-    pub(crate) positions: CudaSlice<u32>,
-    pub(crate) angles: CudaSlice<f32>,
-    pub(crate) head_dim: usize,
+/// A card: one stream, on which every operation runs in order, all kernels, and all memory.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    arena: Arc<Arena>,
+    functions: HashMap<&'static str, Function>,
+    arch: Arch,
+    multiprocessors: u32,
+    shared_limit: u32,
 }
 
 impl Device {
@@ -70,13 +94,15 @@ impl Device {
         let (major, minor) = context.compute_capability()?;
         let arch = Arch::of(major, minor)?;
         let mut functions = HashMap::new();
-        for source in &SOURCES {
-            let module = context.load_module(cudarc::nvrtc::Ptx::from_binary(cubin(nvrtc, cache, source, arch)?))?;
-            for &kernel in source.kernels {
-                functions.insert(kernel, module.load_function(kernel)?);
-            }
+        for source in SOURCES.iter().filter(|s| s.serves(arch)) {
+            load(&cubin(nvrtc, cache, source, arch)?, source.kernels, &mut functions)?;
         }
-        Ok(Self { stream: context.new_stream()?, functions, arch })
+        let attribute = |a| context.attribute(a).map(|v| u32::try_from(v).unwrap_or(0));
+        let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared_limit = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let stream = context.new_stream()?;
+        let arena = Arena::new(Arc::clone(&context), Arc::clone(&stream));
+        Ok(Self { context, stream, arena, functions, arch, multiprocessors, shared_limit })
     }
 
     /// The architecture that the kernels were compiled for.
@@ -84,114 +110,267 @@ impl Device {
         self.arch
     }
 
+    /// The card's context.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
     /// The stream, for transfers and timing.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }
 
-    pub(crate) fn function(&self, name: &'static str) -> Result<&CudaFunction> {
-        self.functions.get(name).ok_or(CudaError::Driver(DriverError(cudarc::driver::sys::CUresult::CUDA_ERROR_NOT_FOUND)))
+    /// All memory.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
     }
 
-    /// Values rounded to bf16, on the card.
+    /// Multiprocessors of the card.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// The most shared memory that a block can ask for, in bytes.
+    pub fn shared_limit(&self) -> u32 {
+        self.shared_limit
+    }
+
+    /// Whether there is a kernel of this name for this card.
+    pub fn has(&self, name: &str) -> bool {
+        self.functions.contains_key(name)
+    }
+
+    /// Launches a kernel; its arguments must be of the sizes that the kernel declares. Use [`crate::launch::launch`].
     ///
     /// # Errors
-    /// The driver's.
-    pub fn upload(&self, values: &[f32]) -> Result<CudaSlice<bf16>> {
+    /// A kernel or arguments that do not exist, more shared memory than the card has, or the driver's.
+    #[expect(unsafe_code, reason = "a kernel launch")]
+    pub(crate) fn launch(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>]) -> Result<()> {
+        let function = self.functions.get(name).ok_or(CudaError::NoKernel { name, arch: self.arch.name() })?;
+        let sizes = args.iter().map(|a| match a {
+            Arg::Four(_) => 4,
+            Arg::Eight(_) => 8,
+            Arg::Map(_) => size_of::<TensorMap>(),
+        });
+        if !sizes.eq(function.parameters.iter().copied()) {
+            return Err(CudaError::Arguments { name, got: args.len(), need: function.parameters.clone() });
+        }
+        if config.shared_mem_bytes > self.shared_limit {
+            let (got, need) = (self.shared_limit as usize, format!("{} bytes", config.shared_mem_bytes));
+            return Err(CudaError::Shape { op: name, what: "the shared memory of a block", got, need });
+        }
+        let mut pointers = [std::ptr::null_mut::<c_void>(); MOST_PARAMETERS];
+        for (pointer, arg) in pointers.iter_mut().zip(args) {
+            *pointer = match arg {
+                Arg::Four(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::Eight(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::Map(v) => std::ptr::from_ref(*v).cast_mut().cast(),
+            };
+        }
+        self.context.bind_to_thread()?;
+        // SAFETY: the kernel exists and has arguments of these sizes; they outlive the call, which copies them; the launcher has checked
+        // every buffer against the sizes passed, and the one stream keeps launches in order.
+        unsafe {
+            result::launch_kernel(
+                function.handle,
+                config.grid_dim,
+                config.block_dim,
+                config.shared_mem_bytes,
+                self.stream.cu_stream(),
+                pointers.get_mut(..args.len()).unwrap_or_default(),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything launched so far is done.
+    ///
+    /// # Errors
+    /// A fault of an earlier kernel.
+    pub fn synchronize(&self) -> Result<()> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// A buffer with unspecified contents.
+    ///
+    /// # Errors
+    /// The card has no more memory.
+    pub fn buffer<T: Plain>(&self, len: usize, what: &str) -> Result<Buffer<T>> {
+        Buffer::new(&self.arena, len, what)
+    }
+
+    /// A buffer of zero bytes.
+    ///
+    /// # Errors
+    /// The card has no more memory.
+    pub fn zeros<T: Plain>(&self, len: usize, what: &str) -> Result<Buffer<T>> {
+        let mut buffer = self.buffer(len, what)?;
+        buffer.fill_bytes(0)?;
+        Ok(buffer)
+    }
+
+    /// A buffer with these values.
+    ///
+    /// # Errors
+    /// The card has no more memory.
+    pub fn upload<T: Plain>(&self, values: &[T], what: &str) -> Result<Buffer<T>> {
+        let mut buffer = self.buffer(values.len(), what)?;
+        buffer.write_at(0, values)?;
+        Ok(buffer)
+    }
+
+    /// Values in f32, for norms and statistics.
+    ///
+    /// # Errors
+    /// The card has no more memory.
+    pub fn floats(&self, values: &[f32]) -> Result<Floats> {
+        self.upload(values, "f32 values")
+    }
+
+    /// A tensor of `values.len() / cols` rows, rounded to bf16.
+    ///
+    /// # Errors
+    /// Values that are no whole rows, or the driver's.
+    pub fn tensor(&self, cols: usize, values: &[f32]) -> Result<Tensor> {
+        let rows = if cols == 0 { 0 } else { values.len() / cols };
+        let mut t = Tensor::new(&self.arena, rows, cols, "a tensor")?;
+        self.write_tensor(values, &mut t)?;
+        Ok(t)
+    }
+
+    /// Fills the first rows of a tensor, rounded to bf16.
+    ///
+    /// # Errors
+    /// Values that are no whole rows of the tensor, or the driver's.
+    pub fn write_tensor(&self, values: &[f32], t: &mut Tensor) -> Result<()> {
+        let (cols, rows) = (t.cols(), if t.cols() == 0 { 0 } else { values.len() / t.cols() });
+        if rows * cols != values.len() || rows > t.rows() {
+            let need = format!("whole rows of {cols}, at most {}", t.rows());
+            return Err(CudaError::Shape { op: "write_tensor", what: "the values", got: values.len(), need });
+        }
         let values: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
-        Ok(self.stream.clone_htod(&values)?)
+        self.copy_rows(rows, cols, |copy| {
+            copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+            copy.srcHost = values.as_ptr().cast();
+            copy.srcPitch = 2 * cols;
+            copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+            copy.dstDevice = t.ptr();
+            copy.dstPitch = 2 * t.stride();
+        })?;
+        // The values must outlive the copy.
+        self.synchronize()
     }
 
-    /// Values as they are.
+    /// The first `n` rows of a tensor. Waits for everything launched so far.
     ///
     /// # Errors
-    /// The driver's.
-    pub fn upload_f32(&self, values: &[f32]) -> Result<CudaSlice<f32>> {
-        Ok(self.stream.clone_htod(values)?)
-    }
-
-    /// A tensor's values.
-    ///
-    /// # Errors
-    /// The driver's, a fault of an earlier kernel among them.
-    pub fn download(&self, t: &CudaSlice<bf16>) -> Result<Vec<f32>> {
-        Ok(self.stream.clone_dtoh(t)?.into_iter().map(bf16::to_f32).collect())
-    }
-
-    /// Statistics.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn download_f32(&self, t: &CudaSlice<f32>) -> Result<Vec<f32>> {
-        Ok(self.stream.clone_dtoh(t)?)
-    }
-
-    /// Token ids.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn ids(&self, ids: &[u32]) -> Result<Ids> {
-        Ok(Ids { ids: self.stream.clone_htod(ids)?, max: ids.iter().max().copied().unwrap_or(0) })
-    }
-
-    /// Positions, and angles in f64 rounded to f32 as far as they reach: `[positions, head_dim]`, cosines then sines (Su et al. 2021).
-    ///
-    /// # Errors
-    /// A base that is not positive, positions that reach beyond 2²⁰, or the driver's.
-    pub fn rotation(&self, positions: &[u32], head_dim: usize, theta: f64) -> Result<Rotation> {
-        let shape = |what, got, need: &str| CudaError::Shape { op: "rotation", what, got, need: need.into() };
-        if !(theta.is_finite() && theta > 0.0) {
-            return Err(shape("the base, rounded down,", theta as usize, "a positive number"));
+    /// Rows that it has not got, or the driver's: a fault of an earlier kernel among them.
+    pub fn read_tensor(&self, n: usize, t: &Tensor) -> Result<Vec<f32>> {
+        if n > t.rows() {
+            return Err(CudaError::Shape { op: "read_tensor", what: "the tensor's rows", got: t.rows(), need: n.to_string() });
         }
-        let last = positions.iter().max().copied().unwrap_or(0) as usize;
-        if last >= 1 << 20 || head_dim > 512 {
-            return Err(shape("the last position", last, "less than 1048576, with heads of at most 512"));
-        }
-        let half = head_dim / 2;
-        let frequencies: Vec<f64> = (0..half).map(|i| theta.powf(-(i as f64) / half as f64)).collect();
-        let mut angles = Vec::with_capacity((last + 1) * head_dim);
-        for position in 0..=last {
-            angles.extend(frequencies.iter().map(|f| (position as f64 * f).cos() as f32));
-            angles.extend(frequencies.iter().map(|f| (position as f64 * f).sin() as f32));
-        }
-        Ok(Rotation { positions: self.stream.clone_htod(positions)?, angles: self.stream.clone_htod(&angles)?, head_dim })
+        let mut values = vec![bf16::ZERO; n * t.cols()];
+        self.copy_rows(n, t.cols(), |copy| {
+            copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
+            copy.dstHost = values.as_mut_ptr().cast();
+            copy.dstPitch = 2 * t.cols();
+            copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+            copy.srcDevice = t.ptr();
+            copy.srcPitch = 2 * t.stride();
+        })?;
+        self.synchronize()?;
+        Ok(values.into_iter().map(bf16::to_f32).collect())
     }
 
-    /// Puts an NF4 matrix on the card.
+    /// Copies rows of `cols` values between places that `describe` fills in.
+    #[expect(unsafe_code, reason = "the driver's interface")]
+    fn copy_rows(&self, rows: usize, cols: usize, describe: impl FnOnce(&mut sys::CUDA_MEMCPY2D)) -> Result<()> {
+        if rows == 0 || cols == 0 {
+            return Ok(());
+        }
+        // SAFETY: a C structure of numbers and pointers, for which zeros are valid.
+        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
+        describe(&mut copy);
+        (copy.WidthInBytes, copy.Height) = (2 * cols, rows);
+        self.context.bind_to_thread()?;
+        // SAFETY: both places hold `rows` rows of `cols` values at their pitches: checked by the callers.
+        Ok(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()?)
+    }
+
+    /// Copies the first `n` rows of a tensor to another of the same width.
     ///
     /// # Errors
-    /// A tensor whose rows are not whole groups of eight values, blocks of fewer than eight, or the driver's.
-    pub fn nf4(&self, w: &Nf4) -> Result<DeviceNf4> {
-        let shape = |what, got| CudaError::Shape { op: "nf4", what, got, need: "a multiple of 8".into() };
-        let (rows, cols) = (w.rows(), w.cols());
-        if !cols.is_multiple_of(8) {
-            return Err(shape("the number of columns", cols));
+    /// Rows or columns that do not fit, or the driver's.
+    pub fn copy_tensor(&self, n: usize, from: &Tensor, to: &mut Tensor) -> Result<()> {
+        if from.cols() != to.cols() || n > from.rows() || n > to.rows() {
+            return Err(CudaError::Shape { op: "copy", what: "the target's columns", got: to.cols(), need: format!("{} and {n} rows", from.cols()) });
         }
-        if w.blocksize() < 8 {
-            return Err(shape("the block size", w.blocksize()));
-        }
-        let s = &self.stream;
-        let (codes, map, absmax, offset, nested_size, nested) = match w.absmax() {
-            Absmax::Plain(scales) => (s.clone_htod(&[0u8])?, s.clone_htod(&[0f32; 256])?, s.clone_htod(scales)?, 0.0, 1, false),
-            Absmax::Nested(n) => {
-                let map = s.clone_htod(n.code.as_slice())?;
-                (s.clone_htod(&n.codes)?, map, s.clone_htod(&n.absmax)?, n.offset, n.blocksize, true)
-            }
-        };
-        // Block sizes are powers of two up to 65536 (checked by `Nf4`).
-        let shift = |size: usize| size.trailing_zeros() as i32;
-        Ok(DeviceNf4 {
-            packed: s.clone_htod(w.packed())?,
-            code: s.clone_htod(w.code())?,
-            codes,
-            map,
-            absmax,
-            nested,
-            offset,
-            block_shift: shift(w.blocksize()),
-            nested_shift: shift(nested_size),
-            rows,
-            cols,
+        self.copy_rows(n, from.cols(), |copy| {
+            copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+            copy.srcDevice = from.ptr();
+            copy.srcPitch = 2 * from.stride();
+            copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+            copy.dstDevice = to.ptr();
+            copy.dstPitch = 2 * to.stride();
         })
     }
+
+    /// Sets the first `n` rows of a tensor to zero.
+    ///
+    /// # Errors
+    /// Rows that it has not got, or the driver's.
+    #[expect(unsafe_code, reason = "the driver's interface")]
+    pub fn zero_tensor(&self, n: usize, t: &mut Tensor) -> Result<()> {
+        if n > t.rows() {
+            return Err(CudaError::Shape { op: "zero", what: "the tensor's rows", got: t.rows(), need: n.to_string() });
+        }
+        if n == 0 || t.cols() == 0 {
+            return Ok(());
+        }
+        self.context.bind_to_thread()?;
+        // SAFETY: the rows lie within the tensor.
+        Ok(unsafe { sys::cuMemsetD2D8Async(t.ptr(), 2 * t.stride(), 0, 2 * t.cols(), n, self.stream.cu_stream()) }.result()?)
+    }
+}
+
+/// Loads a cubin for the life of the process and finds its kernels.
+#[expect(unsafe_code, reason = "the driver's interface")]
+fn load(image: &[u8], kernels: &[&'static str], functions: &mut HashMap<&'static str, Function>) -> Result<()> {
+    use sys::CUfunction_attribute as Attribute;
+    // SAFETY: a complete ELF image from NVRTC or the checked cache; the context is current (it was made by this thread).
+    let module = unsafe { result::module::load_data(image.as_ptr().cast()) }?;
+    for &name in kernels {
+        let c_name = CString::new(name).map_err(|_| CudaError::NoKernel { name, arch: "any: its name has a NUL" })?;
+        // SAFETY: the module is loaded and never unloaded.
+        let handle = unsafe { result::module::get_function(module, c_name) }.map_err(|_| CudaError::NoKernel { name, arch: "this card" })?;
+        let mut parameters = Vec::new();
+        while parameters.len() < MOST_PARAMETERS {
+            let (mut offset, mut size) = (0usize, 0usize);
+            // SAFETY: a live function and places for the answers; an index past the last is an error that ends the loop.
+            if unsafe { sys::cuFuncGetParamInfo(handle, parameters.len(), &raw mut offset, &raw mut size) }.result().is_err() {
+                break;
+            }
+            parameters.push(size);
+        }
+        // SAFETY: a live function.
+        let fixed = unsafe { result::function::get_function_attribute(handle, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES) }?;
+        let most = sharable(fixed)?;
+        if most > DEFAULT_SHARED as i32 {
+            // SAFETY: a live function; the value is what the card offers.
+            unsafe { result::function::set_function_attribute(handle, Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most) }?;
+        }
+        functions.insert(name, Function { handle, parameters });
+    }
+    Ok(())
+}
+
+/// Dynamic shared memory that a block can have beside `fixed` bytes, on the current card.
+#[expect(unsafe_code, reason = "the driver's interface")]
+fn sharable(fixed: i32) -> Result<i32> {
+    let mut device = 0;
+    // SAFETY: a place for the answer; a context is current.
+    unsafe { sys::cuCtxGetDevice(&raw mut device) }.result()?;
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    // SAFETY: the device of the current context.
+    Ok(unsafe { result::device::get_attribute(device, attribute) }? - fixed)
 }

@@ -2,28 +2,43 @@
 
 static __device__ __forceinline__ float sigmoid(float x) { return __frcp_rn(1.0f + __expf(-x)); }
 
-// out = silu(gate) * up for rows of gate | up; `vectors` of eight values per half row. Grid: x over vectors, y over rows.
-extern "C" __global__ void __launch_bounds__(256) swiglu(const uint4* __restrict__ gate_up, u32 vectors, u64 total, uint4* __restrict__ out) {
-    u64 t = (u64)blockIdx.x * 256 + threadIdx.x;
+// Rows are addressed in vectors of eight values: `vectors` of them in a row, `total` in all rows together (less than 2^32), and a row starts every
+// `stride` vectors.
+struct At {
+    u32 row, col;
+};
+static __device__ __forceinline__ At at(u32 t, u32 vectors) {
+    u32 row = t / vectors;
+    return {row, t - row * vectors};
+}
+
+// out = silu(gate) * up for rows of gate | up; `vectors` of eight values per half row.
+extern "C" __global__ void __launch_bounds__(256) swiglu(
+    const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, u64 total, uint4* __restrict__ out, u32 out_stride) {
+    u32 t = blockIdx.x * 256 + threadIdx.x;
     if (t >= total) return;
-    u64 row = t / vectors, at = row * 2 * vectors + (t - row * vectors);
+    At p = at(t, vectors);
+    const uint4* x = gate_up + (u64)p.row * x_stride + p.col;
     float g[8], u[8];
-    unpack8(gate_up[at], g);
-    unpack8(gate_up[at + vectors], u);
+    unpack8(x[0], g);
+    unpack8(x[vectors], u);
 #pragma unroll
     for (int j = 0; j < 8; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
-    out[t] = pack8(g);
+    out[(u64)p.row * out_stride + p.col] = pack8(g);
 }
 
 extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
-    const uint4* __restrict__ dout, const uint4* __restrict__ gate_up, u32 vectors, u64 total, uint4* __restrict__ d_gate_up) {
-    u64 t = (u64)blockIdx.x * 256 + threadIdx.x;
+    const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, u64 total,
+    uint4* __restrict__ d_gate_up, u32 dx_stride) {
+    u32 t = blockIdx.x * 256 + threadIdx.x;
     if (t >= total) return;
-    u64 row = t / vectors, at = row * 2 * vectors + (t - row * vectors);
+    At p = at(t, vectors);
+    const uint4* x = gate_up + (u64)p.row * x_stride + p.col;
+    uint4* dx = d_gate_up + (u64)p.row * dx_stride + p.col;
     float g[8], u[8], d[8];
-    unpack8(gate_up[at], g);
-    unpack8(gate_up[at + vectors], u);
-    unpack8(dout[t], d);
+    unpack8(x[0], g);
+    unpack8(x[vectors], u);
+    unpack8(dout[(u64)p.row * dout_stride + p.col], d);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
         float sig = sigmoid(g[j]);
@@ -33,17 +48,32 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
         g[j] = d[j] * u[j] * slope;
         u[j] = du;
     }
-    d_gate_up[at] = pack8(g);
-    d_gate_up[at + vectors] = pack8(u);
+    dx[0] = pack8(g);
+    dx[vectors] = pack8(u);
+}
+
+// x += delta.
+extern "C" __global__ void __launch_bounds__(256) add(
+    uint4* __restrict__ x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, u32 vectors, u64 total) {
+    u32 t = blockIdx.x * 256 + threadIdx.x;
+    if (t >= total) return;
+    At p = at(t, vectors);
+    float a[8], b[8];
+    uint4* to = x + (u64)p.row * x_stride + p.col;
+    unpack8(*to, a);
+    unpack8(delta[(u64)p.row * delta_stride + p.col], b);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) a[j] += b[j];
+    *to = pack8(a);
 }
 
 // out[i] = table[ids[i]]; the launcher has checked the ids against the table.
 extern "C" __global__ void __launch_bounds__(256) embed(
-    const u32* __restrict__ ids, const uint4* __restrict__ table, u32 vectors, u64 total, uint4* __restrict__ out) {
-    u64 t = (u64)blockIdx.x * 256 + threadIdx.x;
+    const u32* __restrict__ ids, const uint4* __restrict__ table, u32 table_stride, u32 vectors, u64 total, uint4* __restrict__ out, u32 out_stride) {
+    u32 t = blockIdx.x * 256 + threadIdx.x;
     if (t >= total) return;
-    u64 row = t / vectors;
-    out[t] = table[(u64)ids[row] * vectors + (t - row * vectors)];
+    At p = at(t, vectors);
+    out[(u64)p.row * out_stride + p.col] = table[(u64)ids[p.row] * table_stride + p.col];
 }
 
 // Partial sums of squares in f64, one per block. The grid is a constant of the launcher, so the order depends on the length alone.

@@ -8,8 +8,11 @@ pub mod cache;
 pub mod compile;
 pub mod device;
 pub mod launch;
+pub mod memory;
 pub mod nvrtc;
 pub mod probe;
+pub mod ranges;
+pub mod selftest;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +60,46 @@ pub enum CudaError {
         /// The size needed, in words.
         need: String,
     },
+    /// A kernel that this card's code does not have.
+    #[error("there is no kernel {name} for {arch}")]
+    NoKernel {
+        /// The kernel.
+        name: &'static str,
+        /// The architecture.
+        arch: &'static str,
+    },
+    /// A launch with other arguments than the kernel has: a bug in its launcher.
+    #[error("{name} was launched with {got} arguments; it has parameters of {need:?} bytes")]
+    Arguments {
+        /// The kernel.
+        name: &'static str,
+        /// How many were given.
+        got: usize,
+        /// The sizes of its parameters.
+        need: Vec<usize>,
+    },
+    /// Memory cannot be had.
+    #[error("no memory on the card for {what}: {bytes} bytes more than the {reserved} taken so far{}", limit_text(.limit))]
+    Memory {
+        /// What it was for.
+        what: String,
+        /// How much was asked for.
+        bytes: u64,
+        /// What had been taken before.
+        reserved: u64,
+        /// The limit that was set, if any.
+        limit: Option<u64>,
+    },
+    /// cublasLt cannot be used or reports an error.
+    #[error("cublasLt: {0}")]
+    CublasLt(String),
     /// The driver reports an error.
     #[error("CUDA: {0}")]
     Driver(#[from] cudarc::driver::DriverError),
+}
+
+fn limit_text(limit: &Option<u64>) -> String {
+    limit.map(|l| format!(" (limit {l})")).unwrap_or_default()
 }
 
 /// Shorthand for results.

@@ -36,7 +36,8 @@ static __device__ __forceinline__ void tables(const float* code, const Scales& s
 // flight. The 16 code points lie in 16 banks of shared memory: their look-ups never conflict.
 extern "C" __global__ void __launch_bounds__(256) nf4_unpack(
     const u32* __restrict__ packed, const float* __restrict__ code, const u8* __restrict__ codes, const float* __restrict__ map,
-    const float* __restrict__ absmax, float offset, int block_shift, int nested_shift, u64 words, uint4* __restrict__ out) {
+    const float* __restrict__ absmax, float offset, int block_shift, int nested_shift, u64 words, u32 vectors, u32 stride,
+    uint4* __restrict__ out) {
     __shared__ float shared_code[16], shared_map[256];
     Scales s{codes, map, absmax, offset, block_shift, nested_shift};
     tables(code, s, shared_code, shared_map);
@@ -54,7 +55,13 @@ extern "C" __global__ void __launch_bounds__(256) nf4_unpack(
         u64 w = start + i * 256;
         float x[8];
         values8(bytes[i], shared_code, scale[i], x);
-        if (w < words) out[w] = pack8(x);
+        // A row of `vectors` words starts every `stride` words of the output; without gaps there is nothing to divide.
+        u64 to = w;
+        if (stride != vectors) {
+            u32 row = (u32)w / vectors;
+            to = (u64)row * stride + ((u32)w - row * vectors);
+        }
+        if (w < words) out[to] = pack8(x);
     }
 }
 

@@ -26,45 +26,50 @@ static __device__ __forceinline__ void normalise(
 }
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm(
-    const uint4* __restrict__ x, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, float* __restrict__ rstd) {
-    u64 row = (u64)blockIdx.x * vectors;
+    const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
+    float* __restrict__ rstd) {
+    x += (u64)blockIdx.x * x_stride;
     float v[VECTORS][8];
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
         u32 at = threadIdx.x + i * blockDim.x;
-        if (at < vectors) unpack8(x[row + at], v[i]);
+        if (at < vectors) unpack8(x[at], v[i]);
     }
-    normalise(v, weight, eps, vectors, out + row, rstd);
+    normalise(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd);
 }
 
-// x += delta, stored as bf16; the norm is that of the stored value, which is what the backward pass will read.
+// sum = x + delta, stored as bf16; the norm is that of the stored value, which is what the backward pass will read. `sum` may be `x`.
 extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(
-    uint4* __restrict__ x, const uint4* __restrict__ delta, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out,
-    float* __restrict__ rstd) {
-    u64 row = (u64)blockIdx.x * vectors;
+    const uint4* x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, uint4* sum, u32 sum_stride,
+    const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd) {
+    x += (u64)blockIdx.x * x_stride;
+    delta += (u64)blockIdx.x * delta_stride;
+    sum += (u64)blockIdx.x * sum_stride;
     float v[VECTORS][8];
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
         u32 at = threadIdx.x + i * blockDim.x;
         if (at < vectors) {
             float d[8];
-            unpack8(x[row + at], v[i]);
-            unpack8(delta[row + at], d);
+            unpack8(x[at], v[i]);
+            unpack8(delta[at], d);
 #pragma unroll
             for (int j = 0; j < 8; ++j) v[i][j] += d[j];
-            uint4 sum = pack8(v[i]);
-            x[row + at] = sum;
-            unpack8(sum, v[i]);
+            uint4 rounded = pack8(v[i]);
+            sum[at] = rounded;
+            unpack8(rounded, v[i]);
         }
     }
-    normalise(v, weight, eps, vectors, out + row, rstd);
+    normalise(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd);
 }
 
 // With g = dy * weight: dx += rstd * g - x * rstd^3 * mean(g * x).
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
-    const uint4* __restrict__ dy, const uint4* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ rstd, u32 vectors,
-    uint4* __restrict__ dx) {
-    u64 row = (u64)blockIdx.x * vectors;
+    const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
+    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride) {
+    dy += (u64)blockIdx.x * dy_stride;
+    x += (u64)blockIdx.x * x_stride;
+    dx += (u64)blockIdx.x * dx_stride;
     float g[VECTORS][8], v[VECTORS][8];
     float dot = 0.0f;
 #pragma unroll
@@ -72,8 +77,8 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
         u32 at = threadIdx.x + i * blockDim.x;
         if (at < vectors) {
             float w[8];
-            unpack8(dy[row + at], g[i]);
-            unpack8(x[row + at], v[i]);
+            unpack8(dy[at], g[i]);
+            unpack8(x[at], v[i]);
             load8(weight + 8 * at, w);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
@@ -89,10 +94,10 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
         u32 at = threadIdx.x + i * blockDim.x;
         if (at < vectors) {
             float d[8];
-            unpack8(dx[row + at], d);
+            unpack8(dx[at], d);
 #pragma unroll
             for (int j = 0; j < 8; ++j) d[j] = fmaf(k, v[i][j], fmaf(r, g[i][j], d[j]));
-            dx[row + at] = pack8(d);
+            dx[at] = pack8(d);
         }
     }
 }

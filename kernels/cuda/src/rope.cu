@@ -20,11 +20,12 @@ static __device__ __forceinline__ Place place(u64 n, u32 heads, u32 lanes) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) qk_norm_rope(
-    const uint4* __restrict__ qkv, const float* __restrict__ q_weight, const float* __restrict__ k_weight, const u32* __restrict__ positions,
-    const float* __restrict__ angles, float eps, u64 n, u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ qk, float* __restrict__ rstd) {
+    const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight, const float* __restrict__ k_weight,
+    const u32* __restrict__ positions, const float* __restrict__ angles, float eps, u64 n, u32 q_heads, u32 k_heads, u32 lanes,
+    uint4* __restrict__ qk, u32 qk_stride, float* __restrict__ rstd) {
     u32 heads = q_heads + k_heads, half = lanes * 8;
     Place p = place(n, heads, lanes);
-    const uint4* x = qkv + (p.row * (q_heads + 2 * k_heads) + p.head) * 2 * lanes;
+    const uint4* x = qkv + p.row * qkv_stride + p.head * 2 * lanes;
     const float* weight = p.head < q_heads ? q_weight : k_weight;
     const float* angle = angles + (u64)positions[p.row] * 2 * half + 8 * p.lane;
     float a[8], b[8], wa[8], wb[8], c[8], s[8];
@@ -45,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_rope(
         b[j] = y2 * c[j] + y1 * s[j];
     }
     if (p.real) {
-        uint4* out = qk + (p.row * heads + p.head) * 2 * lanes;
+        uint4* out = qk + p.row * qk_stride + p.head * 2 * lanes;
         out[p.lane] = pack8(a);
         out[lanes + p.lane] = pack8(b);
         if (p.lane == 0) rstd[p.row * heads + p.head] = r;
@@ -53,14 +54,13 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_rope(
 }
 
 extern "C" __global__ void __launch_bounds__(256) qk_norm_rope_backward(
-    const uint4* __restrict__ dqk, const uint4* __restrict__ qkv, const float* __restrict__ q_weight, const float* __restrict__ k_weight,
-    const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd, u64 n, u32 q_heads, u32 k_heads,
-    u32 lanes, uint4* __restrict__ dqkv) {
+    const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
+    const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd,
+    u64 n, u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ dqkv, u32 dqkv_stride) {
     u32 heads = q_heads + k_heads, half = lanes * 8;
     Place p = place(n, heads, lanes);
-    u64 wide = (p.row * (q_heads + 2 * k_heads) + p.head) * 2 * lanes;
-    const uint4* dy = dqk + (p.row * heads + p.head) * 2 * lanes;
-    const uint4* x = qkv + wide;
+    const uint4* dy = dqk + p.row * dqk_stride + p.head * 2 * lanes;
+    const uint4* x = qkv + p.row * qkv_stride + p.head * 2 * lanes;
     const float* weight = p.head < q_heads ? q_weight : k_weight;
     const float* angle = angles + (u64)positions[p.row] * 2 * half + 8 * p.lane;
     float a[8], b[8], xa[8], xb[8], wa[8], wb[8], c[8], s[8];
@@ -89,7 +89,8 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_rope_backward(
         b[j] = fmaf(k, xb[j], r * b[j]);
     }
     if (p.real) {
-        dqkv[wide + p.lane] = pack8(a);
-        dqkv[wide + lanes + p.lane] = pack8(b);
+        uint4* out = dqkv + p.row * dqkv_stride + p.head * 2 * lanes;
+        out[p.lane] = pack8(a);
+        out[lanes + p.lane] = pack8(b);
     }
 }

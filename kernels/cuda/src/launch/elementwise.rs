@@ -1,0 +1,107 @@
+//! SwiGLU, sums, the embedding gather, and the sum of squares behind the gradient norm.
+
+use super::{blocks, fail, grid, launch, least, rows, vectors};
+use crate::device::Device;
+use crate::memory::{Buffer, Floats, Tensor};
+use crate::Result;
+use cudarc::driver::LaunchConfig;
+
+/// Blocks of the first pass of [`Device::sum_of_squares`]: fixed, so that the order of the sum is too.
+const SUM_BLOCKS: u32 = 1024;
+
+/// Scratch of [`Device::sum_of_squares`].
+pub struct SumScratch(Buffer<f64>);
+
+/// A thread for each vector; the kernels count them in 32 bits.
+fn flat(op: &'static str, total: u64) -> Result<LaunchConfig> {
+    let total = usize::try_from(total).ok().filter(|t| u32::try_from(*t).is_ok()).ok_or_else(|| fail(op, "the work", usize::MAX, "less than 2^35 values"))?;
+    Ok(grid(blocks(op, total, 256)?, 1, 256))
+}
+
+impl Device {
+    /// `out = silu(gate) * up`.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    pub fn swiglu(&self, n: usize, width: usize, gate_up: &Tensor, out: &mut Tensor) -> Result<()> {
+        let op = "swiglu";
+        let v = vectors(op, "the width", width)?;
+        let (sx, so) = (rows(op, "gate_up", gate_up, n, 2 * width)?, rows(op, "the output", out, n, width)?);
+        let total = n as u64 * u64::from(v);
+        if total > 0 {
+            launch!(self, op, flat(op, total)?, gate_up.ptr(), sx, v, total, out.ptr(), so);
+        }
+        Ok(())
+    }
+
+    /// Backward of [`Self::swiglu`]: writes `d_gate_up`.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    pub fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &Tensor, d_gate_up: &mut Tensor) -> Result<()> {
+        let op = "swiglu_backward";
+        let v = vectors(op, "the width", width)?;
+        let (sy, sx) = (rows(op, "dout", dout, n, width)?, rows(op, "gate_up", gate_up, n, 2 * width)?);
+        let sd = rows(op, "d_gate_up", d_gate_up, n, 2 * width)?;
+        let total = n as u64 * u64::from(v);
+        if total > 0 {
+            let config = flat(op, total)?;
+            launch!(self, op, config, dout.ptr(), sy, gate_up.ptr(), sx, v, total, d_gate_up.ptr(), sd);
+        }
+        Ok(())
+    }
+
+    /// `x_acc += delta`.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    pub fn add(&self, n: usize, x_acc: &mut Tensor, delta: &Tensor) -> Result<()> {
+        let op = "add";
+        let v = vectors(op, "the width", x_acc.cols())?;
+        let (sx, sd) = (rows(op, "x", x_acc, n, x_acc.cols())?, rows(op, "delta", delta, n, x_acc.cols())?);
+        let total = n as u64 * u64::from(v);
+        if total > 0 {
+            launch!(self, op, flat(op, total)?, x_acc.ptr(), sx, delta.ptr(), sd, v, total);
+        }
+        Ok(())
+    }
+
+    /// `out[i] = table[ids[i]]` for `n` ids. Every id must be a row of the table: the caller has checked the largest.
+    ///
+    /// # Errors
+    /// Buffers that do not fit.
+    pub fn embed(&self, n: usize, ids: &Buffer<u32>, largest_id: u32, table: &Tensor, out: &mut Tensor) -> Result<()> {
+        let op = "embed";
+        let v = vectors(op, "the width", table.cols())?;
+        least(op, "ids", ids.len(), Some(n))?;
+        if n == 0 {
+            return Ok(());
+        }
+        if largest_id as usize >= table.rows() {
+            return Err(fail(op, "the largest token id", largest_id as usize, format_args!("less than {}", table.rows())));
+        }
+        let (st, so) = (rows(op, "the table", table, 0, table.cols())?, rows(op, "the output", out, n, table.cols())?);
+        let total = n as u64 * u64::from(v);
+        launch!(self, op, flat(op, total)?, ids.ptr(), table.ptr(), st, v, total, out.ptr(), so);
+        Ok(())
+    }
+
+    /// Scratch of [`Self::sum_of_squares`].
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn sum_scratch(&self) -> Result<SumScratch> {
+        Ok(SumScratch(self.buffer(SUM_BLOCKS as usize, "scratch of the gradient norm")?))
+    }
+
+    /// Adds `Σ g²`, in f64 and in an order that depends on the length alone, to the first entry of `sum_acc`.
+    ///
+    /// # Errors
+    /// Buffers that do not fit.
+    pub fn sum_of_squares(&self, g: &Floats, scratch: &mut SumScratch, sum_acc: &mut Buffer<f64>) -> Result<()> {
+        least("sum_of_squares", "the sum", sum_acc.len(), Some(1))?;
+        launch!(self, "squares_partial", grid(SUM_BLOCKS, 1, 256), g.ptr(), g.len() as u64, scratch.0.ptr());
+        launch!(self, "squares_total", grid(1, 1, 32), scratch.0.ptr(), SUM_BLOCKS, sum_acc.ptr());
+        Ok(())
+    }
+}

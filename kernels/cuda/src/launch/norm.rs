@@ -1,0 +1,118 @@
+//! RMSNorm and the residual sum.
+
+use super::{blocks, fail, grid, launch, least, rows, vectors};
+use crate::device::Device;
+use crate::memory::{Floats, Tensor};
+use crate::Result;
+use cudarc::driver::LaunchConfig;
+
+/// Values of a row that 1024 threads hold in registers.
+const LONGEST_ROW: usize = 32768;
+
+/// Rows of a norm: vectors of a row, and the launch.
+fn norm_rows(op: &'static str, n: usize, width: usize) -> Result<(u32, LaunchConfig)> {
+    let v = vectors(op, "the width", width)?;
+    if width > LONGEST_ROW {
+        return Err(fail(op, "the width", width, format_args!("at most {LONGEST_ROW}")));
+    }
+    // Two vectors a thread where that gives enough threads; a row longer than 16384 takes up to four.
+    Ok((v, grid(blocks(op, n, 1)?, 1, (v.div_ceil(2)).next_multiple_of(32).clamp(32, 1024))))
+}
+
+impl Device {
+    /// RMSNorm of `n` rows of `weight.len()` values.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    pub fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Result<()> {
+        let op = "rms_norm";
+        let width = weight.len();
+        let (sx, so) = (rows(op, "x", x, n, width)?, rows(op, "the output", out, n, width)?);
+        least(op, "rstd", rstd.len(), Some(n))?;
+        let (v, config) = norm_rows(op, n, width)?;
+        if n > 0 {
+            launch!(self, "rms_norm", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
+        }
+        Ok(())
+    }
+
+    /// `sum = x + delta`, rounded, then RMSNorm of the stored sum.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    pub fn add_rms_norm(
+        &self,
+        n: usize,
+        x: &Tensor,
+        delta: &Tensor,
+        sum: &mut Tensor,
+        weight: &Floats,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Floats,
+    ) -> Result<()> {
+        let (x, stride) = (x.ptr(), rows("add_rms_norm", "x", x, n, weight.len())?);
+        self.add_rms_norm_at(n, x, stride, delta, sum, weight, eps, out, rstd)
+    }
+
+    /// `x_acc += delta`, rounded, then RMSNorm of the stored sum.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    pub fn add_rms_norm_in_place(
+        &self,
+        n: usize,
+        x_acc: &mut Tensor,
+        delta: &Tensor,
+        weight: &Floats,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Floats,
+    ) -> Result<()> {
+        let (x, stride) = (x_acc.ptr(), rows("add_rms_norm", "x", x_acc, n, weight.len())?);
+        self.add_rms_norm_at(n, x, stride, delta, x_acc, weight, eps, out, rstd)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    fn add_rms_norm_at(
+        &self,
+        n: usize,
+        x: u64,
+        sx: u32,
+        delta: &Tensor,
+        sum: &mut Tensor,
+        weight: &Floats,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Floats,
+    ) -> Result<()> {
+        let op = "add_rms_norm";
+        let width = weight.len();
+        let (sd, ss) = (rows(op, "delta", delta, n, width)?, rows(op, "the sum", sum, n, width)?);
+        let so = rows(op, "the output", out, n, width)?;
+        least(op, "rstd", rstd.len(), Some(n))?;
+        let (v, config) = norm_rows(op, n, width)?;
+        if n > 0 {
+            launch!(self, op, config, x, sx, delta.ptr(), sd, sum.ptr(), ss, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
+        }
+        Ok(())
+    }
+
+    /// Adds the gradient of [`Self::rms_norm`] to `dx_acc`.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    pub fn rms_norm_backward(&self, n: usize, dy: &Tensor, x: &Tensor, weight: &Floats, rstd: &Floats, dx_acc: &mut Tensor) -> Result<()> {
+        let op = "rms_norm_backward";
+        let width = weight.len();
+        let (sy, sx, sd) = (rows(op, "dy", dy, n, width)?, rows(op, "x", x, n, width)?, rows(op, "dx", dx_acc, n, width)?);
+        least(op, "rstd", rstd.len(), Some(n))?;
+        let (v, config) = norm_rows(op, n, width)?;
+        if n > 0 {
+            launch!(self, op, config, dy.ptr(), sy, x.ptr(), sx, weight.ptr(), rstd.ptr(), v, dx_acc.ptr(), sd);
+        }
+        Ok(())
+    }
+}
