@@ -47,7 +47,7 @@ impl Projection {
             .collect();
         let make = |len: usize| cpu.param(&noise(len)).unwrap();
         Projection {
-            group: cpu.group(&members, plan).unwrap(),
+            group: cpu.group(&members, plan, 0).unwrap(),
             inner,
             outs: outs.to_vec(),
             a: outs.iter().map(|_| make(RANK * inner)).collect(),

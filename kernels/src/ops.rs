@@ -119,6 +119,17 @@ pub enum WeightPlan {
     Packed,
 }
 
+/// Random weights for measurements.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Random {
+    /// What they are a function of.
+    pub seed: u64,
+    /// Standard deviation.
+    pub deviation: f32,
+    /// Whether projections are quantized.
+    pub nf4: bool,
+}
+
 /// Rows of one micro-batch (training) or one forward call (generation), in host memory.
 #[derive(Clone, Debug, Default)]
 pub struct HostBatch {
@@ -176,6 +187,50 @@ pub struct LoraGrads<'a, P> {
     pub bias_acc: Option<&'a mut P>,
 }
 
+/// One parameter of an optimizer step.
+pub struct AdamWItem<'a, P, S> {
+    /// The trained values.
+    pub param: &'a mut P,
+    /// Their accumulated gradient.
+    pub grad: &'a P,
+    /// The optimizer's state.
+    pub state: &'a mut S,
+}
+
+/// What a backend's own buffers depend on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScratchNeed {
+    /// The most token rows of a call.
+    pub tokens: usize,
+    /// Output features, input features and ranks of the group with the largest matrix.
+    pub largest_group: (usize, usize, usize),
+    /// How frozen weights are held.
+    pub plan: WeightPlan,
+    /// Heads.
+    pub attention: AttentionShape,
+    /// Rows of the output head.
+    pub vocab: usize,
+    /// Columns of the output head.
+    pub hidden: usize,
+    /// Positions whose logits exist at the same time in the loss.
+    pub loss_rows: usize,
+    /// Whether there is a backward.
+    pub training: bool,
+    /// Whether adapters drop out.
+    pub dropout: bool,
+}
+
+/// What a device can sustain, for predictions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Operations per second of large matrix products.
+    pub products: f64,
+    /// Operations per second of attention, those above the diagonal not counted.
+    pub attention: f64,
+    /// Bytes per second of memory traffic.
+    pub bytes: f64,
+}
+
 /// The operations. See the module's conventions.
 pub trait Ops: Send + Sync {
     /// Activations in the compute type, `[rows, cols]`.
@@ -205,10 +260,59 @@ pub trait Ops: Send + Sync {
         size_of::<f32>()
     }
 
+    // --- planning ----------------------------------------------------------------------------------------------------------------------
+
+    /// Bytes that [`Ops::group`] holds for these members (output and input features). Packed weights are taken to be NF4 with double quantization.
+    fn group_bytes(&self, members: &[(usize, usize)], plan: WeightPlan, ranks: usize) -> u64 {
+        let _ = ranks;
+        let values: u64 = members.iter().map(|(out, inner)| (*out as u64).saturating_mul(*inner as u64)).sum();
+        match plan {
+            WeightPlan::Unpacked => values.saturating_mul(self.element_bytes() as u64),
+            WeightPlan::Packed => values.div_ceil(2) + values.div_ceil(64) + values.div_ceil(64 * 256) * 4,
+        }
+    }
+
+    /// Bytes of buffers that the backend makes for itself, by what they are for.
+    fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
+        let _ = need;
+        Vec::new()
+    }
+
+    /// Bytes that the device can still give; None where nothing is known or nothing is scarce.
+    fn memory_available(&self) -> Option<u64> {
+        None
+    }
+
+    /// Takes the memory of a plan in one piece, so that nothing is allocated later.
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
+
+    /// What the device can sustain, where predictions make sense.
+    fn rates(&self) -> Option<Rates> {
+        None
+    }
+
+    /// How many positions' logits may exist at the same time in the loss: a matter of memory and speed.
+    fn set_loss_rows(&self, rows: usize) {
+        let _ = rows;
+    }
+
     // --- buffers -------------------------------------------------------------------------------------------------------------------
 
     /// A zeroed activation buffer.
     fn tensor(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// A zeroed input of a group with adapters, `[rows, cols]`, and the buffer between A and B that goes with it, `[rows, ranks]`. A backend may lay
+    /// them side by side, so that `[x | mid]` is one operand. `ranks` is the sum of the members' ranks, each rounded up to eight.
+    fn tensor_with_mid(&self, rows: usize, cols: usize, ranks: usize) -> Result<(Self::Tensor, Self::Tensor)> {
+        Ok((self.tensor(rows, cols)?, self.tensor(rows, ranks)?))
+    }
+    /// Columns that [`Ops::tensor_with_mid`] adds to `cols`, gaps included: what memory plans count.
+    fn mid_columns(&self, cols: usize, ranks: usize) -> usize {
+        let _ = cols;
+        ranks
+    }
     /// A zeroed statistics buffer.
     fn stats(&self, rows: usize, cols: usize) -> Result<Self::Stats>;
     /// Copies the first `n * cols` values out as f32.
@@ -219,6 +323,8 @@ pub trait Ops: Send + Sync {
     fn zero(&self, n: usize, t: &mut Self::Tensor) -> Result<()>;
     /// Copies the first `n` rows of `from` into `to`; both have the same width.
     fn copy(&self, n: usize, from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()>;
+    /// Copies what [`Ops::linear`] left between A and B, `ranks` columns as in [`Ops::tensor_with_mid`], to another such buffer.
+    fn copy_mid(&self, n: usize, ranks: usize, from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()>;
     /// A parameter with the given values.
     fn param(&self, values: &[f32]) -> Result<Self::Param>;
     /// A parameter's values.
@@ -227,10 +333,42 @@ pub trait Ops: Send + Sync {
     fn write_param(&self, values: &[f32], p: &mut Self::Param) -> Result<()>;
     /// Sets a parameter (a gradient) to zero.
     fn zero_param(&self, p: &mut Self::Param) -> Result<()>;
-    /// Puts a group of frozen projections on the device.
-    fn group(&self, members: &[HostLinear<'_>], plan: WeightPlan) -> Result<Self::Group>;
+    /// Sets many parameters to zero.
+    fn zero_params(&self, params: &mut [&mut Self::Param]) -> Result<()> {
+        params.iter_mut().try_for_each(|p| self.zero_param(p))
+    }
+    /// Puts a group of frozen projections on the device. `ranks` is the sum of the ranks that its members' adapters will have, each rounded up
+    /// to eight: a backend may leave room for them beside the weights. Other ranks must work too.
+    fn group(&self, members: &[HostLinear<'_>], plan: WeightPlan, ranks: usize) -> Result<Self::Group>;
+    /// A group of frozen projections with random weights, normal with mean 0, for measurements: the same for the same seed. `members` are output and
+    /// input features; with `nf4` the weights are quantized with double quantization, as [`Ops::group`] would hold such a checkpoint.
+    fn random_group(&self, members: &[(usize, usize)], random: Random, plan: WeightPlan, ranks: usize) -> Result<Self::Group> {
+        let mut quantized = Vec::new();
+        let mut dense = Vec::new();
+        for (&(out, inner), member) in members.iter().zip(0u64..) {
+            let len = out.checked_mul(inner).ok_or(OpsError::Memory { what: "random weights".into(), bytes: u64::MAX })?;
+            let values = crate::rng::normal(random.seed.wrapping_add(member), random.deviation, len);
+            if random.nf4 {
+                let nf4 = Nf4::quantize(&values, &[out, inner], 64, crate::nf4::DoubleQuant::default());
+                quantized.push(nf4.map_err(|e| OpsError::Device(e.to_string()))?);
+            } else {
+                dense.push(values);
+            }
+        }
+        let matrices = quantized.iter().map(HostMatrix::Nf4).chain(dense.iter().map(|v| HostMatrix::F32(v)));
+        let linears: Vec<HostLinear<'_>> = matrices
+            .zip(members)
+            .map(|(weight, &(out_features, in_features))| HostLinear { weight, out_features, in_features, bias: None })
+            .collect();
+        self.group(&linears, plan, ranks)
+    }
     /// Puts a dense table on the device.
     fn table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Result<Self::Table>;
+    /// A table of random values, as [`Ops::random_group`] makes them.
+    fn random_table(&self, rows: usize, cols: usize, random: Random) -> Result<Self::Table> {
+        let len = rows.checked_mul(cols).ok_or(OpsError::Memory { what: "random values".into(), bytes: u64::MAX })?;
+        self.table(HostMatrix::F32(&crate::rng::normal(random.seed, random.deviation, len)), rows, cols)
+    }
     /// Puts a vector on the device.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
     /// Puts a batch on the device; checks ids against nothing (the operations do).
@@ -265,6 +403,23 @@ pub trait Ops: Send + Sync {
         rstd: &mut Self::Stats,
     ) -> Result<()>;
 
+    /// `sum = x + delta`, then [`Ops::rms_norm`] of the sum: as [`Ops::add_rms_norm`], but `x` stays as it is.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    fn add_rms_norm_into(
+        &self,
+        n: usize,
+        x: &Self::Tensor,
+        delta: &Self::Tensor,
+        sum: &mut Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Tensor,
+        rstd: &mut Self::Stats,
+    ) -> Result<()> {
+        self.copy(n, x, sum)?;
+        self.add_rms_norm(n, sum, delta, weight, eps, out, rstd)
+    }
+
     /// Adds the gradient of [`Ops::rms_norm`] with respect to `x`, given `dy = d out`, to `dx_acc`.
     fn rms_norm_backward(
         &self,
@@ -280,7 +435,8 @@ pub trait Ops: Send + Sync {
     fn add(&self, n: usize, x_acc: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()>;
 
     /// The projections of a group with their adapters (Hu et al. 2021): member i's columns of `out` are
-    /// `x Wᵢᵀ + biasᵢ + scaleᵢ (dropᵢ(x) Aᵢᵀ) Bᵢᵀ`. `lora` has one entry per member. `mid` keeps `dropᵢ(x) Aᵢᵀ` side by side, `[n, Σ rankᵢ]`.
+    /// `x Wᵢᵀ + biasᵢ + scaleᵢ (dropᵢ(x) Aᵢᵀ) Bᵢᵀ`. `lora` has one entry per member. `mid` keeps `dropᵢ(x) Aᵢᵀ` side by side; it has
+    /// at least `Σ ceil(rankᵢ / 8) * 8` columns, and how they are used is the backend's affair.
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation, so that a backend can fuse them")]
     fn linear(
         &self,
@@ -463,4 +619,16 @@ pub trait Ops: Send + Sync {
         grad_scale: f32,
         step: u64,
     ) -> Result<()>;
+
+    /// [`Ops::adamw`] on many parameters.
+    fn adamw_all(
+        &self,
+        items: &mut [AdamWItem<'_, Self::Param, Self::State>],
+        config: &AdamWConfig,
+        lr: f32,
+        grad_scale: f32,
+        step: u64,
+    ) -> Result<()> {
+        items.iter_mut().try_for_each(|item| self.adamw(item.param, item.grad, item.state, config, lr, grad_scale, step))
+    }
 }

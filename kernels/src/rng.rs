@@ -34,6 +34,8 @@ pub enum Purpose {
     Sampling,
     /// The first values of adapters.
     Init,
+    /// Random weights of measurements.
+    Weights,
 }
 
 /// The key of a seed for a purpose: different for any two seeds (SplitMix64's finalizer is a bijection).
@@ -44,6 +46,7 @@ pub const fn stream_key(seed: u64, purpose: Purpose) -> [u32; 2] {
         Purpose::Dropout => 0x6472_6F70_6F75_7400,
         Purpose::Sampling => 0x7361_6D70_6C69_6E67,
         Purpose::Init => 0x696E_6974_0000_0000,
+        Purpose::Weights => 0x7765_6967_6874_7300,
     };
     let x = seed ^ tag;
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -77,6 +80,27 @@ pub const fn uniform_f64(words: u64) -> f64 {
 #[must_use]
 pub const fn join(low: u32, high: u32) -> u64 {
     (high as u64) << 32 | low as u64
+}
+
+/// `len` normal values with mean 0 and the given deviation (Box & Muller 1958): a function of the seed and the place.
+#[must_use]
+pub fn normal(seed: u64, deviation: f32, len: usize) -> Vec<f32> {
+    let key = stream_key(seed, Purpose::Weights);
+    let mut values = Vec::with_capacity(len.next_multiple_of(4));
+    let mut block = 0u64;
+    while values.len() < len {
+        let [low, high] = split(block);
+        let words = philox4x32_10([low, high, 0, 0], key);
+        for [a, b] in [[words[0], words[1]], [words[2], words[3]]] {
+            // In (0, 1]: the logarithm stays finite.
+            let radius = deviation * (-2.0 * (1.0 - uniform_f32(a)).ln()).sqrt();
+            let (sin, cos) = (std::f32::consts::TAU * uniform_f32(b)).sin_cos();
+            values.extend([radius * cos, radius * sin]);
+        }
+        block += 1;
+    }
+    values.truncate(len);
+    values
 }
 
 #[cfg(test)]
@@ -117,6 +141,16 @@ mod tests {
         assert!(mean.abs() < 4.0 * (1.0 / 12.0 / n).sqrt(), "{mean}");
         assert!((variance - 1.0 / 12.0).abs() < 4.0 * (1.0 / 180.0 / n).sqrt(), "{variance}");
         assert!(neighbours.abs() < 4.0 / 12.0 / n.sqrt(), "{neighbours}");
+    }
+
+    #[test]
+    fn normal_values_are_normal_and_do_not_depend_on_how_many_are_asked_for() {
+        let values = normal(7, 0.5, 100_001);
+        assert_eq!(&normal(7, 0.5, 10), &values[..10]);
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64;
+        let square = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!(mean.abs() < 0.01 && (square - 0.25).abs() < 0.01, "{mean} {square}");
+        assert!(values.iter().all(|v| v.is_finite()) && values.iter().any(|v| v.abs() > 1.5));
     }
 
     #[test]

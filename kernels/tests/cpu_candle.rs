@@ -118,7 +118,7 @@ fn linear_with_adapter_agrees_with_autograd() {
         let host = host_batch(&[n], 10, &mut random);
         let batch = batch(&cpu, &host);
         let group = cpu
-            .group(&[HostLinear { weight: HostMatrix::F32(&w), out_features: o, in_features: inner, bias: None }], WeightPlan::Unpacked)
+            .group(&[HostLinear { weight: HostMatrix::F32(&w), out_features: o, in_features: inner, bias: None }], WeightPlan::Unpacked, 0)
             .unwrap();
         let (ap, bp) = (cpu.param(&a).unwrap(), cpu.param(&b).unwrap());
         let lora = [Some(LoraMember { a: &ap, b: &bp, rank, scale: 0.5, bias: None })];

@@ -76,7 +76,7 @@ fn masks(cpu: &Cpu, host: &trainer_kernels::ops::HostBatch, inner: usize, member
     let n = host.ids.len();
     let zero = vec![0.0; inner];
     let linear = HostLinear { weight: HostMatrix::F32(&zero), out_features: 1, in_features: inner, bias: None };
-    let group = cpu.group(&vec![linear; members], WeightPlan::Unpacked).unwrap();
+    let group = cpu.group(&vec![linear; members], WeightPlan::Unpacked, 0).unwrap();
     let mut identity = vec![0.0; inner * inner];
     (0..inner).for_each(|i| identity[i * inner + i] = 1.0);
     let (a, b) = (cpu.param(&identity).unwrap(), cpu.param(&zero).unwrap());
@@ -166,7 +166,7 @@ fn linear_with_adapters_and_its_gradients() {
             let dy64 = wide(&dy);
             let mut results: Vec<Vec<Vec<f32>>> = Vec::new();
             for plan in [WeightPlan::Unpacked, WeightPlan::Packed] {
-                let group = cpu.group(&linears, plan).unwrap();
+                let group = cpu.group(&linears, plan, 0).unwrap();
                 let (xt, dyt) = (tensor(&cpu, &x, inner), tensor(&cpu, &dy, total));
                 let (mut out, mut mid, mut dmid) =
                     (garbage(&cpu, n, total), garbage(&cpu, n, ranks.max(1)), garbage(&cpu, n, ranks.max(1)));

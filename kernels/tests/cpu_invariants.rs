@@ -63,7 +63,7 @@ impl Layer {
             })
             .collect();
         let spans = [0..3, 3..4, 4..6, 6..7];
-        let groups: Vec<_> = spans.iter().map(|s| cpu.group(&linears[s.clone()], self.plan).unwrap()).collect();
+        let groups: Vec<_> = spans.iter().map(|s| cpu.group(&linears[s.clone()], self.plan, 0).unwrap()).collect();
         let params: Vec<(Param, Param)> = self.adapters.iter().map(|(a, b, _)| (cpu.param(a).unwrap(), cpu.param(b).unwrap())).collect();
         let lora = |g: usize| -> Vec<_> {
             spans[g]
@@ -321,7 +321,7 @@ fn dropped(cpu: &Cpu, host: &HostBatch, width: usize, dropout: Dropout, x: &[f32
     let n = host.ids.len();
     let zero = vec![0.0; width];
     let linear = HostLinear { weight: HostMatrix::F32(&zero), out_features: 1, in_features: width, bias: None };
-    let group = cpu.group(&vec![linear; members], WeightPlan::Unpacked).unwrap();
+    let group = cpu.group(&vec![linear; members], WeightPlan::Unpacked, 0).unwrap();
     let mut identity = vec![0.0; width * width];
     (0..width).for_each(|i| identity[i * width + i] = 1.0);
     let (a, b) = (cpu.param(&identity).unwrap(), cpu.param(&zero).unwrap());
@@ -466,7 +466,7 @@ fn wrong_arguments_are_refused() {
 
     let linear = |len: usize| {
         let w = vec![0.0; len];
-        cpu.group(&[HostLinear { weight: HostMatrix::F32(&w), out_features: 3, in_features: 4, bias: None }], WeightPlan::Unpacked)
+        cpu.group(&[HostLinear { weight: HostMatrix::F32(&w), out_features: 3, in_features: 4, bias: None }], WeightPlan::Unpacked, 0)
     };
     refused("a frozen weight", linear(11));
     let group = linear(12).unwrap();

@@ -56,6 +56,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             optimizer: AdamWConfig::default(),
             max_grad_norm: Some(1.0),
             seed: 3407,
+            loss_rows: LOSS_ROWS,
         };
         let mut trainer = Trainer::new(model.clone(), adapter, options)?;
         let steps = 6;

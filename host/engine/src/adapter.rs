@@ -285,13 +285,8 @@ impl<O: Ops> Gradients<O> {
 
     /// Sets all to zero.
     pub fn zero(&mut self, ops: &O) -> Result<()> {
-        for lora in self.loras.iter_mut().flatten() {
-            let name = lora.module.name.clone();
-            for (_, p) in lora.tensors_mut() {
-                ops.zero_param(p).at(|| format!("gradient of {name}"))?;
-            }
-        }
-        Ok(())
+        let mut all: Vec<&mut O::Param> = self.loras.iter_mut().flatten().flat_map(|l| l.tensors_mut().map(|t| t.1)).collect();
+        ops.zero_params(&mut all).at(|| "gradients".into())
     }
 
     /// What [`Ops::linear_backward`] needs of the `N` modules from number `first` on.

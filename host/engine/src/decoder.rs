@@ -9,7 +9,7 @@ use crate::adapter::{Adapter, Gradients};
 use crate::error::{OpsContext, Result};
 use crate::model::{Layer, Model};
 use crate::modules::{DOWN, GATE_UP, O, PROJECTIONS, QKV};
-use crate::workspace::{Hold, LayerActs, Workspace, absent};
+use crate::workspace::{Cheap, Dear, Kept, Layout, Workspace, absent};
 
 /// The dropout of a whole step; see [`Dropout`].
 #[derive(Clone, Copy, Debug)]
@@ -39,78 +39,97 @@ impl<B: Ops> Pass<'_, B> {
     }
 
     /// From the normalised input to the output of attention, which is left in `out`.
-    fn attention(&self, number: usize, layer: &Layer<B>, acts: &mut LayerActs<B>, out: &mut B::Tensor) -> Result<()> {
-        let (ops, n, dims) = (self.ops(), self.n, self.model.dims());
-        let shape = dims.attention;
+    fn attention(&self, number: usize, layer: &Layer<B>, cheap: &mut Cheap<B>, dear: &mut Dear<B>, out: &mut B::Tensor) -> Result<()> {
+        let (ops, n) = (self.ops(), self.n);
         let module = number * PROJECTIONS;
         let at = |what: &str| format!("layer {number}, {what}");
         let lora = self.adapter.members::<3>(module + QKV);
-        ops.linear(self.batch, n, &acts.h1, &layer.qkv, &lora, self.dropout(module + QKV), &mut acts.qkv, &mut acts.mid_qkv)
+        ops.linear(self.batch, n, &cheap.h1, &layer.qkv, &lora, self.dropout(module + QKV), &mut dear.qkv, &mut cheap.mid_qkv)
             .at(|| at("q, k, v"))?;
-        ops.qk_norm_rope(
-            self.batch,
-            n,
-            shape,
-            &acts.qkv,
-            &layer.q_norm,
-            &layer.k_norm,
-            dims.eps,
-            dims.theta,
-            &mut acts.qk,
-            &mut acts.rstd_qk,
-        )
-        .at(|| at("query and key norm, rotation"))?;
-        ops.attention(self.batch, n, shape, &acts.qk, &acts.qkv, &mut acts.attended, &mut acts.lse).at(|| at("attention"))?;
+        self.rotate(number, layer, cheap, dear)?;
+        let shape = self.model.dims().attention;
+        ops.attention(self.batch, n, shape, &cheap.qk, &dear.qkv, &mut dear.attended, &mut dear.lse).at(|| at("attention"))?;
         let lora = self.adapter.members::<1>(module + O);
-        ops.linear(self.batch, n, &acts.attended, &layer.o, &lora, self.dropout(module + O), out, &mut acts.mid_o).at(|| at("o"))
+        ops.linear(self.batch, n, &dear.attended, &layer.o, &lora, self.dropout(module + O), out, &mut dear.mid_o).at(|| at("o"))
     }
 
-    /// From the sum of input and attention, `x2 + delta`, to the activated MLP.
-    fn mlp(&self, number: usize, layer: &Layer<B>, acts: &mut LayerActs<B>, delta: &B::Tensor) -> Result<()> {
+    fn rotate(&self, number: usize, layer: &Layer<B>, cheap: &mut Cheap<B>, dear: &Dear<B>) -> Result<()> {
+        let dims = self.model.dims();
+        let (q, k) = (&layer.q_norm, &layer.k_norm);
+        self.ops()
+            .qk_norm_rope(self.batch, self.n, dims.attention, &dear.qkv, q, k, dims.eps, dims.theta, &mut cheap.qk, &mut cheap.rstd_qk)
+            .at(|| format!("layer {number}, query and key norm, rotation"))
+    }
+
+    /// From the layer's input `x` and what attention adds to it, `delta`, to the activated MLP.
+    fn mlp(
+        &self,
+        number: usize,
+        layer: &Layer<B>,
+        cheap: &mut Cheap<B>,
+        dear: &mut Dear<B>,
+        x: &B::Tensor,
+        delta: &B::Tensor,
+    ) -> Result<()> {
         let (ops, n, dims) = (self.ops(), self.n, self.model.dims());
         let module = number * PROJECTIONS;
         let at = |what: &str| format!("layer {number}, {what}");
-        ops.add_rms_norm(n, &mut acts.x2, delta, &layer.post_norm, dims.eps, &mut acts.h2, &mut acts.rstd2).at(|| at("second norm"))?;
+        ops.add_rms_norm_into(n, x, delta, &mut dear.x2, &layer.post_norm, dims.eps, &mut cheap.h2, &mut cheap.rstd2)
+            .at(|| at("second norm"))?;
         let lora = self.adapter.members::<2>(module + GATE_UP);
         let dropout = self.dropout(module + GATE_UP);
-        ops.linear(self.batch, n, &acts.h2, &layer.gate_up, &lora, dropout, &mut acts.gate_up, &mut acts.mid_gate_up)
+        ops.linear(self.batch, n, &cheap.h2, &layer.gate_up, &lora, dropout, &mut dear.gate_up, &mut cheap.mid_gate_up)
             .at(|| at("gate, up"))?;
-        ops.swiglu(n, dims.intermediate, &acts.gate_up, &mut acts.activated).at(|| at("swiglu"))
+        ops.swiglu(n, dims.intermediate, &dear.gate_up, &mut cheap.activated).at(|| at("swiglu"))
     }
 
     /// Everything up to the final norm, whose result is in `ws.hidden`.
     pub fn forward(&self, ws: &mut Workspace<B>) -> Result<()> {
         let (ops, n, dims) = (self.ops(), self.n, self.model.dims());
-        let layout = ws.layout.clone();
+        let Workspace { layout, streams, kept, narrow, hidden, hidden_rstd, .. } = ws;
+        let hold = |number: usize| layout.holds.get(number).copied().ok_or_else(|| absent("layer"));
         let first = self.model.layers().first().ok_or_else(|| absent("layer"))?;
-        let x0 = ws.streams.first_mut().ok_or_else(|| absent("stream"))?;
+        let x0 = streams.first_mut().ok_or_else(|| absent("stream"))?;
         ops.embed(self.batch, self.model.embedding(), x0).at(|| "embedding".into())?;
-        let acts = acts_of(&mut ws.kept, &mut ws.shared, &layout.holds, 0)?;
-        ops.rms_norm(n, x0, &first.input_norm, dims.eps, &mut acts.h1, &mut acts.rstd1).at(|| "layer 0, first norm".into())?;
+        let (cheap, _) = kept.of_mut(hold(0)?)?;
+        ops.rms_norm(n, x0, &first.input_norm, dims.eps, &mut cheap.h1, &mut cheap.rstd1).at(|| "layer 0, first norm".into())?;
         for (number, layer) in self.model.layers().iter().enumerate() {
-            let acts_here = acts_of(&mut ws.kept, &mut ws.shared, &layout.holds, number)?;
-            self.attention(number, layer, acts_here, &mut ws.narrow)?;
-            let x = ws.streams.get(layout.stream(number)).ok_or_else(|| absent("stream"))?;
-            ops.copy(n, x, &mut acts_here.x2).at(|| format!("layer {number}, residual"))?;
-            self.mlp(number, layer, acts_here, &ws.narrow)?;
+            let (cheap, dear) = kept.of_mut(hold(number)?)?;
+            self.attention(number, layer, cheap, dear, narrow)?;
+            let x = streams.get(layout.stream(number)).ok_or_else(|| absent("stream"))?;
+            self.mlp(number, layer, cheap, dear, x, narrow)?;
             let module = number * PROJECTIONS + DOWN;
             let lora = self.adapter.members::<1>(module);
-            let mid = ws.mid_down.get_mut(number).ok_or_else(|| absent("down buffer"))?;
-            ops.linear(self.batch, n, &acts_here.activated, &layer.down, &lora, self.dropout(module), &mut ws.narrow, mid)
+            ops.linear(self.batch, n, &cheap.activated, &layer.down, &lora, self.dropout(module), narrow, &mut cheap.mid_down)
                 .at(|| format!("layer {number}, down"))?;
-            let x = ws.streams.get_mut(layout.stream(number + 1)).ok_or_else(|| absent("stream"))?;
-            ops.copy(n, &acts_here.x2, x).at(|| format!("layer {number}, residual"))?;
+            self.keep_mids(number, layout, kept)?;
+            let x = streams.get_mut(layout.stream(number + 1)).ok_or_else(|| absent("stream"))?;
             match self.model.layers().get(number + 1) {
                 Some(next) => {
-                    let acts = acts_of(&mut ws.kept, &mut ws.shared, &layout.holds, number + 1)?;
-                    ops.add_rms_norm(n, x, &ws.narrow, &next.input_norm, dims.eps, &mut acts.h1, &mut acts.rstd1)
+                    let (into, dear) = kept.cheap_and_dear(hold(number + 1)?, hold(number)?)?;
+                    ops.add_rms_norm_into(n, &dear.x2, narrow, x, &next.input_norm, dims.eps, &mut into.h1, &mut into.rstd1)
                 }
                 None => {
+                    let (_, dear) = kept.of(hold(number)?)?;
                     let norm = self.model.final_norm();
-                    ops.add_rms_norm(n, x, &ws.narrow, norm, dims.eps, &mut ws.hidden, &mut ws.hidden_rstd)
+                    ops.add_rms_norm_into(n, &dear.x2, narrow, x, norm, dims.eps, hidden, hidden_rstd)
                 }
             }
             .at(|| format!("norm after layer {number}"))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what lies between A and B to where the layer keeps it, if its inputs' buffers are shared.
+    fn keep_mids(&self, number: usize, layout: &Layout, kept: &mut Kept<B>) -> Result<()> {
+        let apart = layout.apart(number);
+        let hold = layout.holds.get(number).copied().ok_or_else(|| absent("layer"))?;
+        let (cheap, mids) = kept.cheap_and_mids(hold, number)?;
+        let pairs = [(apart.qkv, &cheap.mid_qkv, &mut mids.qkv), (apart.gate_up, &cheap.mid_gate_up, &mut mids.gate_up)];
+        for (width, from, to) in pairs.into_iter().chain([(apart.down, &cheap.mid_down, &mut mids.down)]) {
+            if width > 0 {
+                self.ops().copy_mid(self.n, width, from, to).at(|| format!("layer {number}, adapters"))?;
+            }
         }
         Ok(())
     }
@@ -131,26 +150,54 @@ impl<B: Ops> Pass<'_, B> {
         let last = ws.streams.get(layout.stream(dims.layers)).ok_or_else(|| absent("stream"))?;
         ops.rms_norm_backward(n, &ws.narrow, last, self.model.final_norm(), &ws.hidden_rstd, &mut ws.dx)
             .at(|| "final norm, backward".into())?;
-        // The layer that used the shared buffer last has left its activations there.
-        let mut shared_holds = layout.holds.iter().rposition(|h| !matches!(h, Hold::Kept(_)));
+        // The layers that used the shared buffers last have left their activations there.
+        let mut cheap_of = layout.holds.iter().rposition(|h| h.cheap.is_none());
+        let mut dear_of = layout.holds.iter().rposition(|h| h.dear.is_none());
         for (number, layer) in self.model.layers().iter().enumerate().skip(layout.first).rev() {
-            if layout.holds.get(number) == Some(&Hold::Recomputed) && shared_holds.take() != Some(number) {
-                self.recompute(number, layer, ws)?;
+            let hold = layout.holds.get(number).copied().ok_or_else(|| absent("layer"))?;
+            let x = ws.streams.get(layout.stream(number)).ok_or_else(|| absent("stream"))?;
+            let (cheap, dear) = ws.kept.of_mut(hold)?;
+            if hold.dear.is_none() && (dear_of != Some(number) || cheap_of != Some(number)) {
+                self.recompute(number, layer, x, cheap, dear, &mut ws.narrow)?;
+                (cheap_of, dear_of) = (Some(number), Some(number));
+            } else if hold.cheap.is_none() && cheap_of != Some(number) {
+                self.recompute_cheap(number, layer, x, cheap, dear)?;
+                cheap_of = Some(number);
             }
             self.layer_backward(number, layer, ws, grads)?;
         }
         Ok(())
     }
 
-    fn recompute(&self, number: usize, layer: &Layer<B>, ws: &mut Workspace<B>) -> Result<()> {
+    /// Everything that the layer's backward needs, from its input.
+    fn recompute(
+        &self,
+        number: usize,
+        layer: &Layer<B>,
+        x: &B::Tensor,
+        cheap: &mut Cheap<B>,
+        dear: &mut Dear<B>,
+        narrow: &mut B::Tensor,
+    ) -> Result<()> {
+        self.first_norm(number, layer, x, cheap)?;
+        self.attention(number, layer, cheap, dear, narrow)?;
+        self.mlp(number, layer, cheap, dear, x, narrow)
+    }
+
+    fn first_norm(&self, number: usize, layer: &Layer<B>, x: &B::Tensor, cheap: &mut Cheap<B>) -> Result<()> {
+        let eps = self.model.dims().eps;
+        let (h1, rstd1) = (&mut cheap.h1, &mut cheap.rstd1);
+        self.ops().rms_norm(self.n, x, &layer.input_norm, eps, h1, rstd1).at(|| format!("layer {number}, first norm, again"))
+    }
+
+    /// What elementwise operations give, from what the layer kept.
+    fn recompute_cheap(&self, number: usize, layer: &Layer<B>, x: &B::Tensor, cheap: &mut Cheap<B>, dear: &Dear<B>) -> Result<()> {
         let (ops, n, dims) = (self.ops(), self.n, self.model.dims());
-        let acts = ws.shared.as_mut().ok_or_else(|| absent("shared buffer"))?;
-        let x = ws.streams.get(ws.layout.stream(number)).ok_or_else(|| absent("stream"))?;
-        ops.rms_norm(n, x, &layer.input_norm, dims.eps, &mut acts.h1, &mut acts.rstd1)
-            .at(|| format!("layer {number}, first norm, again"))?;
-        self.attention(number, layer, acts, &mut ws.narrow)?;
-        ops.copy(n, x, &mut acts.x2).at(|| format!("layer {number}, residual, again"))?;
-        self.mlp(number, layer, acts, &ws.narrow)
+        self.first_norm(number, layer, x, cheap)?;
+        self.rotate(number, layer, cheap, dear)?;
+        ops.rms_norm(n, &dear.x2, &layer.post_norm, dims.eps, &mut cheap.h2, &mut cheap.rstd2)
+            .at(|| format!("layer {number}, second norm, again"))?;
+        ops.swiglu(n, dims.intermediate, &dear.gate_up, &mut cheap.activated).at(|| format!("layer {number}, swiglu, again"))
     }
 
     /// `ws.dx` goes from the gradient of the layer's output to that of its input.
@@ -159,57 +206,57 @@ impl<B: Ops> Pass<'_, B> {
         let shape = dims.attention;
         let module = number * PROJECTIONS;
         let at = |what: &str| format!("layer {number}, {what}, backward");
-        let stream = ws.layout.stream(number);
-        let acts = match ws.layout.holds.get(number) {
-            Some(Hold::Kept(i)) => ws.kept.get(*i),
-            _ => ws.shared.as_ref(),
-        }
-        .ok_or_else(|| absent("activations"))?;
-        let mid_down = ws.mid_down.get(number).ok_or_else(|| absent("down buffer"))?;
-        let x = ws.streams.get(stream).ok_or_else(|| absent("stream"))?;
+        let hold = ws.layout.holds.get(number).copied().ok_or_else(|| absent("layer"))?;
+        let x = ws.streams.get(ws.layout.stream(number)).ok_or_else(|| absent("stream"))?;
+        let (cheap, dear) = ws.kept.of(hold)?;
+        let apart = ws.layout.apart(number);
+        let mids = ws.kept.mids.get(number).ok_or_else(|| absent("adapter buffers"))?;
+        let mid_qkv = if apart.qkv > 0 { &mids.qkv } else { &cheap.mid_qkv };
+        let mid_gate_up = if apart.gate_up > 0 { &mids.gate_up } else { &cheap.mid_gate_up };
+        let mid_down = if apart.down > 0 { &mids.down } else { &cheap.mid_down };
 
         ops.linear_backward(
             self.batch,
             n,
             &ws.dx,
-            &acts.activated,
+            &cheap.activated,
             mid_down,
             &layer.down,
             &self.adapter.members::<1>(module + DOWN),
             self.dropout(module + DOWN),
             &mut grads.members::<1>(module + DOWN),
-            &mut ws.d_mid,
+            &mut ws.dx_mid,
             Some(&mut ws.d_activated),
         )
         .at(|| at("down"))?;
-        ops.swiglu_backward(n, dims.intermediate, &ws.d_activated, &acts.gate_up, &mut ws.d_gate_up).at(|| at("swiglu"))?;
+        ops.swiglu_backward(n, dims.intermediate, &ws.d_activated, &dear.gate_up, &mut ws.d_gate_up).at(|| at("swiglu"))?;
         ops.linear_backward(
             self.batch,
             n,
             &ws.d_gate_up,
-            &acts.h2,
-            &acts.mid_gate_up,
+            &cheap.h2,
+            mid_gate_up,
             &layer.gate_up,
             &self.adapter.members::<2>(module + GATE_UP),
             self.dropout(module + GATE_UP),
             &mut grads.members::<2>(module + GATE_UP),
-            &mut ws.d_mid,
+            &mut ws.d_gate_up_mid,
             Some(&mut ws.narrow),
         )
         .at(|| at("gate, up"))?;
-        ops.rms_norm_backward(n, &ws.narrow, &acts.x2, &layer.post_norm, &acts.rstd2, &mut ws.dx).at(|| at("second norm"))?;
+        ops.rms_norm_backward(n, &ws.narrow, &dear.x2, &layer.post_norm, &cheap.rstd2, &mut ws.dx).at(|| at("second norm"))?;
 
         ops.linear_backward(
             self.batch,
             n,
             &ws.dx,
-            &acts.attended,
-            &acts.mid_o,
+            &dear.attended,
+            &dear.mid_o,
             &layer.o,
             &self.adapter.members::<1>(module + O),
             self.dropout(module + O),
             &mut grads.members::<1>(module + O),
-            &mut ws.d_mid,
+            &mut ws.dx_mid,
             Some(&mut ws.d_attended),
         )
         .at(|| at("o"))?;
@@ -218,10 +265,10 @@ impl<B: Ops> Pass<'_, B> {
             n,
             shape,
             &ws.d_attended,
-            &acts.attended,
-            &acts.qk,
-            &acts.qkv,
-            &acts.lse,
+            &dear.attended,
+            &cheap.qk,
+            &dear.qkv,
+            &dear.lse,
             &mut ws.d_qk,
             &mut ws.d_qkv,
         )
@@ -231,10 +278,10 @@ impl<B: Ops> Pass<'_, B> {
             n,
             shape,
             &ws.d_qk,
-            &acts.qkv,
+            &dear.qkv,
             &layer.q_norm,
             &layer.k_norm,
-            &acts.rstd_qk,
+            &cheap.rstd_qk,
             dims.theta,
             &mut ws.d_qkv,
         )
@@ -245,33 +292,19 @@ impl<B: Ops> Pass<'_, B> {
             self.batch,
             n,
             &ws.d_qkv,
-            &acts.h1,
-            &acts.mid_qkv,
+            &cheap.h1,
+            mid_qkv,
             &layer.qkv,
             &self.adapter.members::<3>(module + QKV),
             self.dropout(module + QKV),
             &mut grads.members::<3>(module + QKV),
-            &mut ws.d_mid,
+            &mut ws.d_qkv_mid,
             (!lowest).then_some(&mut ws.narrow),
         )
         .at(|| at("q, k, v"))?;
         if lowest {
             return Ok(());
         }
-        ops.rms_norm_backward(n, &ws.narrow, x, &layer.input_norm, &acts.rstd1, &mut ws.dx).at(|| at("first norm"))
+        ops.rms_norm_backward(n, &ws.narrow, x, &layer.input_norm, &cheap.rstd1, &mut ws.dx).at(|| at("first norm"))
     }
-}
-
-/// A layer's activations: its own, or the shared ones.
-fn acts_of<'w, B: Ops>(
-    kept: &'w mut [LayerActs<B>],
-    shared: &'w mut Option<LayerActs<B>>,
-    holds: &[Hold],
-    number: usize,
-) -> Result<&'w mut LayerActs<B>> {
-    match holds.get(number) {
-        Some(Hold::Kept(i)) => kept.get_mut(*i),
-        _ => shared.as_mut(),
-    }
-    .ok_or_else(|| absent("activations"))
 }

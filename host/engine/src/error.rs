@@ -71,9 +71,37 @@ pub enum EngineError {
         /// What is allowed.
         expected: &'static str,
     },
+    /// Not even the smallest plan fits.
+    #[error(
+        "a micro-batch of {tokens} tokens through {layers} layers needs at least {need} bytes ({:.2} GiB), but {budget} ({:.2} GiB) can be had: {}",
+        gib(*.need), gib(*.budget), remedy(*.possible)
+    )]
+    DoesNotFit {
+        /// Bytes of the smallest plan.
+        need: u64,
+        /// Bytes that there are.
+        budget: u64,
+        /// Layers of the model.
+        layers: usize,
+        /// Tokens of a micro-batch.
+        tokens: usize,
+        /// Tokens that would fit; 0 if the model itself does not.
+        possible: u64,
+    },
     /// Sizes that overflow what a machine can address.
     #[error("the sizes of {0} overflow")]
     Overflow(&'static str),
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1u32 << 30)
+}
+
+fn remedy(possible: u64) -> String {
+    match possible {
+        0 => "not even the model fits; a smaller model or a larger card is needed".into(),
+        n => format!("train.batch and data.max_seq_length with at most {n} tokens together would fit"),
+    }
 }
 
 /// Shorthand for results of the engine.

@@ -28,7 +28,9 @@ pub(crate) struct Buffers<O: Ops> {
     delta: O::Tensor,
     gate_up: O::Tensor,
     activated: O::Tensor,
-    mid: O::Tensor,
+    mid_h: O::Tensor,
+    mid_attended: O::Tensor,
+    mid_activated: O::Tensor,
     mid_width: usize,
     gathered: O::Tensor,
     /// After the final norm, of the rows that were asked for.
@@ -43,21 +45,26 @@ impl<O: Ops> Buffers<O> {
         let a = dims.attention;
         let mid_width = adapter.map_or(0, Adapter::widest);
         let make = &mut Maker::new(ops, rows);
+        let (h, mid_h) = make.with_mid(GENERATION, dims.hidden, mid_width)?;
+        let (attended, mid_attended) = make.with_mid(GENERATION, a.q_width(), mid_width)?;
+        let (activated, mid_activated) = make.with_mid(GENERATION, dims.intermediate, mid_width)?;
         Ok(Buffers {
             rows,
             last_rows,
             x: make.tensor(GENERATION, dims.hidden)?,
-            h: make.tensor(GENERATION, dims.hidden)?,
+            h,
             rstd: make.stats(GENERATION, 1)?,
             qkv: make.tensor(GENERATION, a.qkv_width())?,
             qk: make.tensor(GENERATION, a.qk_width())?,
             rstd_qk: make.stats(GENERATION, a.heads + a.kv_heads)?,
-            attended: make.tensor(GENERATION, a.q_width())?,
+            attended,
             lse: make.stats(GENERATION, a.heads)?,
             delta: make.tensor(GENERATION, dims.hidden)?,
             gate_up: make.tensor(GENERATION, 2 * dims.intermediate)?,
-            activated: make.tensor(GENERATION, dims.intermediate)?,
-            mid: make.tensor(GENERATION, mid_width)?,
+            activated,
+            mid_h,
+            mid_attended,
+            mid_activated,
             mid_width,
             gathered: make.tensor_of(GENERATION, last_rows, dims.hidden)?,
             last: make.tensor_of(GENERATION, last_rows, dims.hidden)?,
@@ -66,16 +73,9 @@ impl<O: Ops> Buffers<O> {
     }
 
     /// Makes room for an adapter with larger ranks than any before.
-    pub fn fit(&mut self, ops: &O, adapter: Option<&Adapter<O>>) -> Result<()> {
-        let width = adapter.map_or(0, Adapter::widest);
-        if width > self.mid_width {
-            let make = &mut Maker::new(ops, self.rows);
-            self.mid = make.tensor(GENERATION, width - self.mid_width)?;
-            for (part, bytes) in std::mem::take(&mut make.parts) {
-                *self.parts.entry(part).or_default() += bytes;
-            }
-            self.mid = ops.tensor(self.rows, width).at(|| format!("{GENERATION}: {} x {width} values", self.rows))?;
-            self.mid_width = width;
+    pub fn fit(&mut self, ops: &O, dims: &Dims, adapter: Option<&Adapter<O>>) -> Result<()> {
+        if adapter.map_or(0, Adapter::widest) > self.mid_width {
+            *self = Self::new(ops, dims, adapter, self.rows, self.last_rows)?;
         }
         Ok(())
     }
@@ -122,7 +122,7 @@ impl<'a, B: Ops> Forward<'a, B> {
         let module = number * PROJECTIONS;
         let at = |what: &str| format!("layer {number}, {what}");
         let lora = self.members::<3>(module + QKV);
-        ops.linear(self.batch, n, &b.h, &layer.qkv, &lora, None, &mut b.qkv, &mut b.mid).at(|| at("q, k, v"))?;
+        ops.linear(self.batch, n, &b.h, &layer.qkv, &lora, None, &mut b.qkv, &mut b.mid_h).at(|| at("q, k, v"))?;
         ops.qk_norm_rope(self.batch, n, shape, &b.qkv, &layer.q_norm, &layer.k_norm, dims.eps, dims.theta, &mut b.qk, &mut b.rstd_qk)
             .at(|| at("query and key norm, rotation"))?;
         let cached = match attend {
@@ -142,13 +142,13 @@ impl<'a, B: Ops> Forward<'a, B> {
         }
         .at(|| at("attention"))?;
         let lora = self.members::<1>(module + O);
-        ops.linear(self.batch, n, &b.attended, &layer.o, &lora, None, &mut b.delta, &mut b.mid).at(|| at("o"))?;
+        ops.linear(self.batch, n, &b.attended, &layer.o, &lora, None, &mut b.delta, &mut b.mid_attended).at(|| at("o"))?;
         ops.add_rms_norm(n, &mut b.x, &b.delta, &layer.post_norm, dims.eps, &mut b.h, &mut b.rstd).at(|| at("second norm"))?;
         let lora = self.members::<2>(module + GATE_UP);
-        ops.linear(self.batch, n, &b.h, &layer.gate_up, &lora, None, &mut b.gate_up, &mut b.mid).at(|| at("gate, up"))?;
+        ops.linear(self.batch, n, &b.h, &layer.gate_up, &lora, None, &mut b.gate_up, &mut b.mid_h).at(|| at("gate, up"))?;
         ops.swiglu(n, dims.intermediate, &b.gate_up, &mut b.activated).at(|| at("swiglu"))?;
         let lora = self.members::<1>(module + DOWN);
-        ops.linear(self.batch, n, &b.activated, &layer.down, &lora, None, &mut b.delta, &mut b.mid).at(|| at("down"))?;
+        ops.linear(self.batch, n, &b.activated, &layer.down, &lora, None, &mut b.delta, &mut b.mid_activated).at(|| at("down"))?;
         match self.model.layers().get(number + 1) {
             Some(next) => ops.add_rms_norm(n, &mut b.x, &b.delta, &next.input_norm, dims.eps, &mut b.h, &mut b.rstd),
             None => ops.add(n, &mut b.x, &b.delta),

@@ -281,7 +281,7 @@ impl<O: Ops> Generator<O> {
         requests: Vec<GenRequest>,
         on_event: &mut dyn FnMut(GenEvent<'_>) -> ControlFlow<Cancel>,
     ) -> Result<Vec<GenResult>> {
-        self.buffers.fit(self.model.ops(), adapter)?;
+        self.buffers.fit(self.model.ops(), self.model.dims(), adapter)?;
         let mut run = Run {
             results: requests.iter().map(|r| GenResult { id: r.id, ids: Vec::new(), finish: Finish::Cancelled }).collect(),
             slots: std::iter::repeat_with(|| None).take(self.options.slots).collect(),

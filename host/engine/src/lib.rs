@@ -35,8 +35,10 @@ pub mod generate;
 pub mod model;
 pub mod modules;
 pub mod plan;
+pub mod planner;
 pub mod schedule;
 pub mod score;
+pub mod synthetic;
 pub mod train;
 mod workspace;
 
@@ -48,5 +50,5 @@ pub use modules::{Dims, Module, Projection};
 pub use plan::{MemoryPlan, PlanOptions, plan};
 pub use schedule::Schedule;
 pub use score::{Score, ScoreRequest, ScoreResult};
-pub use train::{MicroLoss, StepReport, TrainOptions, TrainState, Trainer};
-pub use workspace::{Parts, Recompute};
+pub use train::{LOSS_ROWS, MicroLoss, StepReport, TrainOptions, TrainState, Trainer};
+pub use workspace::{Keep, Parts, Recompute};

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use trainer_kernels::ops::{HostBatch, HostLinear, HostMatrix, Ops, WeightPlan};
-use trainer_model::{Adapter as HostAdapter, LinearWeight, ModelConfig, ModelWeights};
+use trainer_model::{Adapter as HostAdapter, AdapterConfig, LinearWeight, ModelConfig, ModelWeights};
 
 use crate::adapter::{Adapter, check_tensors, sites};
 use crate::error::{EngineError, OpsContext, Result};
 use crate::forward::{Buffers, Forward, finish};
 use crate::modules::{Dims, Module, PROJECTIONS, Projection};
+use crate::workspace::MidWidths;
 
 /// One decoder layer's frozen weights.
 pub(crate) struct Layer<O: Ops> {
@@ -57,7 +58,21 @@ impl<O: Ops> Model<O> {
     /// # Errors
     /// [`EngineError::Model`] where weights do not have the shapes that the configuration gives; [`EngineError::Ops`] from the backend.
     pub fn new(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, plan: WeightPlan) -> Result<Arc<Self>> {
-        Self::build(ops, config, weights, plan, None)
+        Self::build(ops, config, weights, plan, None, None)
+    }
+
+    /// Puts a model on a device with room for an adapter of these settings beside its weights: faster with that adapter, equal otherwise.
+    ///
+    /// # Errors
+    /// As [`Model::new`], and [`EngineError::AdapterConfig`] if the settings do not fit the model.
+    pub fn with_room(
+        ops: Arc<O>,
+        config: &ModelConfig,
+        weights: &ModelWeights,
+        plan: WeightPlan,
+        adapter: &AdapterConfig,
+    ) -> Result<Arc<Self>> {
+        Self::build(ops, config, weights, plan, None, Some(adapter))
     }
 
     /// Puts a model on a device with an adapter folded into its weights, `W + scale * B A`, which become dense f32: faster to generate with, and
@@ -68,7 +83,7 @@ impl<O: Ops> Model<O> {
     pub fn merged(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, adapter: &HostAdapter) -> Result<Arc<Self>> {
         let dims = Dims::new(config)?;
         check_tensors(&dims, &sites(&adapter.config, &dims)?, &adapter.modules)?;
-        Self::build(ops, config, weights, WeightPlan::Unpacked, Some(adapter))
+        Self::build(ops, config, weights, WeightPlan::Unpacked, Some(adapter), None)
     }
 
     fn build(
@@ -77,8 +92,10 @@ impl<O: Ops> Model<O> {
         weights: &ModelWeights,
         plan: WeightPlan,
         merge: Option<&HostAdapter>,
+        room: Option<&AdapterConfig>,
     ) -> Result<Arc<Self>> {
         let dims = Dims::new(config)?;
+        let sites = room.map(|config| sites(config, &dims)).transpose()?;
         if weights.layers.len() != dims.layers {
             return Err(EngineError::Model(format!("{} layers of weights, {} in the configuration", weights.layers.len(), dims.layers)));
         }
@@ -119,9 +136,10 @@ impl<O: Ops> Model<O> {
                     }
                 })
                 .collect();
-            let group = |range: std::ops::Range<usize>| {
+            let mids = sites.as_deref().map(|sites| MidWidths::of(sites, number)).unwrap_or_default();
+            let group = |range: std::ops::Range<usize>, ranks: usize| {
                 let members = hosts.get(range.clone()).unwrap_or_default();
-                ops.group(members, plan).at(|| format!("layer {number}, projections {range:?}"))
+                ops.group(members, plan, ranks).at(|| format!("layer {number}, projections {range:?}"))
             };
             let head_dim = dims.attention.head_dim;
             layers.push(Layer {
@@ -129,10 +147,10 @@ impl<O: Ops> Model<O> {
                 post_norm: vector(&layer.post_norm, dims.hidden, "post_attention_layernorm", number)?,
                 q_norm: vector(&layer.q_norm, head_dim, "q_norm", number)?,
                 k_norm: vector(&layer.k_norm, head_dim, "k_norm", number)?,
-                qkv: group(0..3)?,
-                o: group(3..4)?,
-                gate_up: group(4..6)?,
-                down: group(6..7)?,
+                qkv: group(0..3, mids.qkv)?,
+                o: group(3..4, mids.o)?,
+                gate_up: group(4..6, mids.gate_up)?,
+                down: group(6..7, mids.down)?,
             });
         }
         check_len(weights.final_norm.len(), dims.hidden, || "the final norm".into())?;
@@ -153,8 +171,23 @@ impl<O: Ops> Model<O> {
                 return Err(EngineError::Model("the head is not tied to the embedding, but there are no weights for it".into()));
             }
         };
+        Ok(Self::assemble(ops, config, dims, plan, embedding, head, layers, final_norm, biases))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a model has these parts")]
+    pub(crate) fn assemble(
+        ops: Arc<O>,
+        config: &ModelConfig,
+        dims: Dims,
+        plan: WeightPlan,
+        embedding: O::Table,
+        head: Option<O::Table>,
+        layers: Vec<Layer<O>>,
+        final_norm: O::Vector,
+        biases: Vec<Option<Vec<f32>>>,
+    ) -> Arc<Self> {
         let parameters = count(&dims);
-        Ok(Arc::new(Model { ops, config: config.clone(), dims, plan, embedding, head, layers, final_norm, biases, parameters }))
+        Arc::new(Model { ops, config: config.clone(), dims, plan, embedding, head, layers, final_norm, biases, parameters })
     }
 
     /// The backend.

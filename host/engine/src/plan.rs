@@ -1,7 +1,7 @@
 //! The memory of a run, computed before anything is allocated.
 
 use trainer_kernels::adamw::{AdamWConfig, OptimizerState};
-use trainer_kernels::ops::{Ops, WeightPlan};
+use trainer_kernels::ops::{Ops, ScratchNeed, WeightPlan};
 use trainer_model::{AdapterConfig, ModelConfig};
 
 use crate::adapter::sites;
@@ -9,8 +9,8 @@ use crate::error::{EngineError, Result};
 use crate::forward::GENERATION;
 use crate::generate::GenOptions;
 use crate::model::count;
-use crate::modules::Dims;
-use crate::workspace::{Hold, KEPT, Layout, MidWidths, Parts, Recompute, SCRATCH, SHARED, STREAM};
+use crate::modules::{Dims, Projection};
+use crate::workspace::{KEPT, Layout, MidWidths, Parts, Recompute, SCRATCH, SHARED, STREAM};
 
 /// What is to be held.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub struct PlanOptions {
     pub optimizer: Option<AdamWConfig>,
     /// How frozen weights are held.
     pub weights: WeightPlan,
+    /// Positions whose logits exist at the same time in the loss.
+    pub loss_rows: usize,
     /// Generation beside it, if any.
     pub generation: Option<GenOptions>,
 }
@@ -46,8 +48,8 @@ impl MemoryPlan {
     }
 }
 
-/// What a run will hold, by part. Weights held [`WeightPlan::Packed`] are taken to be NF4 with double quantization; the workspace's parts are exact. The
-/// backend's own scratch (a chunk of logits, an unpacked weight) is not counted.
+/// What a run will hold, by part. Weights held [`WeightPlan::Packed`] are taken to be NF4 with double quantization; the workspace's parts are exact. What a backend
+/// makes for itself (a chunk of logits, an unpacked weight) is counted as it says ([`Ops::scratch_bytes`]).
 ///
 /// # Errors
 /// Settings that could not be run, or sizes that overflow.
@@ -58,14 +60,14 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
     let linear: u64 = dims.modules().iter().map(|m| m.out_features as u64 * m.in_features as u64).sum();
     let other = count(&dims) - linear;
     let tables = if dims.tied { 1 } else { 2 } * dims.vocab as u64 * dims.hidden as u64;
-    let held = match options.weights {
-        WeightPlan::Unpacked => product(&[linear, element])?,
-        WeightPlan::Packed => linear.div_ceil(2) + linear.div_ceil(64) + linear.div_ceil(64 * 256) * 4,
-    };
+    let sites = adapter.map(|a| sites(a, &dims)).transpose()?;
+    let widths = |layer: usize| sites.as_deref().map(|s| MidWidths::of(s, layer)).unwrap_or_default();
+    let held = (0..dims.layers)
+        .flat_map(|layer| groups(&dims, widths(layer)))
+        .fold(0u64, |sum, (members, ranks)| sum.saturating_add(ops.group_bytes(&members, options.weights, ranks)));
     parts.insert("frozen projections", held);
     parts.insert("embedding and head", product(&[tables, element])?);
     parts.insert("norms and biases", (other - tables) * 4);
-    let sites = adapter.map(|a| sites(a, &dims)).transpose()?;
     if let Some(sites) = &sites {
         let modules = dims.modules();
         let trained: u64 = modules.iter().zip(sites).filter_map(|(m, s)| s.map(|s| s.parameters(m))).sum();
@@ -78,7 +80,7 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
                 .filter_map(|(m, s)| s.map(|s| [s.rank * m.in_features, s.rank * m.out_features, if s.bias { m.out_features } else { 0 }]));
             parts.insert("optimizer states", lengths.flatten().filter(|len| *len > 0).map(|len| state_bytes(len, &optimizer)).sum());
             let layout = Layout::new(&dims, sites, &options.recompute)?;
-            workspace(&dims, &layout, options.max_tokens, element, &mut parts)?;
+            workspace(ops, &dims, &layout, options.max_tokens, &mut parts)?;
         }
     }
     if let Some(generation) = options.generation {
@@ -87,36 +89,80 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
         let cache =
             product(&[2, dims.layers as u64, generation.slots as u64, generation.cache_length as u64, a.kv_width() as u64, element])?;
         parts.insert("key/value cache", cache);
-        let widest = sites.as_ref().map_or(0, |s| (0..dims.layers).map(|l| MidWidths::of(s, l).widest()).max().unwrap_or(0));
+        let widest = (0..dims.layers).map(|layer| widths(layer).widest()).max().unwrap_or(0);
         let h = dims.hidden;
-        let tensors = 3 * h + a.qkv_width() + a.qk_width() + a.q_width() + 3 * dims.intermediate + widest;
+        let pair = |cols: usize| cols + ops.mid_columns(cols, widest);
+        let pairs = pair(h) + pair(a.q_width()) + pair(dims.intermediate);
+        let tensors = 2 * h + a.qkv_width() + a.qk_width() + 2 * dims.intermediate + pairs;
         let stats = 1 + a.heads + a.kv_heads + a.heads;
         let row = tensors as u64 * element + stats as u64 * 4;
         let last = product(&[generation.slots as u64, 2 * h as u64, element])?;
         parts.insert(GENERATION, product(&[generation.rows() as u64, row])?.saturating_add(last));
     }
+    let largest = (0..dims.layers)
+        .flat_map(|layer| groups(&dims, widths(layer)))
+        .map(|(members, ranks)| (members.iter().map(|m| m.0).sum::<usize>(), members.first().map_or(0, |m| m.1), ranks))
+        .max_by_key(|(out, inner, ranks)| (out + ranks).saturating_mul(inner + ranks));
+    let need = ScratchNeed {
+        tokens: options.max_tokens.max(options.generation.map_or(0, |g| g.rows())),
+        largest_group: largest.unwrap_or_default(),
+        plan: options.weights,
+        attention: dims.attention,
+        vocab: dims.vocab,
+        hidden: dims.hidden,
+        loss_rows: options.loss_rows,
+        training: options.optimizer.is_some(),
+        dropout: adapter.is_some_and(|a| a.dropout > 0.0),
+    };
+    for (part, bytes) in ops.scratch_bytes(&need) {
+        *parts.entry(part).or_default() += bytes;
+    }
     Ok(MemoryPlan { parts })
 }
 
-fn workspace(dims: &Dims, layout: &Layout, tokens: usize, element: u64, parts: &mut Parts) -> Result<()> {
+/// Whether a part is as many bytes for each token of a micro-batch.
+pub(crate) fn grows_with_tokens(part: &str) -> bool {
+    [KEPT, SHARED, STREAM, SCRATCH].contains(&part)
+}
+
+/// The members of a layer's four groups (output and input features), and the widths of what lies between A and B.
+fn groups(dims: &Dims, mids: MidWidths) -> [(Vec<(usize, usize)>, usize); 4] {
+    let members = |projections: &[Projection]| projections.iter().map(|p| dims.features(*p)).collect();
+    [
+        (members(&[Projection::Q, Projection::K, Projection::V]), mids.qkv),
+        (members(&[Projection::O]), mids.o),
+        (members(&[Projection::Gate, Projection::Up]), mids.gate_up),
+        (members(&[Projection::Down]), mids.down),
+    ]
+}
+
+fn workspace<O: Ops>(ops: &O, dims: &Dims, layout: &Layout, tokens: usize, parts: &mut Parts) -> Result<()> {
     let a = dims.attention;
     let (h, i, qkv, qk, q) = (dims.hidden, dims.intermediate, a.qkv_width(), a.qk_width(), a.q_width());
-    let tokens = tokens as u64;
-    // Per token of a layer: norms and x2, projections, attention, MLP, buffers between A and B; then the statistics.
-    let layer = |m: &MidWidths| {
-        let tensors = 3 * h + qkv + qk + q + 3 * i + m.qkv + m.o + m.gate_up;
-        tensors as u64 * element + (2 + a.heads + a.kv_heads + a.heads) as u64 * 4
+    let (tokens, element) = (tokens as u64, ops.element_bytes() as u64);
+    let pair = |cols: usize, ranks: usize| cols + ops.mid_columns(cols, ranks);
+    // Bytes of a token: tensors in the compute type, statistics in f32.
+    let cheap = |m: &MidWidths| {
+        (pair(h, m.qkv) + qk + pair(h, m.gate_up) + pair(i, m.down)) as u64 * element + (2 + a.heads + a.kv_heads) as u64 * 4
     };
-    let kept: u64 = layout.holds.iter().zip(&layout.mids).filter(|(hold, _)| matches!(hold, Hold::Kept(_))).map(|(_, m)| layer(m)).sum();
-    let down: usize = layout.mids.iter().map(|m| m.down).sum();
-    parts.insert(KEPT, product(&[tokens, kept + down as u64 * element])?);
-    if layout.shares() {
-        parts.insert(SHARED, product(&[tokens, layer(&layout.shared_mids())])?);
+    let dear = |m: &MidWidths| (qkv + pair(q, m.o) + h + 2 * i) as u64 * element + a.heads as u64 * 4;
+    let mut kept = 0;
+    for (layer, (hold, m)) in layout.holds.iter().zip(&layout.mids).enumerate() {
+        let apart = layout.apart(layer);
+        kept += hold.cheap.map_or(0, |_| cheap(m)) + hold.dear.map_or(0, |_| dear(m));
+        kept += (apart.qkv + apart.gate_up + apart.down) as u64 * element;
+    }
+    parts.insert(KEPT, product(&[tokens, kept])?);
+    let shared_cheap = layout.widths(|hold| hold.cheap.is_none()).map_or(0, |m| cheap(&m));
+    let shared = shared_cheap + layout.widths(|hold| hold.dear.is_none()).map_or(0, |m| dear(&m));
+    if shared > 0 {
+        parts.insert(SHARED, product(&[tokens, shared])?);
     }
     let streams = (dims.layers + 1 - layout.first) as u64;
     parts.insert(STREAM, product(&[tokens, streams, h as u64, element])?);
-    let widest = layout.mids.iter().map(|m| m.widest()).max().unwrap_or(0);
-    let scratch = (3 * h + 3 * i + q + qk + qkv + widest) as u64 * element + 4;
+    let widest = layout.widths(|_| true).unwrap_or_default();
+    let pairs = pair(h, widest.o.max(widest.down)) + pair(2 * i, widest.gate_up) + pair(qkv, widest.qkv);
+    let scratch = (2 * h + pairs + i + q + qk) as u64 * element + 4;
     parts.insert(SCRATCH, product(&[tokens, scratch])?);
     Ok(())
 }

@@ -44,7 +44,7 @@ impl<O: Ops> Generator<O> {
     /// Only what concerns all requests: a failing backend. What is wrong with one request is in its result.
     pub fn score(&mut self, adapter: Option<&Adapter<O>>, requests: &[ScoreRequest]) -> Result<Vec<ScoreResult>> {
         let model = self.model().clone();
-        self.buffers.fit(model.ops(), adapter)?;
+        self.buffers.fit(model.ops(), model.dims(), adapter)?;
         let limit = self.options().prefill_tokens;
         let mut sequences = Vec::with_capacity(requests.len());
         for request in requests {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trainer_kernels::adamw::{AdamWConfig, OptimizerState, clip_factor};
-use trainer_kernels::ops::{HostBatch, Ops};
+use trainer_kernels::ops::{AdamWItem, HostBatch, Ops};
 
 use crate::adapter::{Adapter, Gradients, sites};
 use crate::decoder::{Pass, StepDropout};
@@ -26,7 +26,12 @@ pub struct TrainOptions {
     pub max_grad_norm: Option<f64>,
     /// The run's seed: of the dropout.
     pub seed: u64,
+    /// Positions whose logits exist at the same time in the loss, on backends where that is a choice: a matter of memory and speed.
+    pub loss_rows: usize,
 }
+
+/// What [`TrainOptions::loss_rows`] is where nothing else is said.
+pub const LOSS_ROWS: usize = 1024;
 
 /// The losses of one micro-batch.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -115,9 +120,11 @@ impl<O: Ops> Trainer<O> {
                 recompute: options.recompute.clone(),
                 optimizer: Some(options.optimizer),
                 weights: model.weight_plan(),
+                loss_rows: options.loss_rows,
                 generation: None,
             },
         )?;
+        model.ops().set_loss_rows(options.loss_rows);
         let sites = sites(adapter.config(), model.dims())?;
         let layout = Layout::new(model.dims(), &sites, &options.recompute)?;
         let gradients = Gradients::new(model.ops(), &adapter)?;
@@ -202,14 +209,10 @@ impl<O: Ops> Trainer<O> {
             return Err(EngineError::NotFinite { step, what: "gradient norm", value: grad_norm });
         }
         let clip = self.options.max_grad_norm.map_or(1.0, |max| clip_factor(grad_norm, max));
-        let adapters = self.adapter.loras.iter_mut().flatten();
-        let values = adapters.flat_map(|l| {
-            let name = l.module.name.clone();
-            l.tensors_mut().map(move |(_, p)| (name.clone(), p))
-        });
-        for (((name, param), grad), state) in values.zip(gradients).zip(&mut self.states) {
-            ops.adamw(param, grad, state, &self.options.optimizer, lr as f32, clip as f32, step).at(|| format!("AdamW step on {name}"))?;
-        }
+        let values = self.adapter.loras.iter_mut().flatten().flat_map(|l| l.tensors_mut().map(|t| t.1));
+        let mut items: Vec<AdamWItem<'_, O::Param, O::State>> =
+            values.zip(gradients).zip(&mut self.states).map(|((param, grad), state)| AdamWItem { param, grad, state }).collect();
+        ops.adamw_all(&mut items, &self.options.optimizer, lr as f32, clip as f32, step).at(|| format!("AdamW, step {step}"))?;
         self.step = step;
         Ok(StepReport { step, grad_norm, clip, lr })
     }

@@ -1,7 +1,7 @@
 //! The buffers of a training step: made once for the largest micro-batch and reused.
 //!
-//! What a layer's backward needs is either kept from the forward or computed again from the layer's input. Both give the same bits,
-//! because the same operations run on the same values.
+//! What a layer's backward needs is either kept from the forward or computed again, all of it or what is cheap. All give the same bits, because the
+//! same operations run on the same values.
 
 use std::collections::BTreeMap;
 
@@ -12,25 +12,41 @@ use crate::adapter::Site;
 use crate::error::{EngineError, OpsContext, Result};
 use crate::modules::{DOWN, Dims, GATE_UP, O, PROJECTIONS, QKV};
 
-/// Which layers compute their activations again in the backward instead of keeping them (Chen et al. 2016).
+/// What of a layer's activations waits from forward to backward; the rest is computed again (Chen et al. 2016).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// Everything: fastest, most memory.
+    All,
+    /// What matrix products and attention made. Norms, rotation and SwiGLU are computed again, which costs memory traffic but no products.
+    Lean,
+    /// The layer's input alone: least memory, about a third more work.
+    Input,
+}
+
+/// What the layers keep.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// No layer: fastest, most memory.
+    /// Every layer keeps everything.
     #[default]
     None,
-    /// Every layer: least memory, about a third more work.
+    /// Every layer keeps its input alone.
     All,
-    /// These layers, by number.
+    /// These layers, by number, keep their input alone, the others everything.
     Layers(Vec<usize>),
+    /// One choice for each layer.
+    Each(Vec<Keep>),
 }
 
 impl Recompute {
-    pub(crate) fn has(&self, layer: usize) -> bool {
+    pub(crate) fn keep(&self, layer: usize) -> Keep {
         match self {
-            Recompute::None => false,
-            Recompute::All => true,
-            Recompute::Layers(layers) => layers.contains(&layer),
+            Recompute::None => Keep::All,
+            Recompute::All => Keep::Input,
+            Recompute::Layers(layers) if layers.contains(&layer) => Keep::Input,
+            Recompute::Layers(_) => Keep::All,
+            Recompute::Each(choices) => choices.get(layer).copied().unwrap_or(Keep::All),
         }
     }
 
@@ -41,23 +57,28 @@ impl Recompute {
                 value: format!("{list:?}"),
                 expected: "numbers of layers of the model, from 0",
             }),
+            Recompute::Each(list) if list.len() != layers => Err(EngineError::Setting {
+                name: "recompute",
+                value: format!("{} choices", list.len()),
+                expected: "one choice for each layer of the model",
+            }),
             _ => Ok(()),
         }
     }
 }
 
-/// What holds a layer's activations.
+/// Where a layer's activations lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// A buffer of its own, from forward to backward.
-    Kept(usize),
-    /// The shared buffer, filled again in the backward.
-    Recomputed,
-    /// The shared buffer; there is no backward, because nothing is trained in this layer or below.
-    Frozen,
+pub(crate) struct Hold {
+    /// Its own [`Cheap`], by number, or the shared one.
+    pub cheap: Option<usize>,
+    /// Its own [`Dear`], by number, or the shared one.
+    pub dear: Option<usize>,
+    /// Whether there is a backward: something is trained in this layer or below.
+    pub trained: bool,
 }
 
-/// Widths of the buffers between A and B of a layer's four groups: the sums of the ranks.
+/// Widths of the buffers between A and B of a layer's four groups: the sums of the ranks, each rounded up to eight so that a backend can align them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MidWidths {
     pub qkv: usize,
@@ -70,7 +91,7 @@ impl MidWidths {
     /// Those of one layer.
     pub fn of(sites: &[Option<Site>], layer: usize) -> MidWidths {
         let sum = |first: usize, count: usize| -> usize {
-            sites.iter().skip(layer * PROJECTIONS + first).take(count).flatten().map(|s| s.rank).sum()
+            sites.iter().skip(layer * PROJECTIONS + first).take(count).flatten().map(|s| s.rank.next_multiple_of(8)).sum()
         };
         MidWidths { qkv: sum(QKV, O - QKV), o: sum(O, GATE_UP - O), gate_up: sum(GATE_UP, DOWN - GATE_UP), down: sum(DOWN, 1) }
     }
@@ -111,31 +132,42 @@ impl Layout {
             .position(Option::is_some)
             .map(|module| module / PROJECTIONS)
             .ok_or_else(|| EngineError::AdapterConfig("nothing is trained".into()))?;
-        let mut kept = 0;
+        let (mut cheap, mut dear) = (0, 0);
+        let next = |count: &mut usize, own: bool| {
+            own.then(|| {
+                *count += 1;
+                *count - 1
+            })
+        };
         let mut holds = Vec::with_capacity(dims.layers);
         for layer in 0..dims.layers {
-            holds.push(if layer < first {
-                Hold::Frozen
-            } else if recompute.has(layer) {
-                Hold::Recomputed
-            } else {
-                kept += 1;
-                Hold::Kept(kept - 1)
+            let trained = layer >= first;
+            let keep = recompute.keep(layer);
+            holds.push(Hold {
+                cheap: next(&mut cheap, trained && keep == Keep::All),
+                dear: next(&mut dear, trained && keep != Keep::Input),
+                trained,
             });
         }
         let mids = (0..dims.layers).map(|layer| MidWidths::of(sites, layer)).collect();
         Ok(Layout { first, holds, mids })
     }
 
-    /// Whether any layer needs the shared buffer.
-    pub fn shares(&self) -> bool {
-        self.holds.iter().any(|h| !matches!(h, Hold::Kept(_)))
+    /// Widths of what lies between A and B that a layer keeps in buffers of its own, apart from the inputs that it belongs to.
+    pub fn apart(&self, layer: usize) -> MidWidths {
+        match (self.holds.get(layer), self.mids.get(layer)) {
+            (Some(Hold { cheap: None, dear, trained: true }), Some(m)) => {
+                let kept = |width| if dear.is_some() { width } else { 0 };
+                MidWidths { qkv: kept(m.qkv), o: 0, gate_up: kept(m.gate_up), down: m.down }
+            }
+            _ => MidWidths::default(),
+        }
     }
 
-    /// Widths that serve every layer of the shared buffer.
-    pub fn shared_mids(&self) -> MidWidths {
-        let shared = self.holds.iter().zip(&self.mids).filter(|(h, _)| !matches!(h, Hold::Kept(_)));
-        shared.fold(MidWidths::default(), |widths, (_, m)| widths.max(*m))
+    /// Widths that serve every layer whose hold is as asked for; None if there is no such layer.
+    pub fn widths(&self, of: impl Fn(&Hold) -> bool) -> Option<MidWidths> {
+        let mut some = self.holds.iter().zip(&self.mids).filter(|(h, _)| of(h)).map(|(_, m)| *m);
+        some.next().map(|first| some.fold(first, MidWidths::max))
     }
 
     /// The residual stream's buffer at a layer's input; `layer` = number of layers: after the last one.
@@ -144,27 +176,39 @@ impl Layout {
     }
 }
 
-/// What one layer's backward needs of its forward.
-pub(crate) struct LayerActs<O: Ops> {
+/// Of a layer's forward, what elementwise operations make of [`Dear`] or of the layer's input, each beside what adapters make of it.
+pub(crate) struct Cheap<O: Ops> {
     /// The normalised input.
     pub h1: O::Tensor,
     pub rstd1: O::Stats,
     pub mid_qkv: O::Tensor,
-    /// `q | k | v` before norm and rotation.
-    pub qkv: O::Tensor,
-    /// `q | k` after them.
+    /// `q | k` after norm and rotation.
     pub qk: O::Tensor,
     pub rstd_qk: O::Stats,
+    pub h2: O::Tensor,
+    pub rstd2: O::Stats,
+    pub mid_gate_up: O::Tensor,
+    pub activated: O::Tensor,
+    pub mid_down: O::Tensor,
+}
+
+/// Of a layer's forward, what takes matrix products or attention to make.
+pub(crate) struct Dear<O: Ops> {
+    /// `q | k | v` before norm and rotation.
+    pub qkv: O::Tensor,
     pub attended: O::Tensor,
     pub lse: O::Stats,
     pub mid_o: O::Tensor,
     /// The residual stream between attention and MLP.
     pub x2: O::Tensor,
-    pub h2: O::Tensor,
-    pub rstd2: O::Stats,
-    pub mid_gate_up: O::Tensor,
     pub gate_up: O::Tensor,
-    pub activated: O::Tensor,
+}
+
+/// What lies between A and B, kept apart from its input: see [`Layout::apart`].
+pub(crate) struct Mids<O: Ops> {
+    pub qkv: O::Tensor,
+    pub gate_up: O::Tensor,
+    pub down: O::Tensor,
 }
 
 /// Bytes by what they are for.
@@ -197,6 +241,14 @@ impl<'a, O: Ops> Maker<'a, O> {
         self.ops.tensor(rows, cols).at(|| format!("{part}: {rows} x {cols} values"))
     }
 
+    /// An input of a group and what lies between A and B of its adapters.
+    pub fn with_mid(&mut self, part: &'static str, cols: usize, ranks: usize) -> Result<(O::Tensor, O::Tensor)> {
+        let width = cols + self.ops.mid_columns(cols, ranks);
+        self.count(part, self.rows, width, self.ops.element_bytes())?;
+        let rows = self.rows;
+        self.ops.tensor_with_mid(rows, cols, ranks).at(|| format!("{part}: {rows} x {width} values"))
+    }
+
     pub fn stats(&mut self, part: &'static str, cols: usize) -> Result<O::Stats> {
         self.count(part, self.rows, cols, size_of::<f32>())?;
         let rows = self.rows;
@@ -209,26 +261,99 @@ pub(crate) const SHARED: &str = "recomputed activations";
 pub(crate) const STREAM: &str = "layer inputs";
 pub(crate) const SCRATCH: &str = "backward scratch";
 
-impl<O: Ops> LayerActs<O> {
+impl<O: Ops> Cheap<O> {
     fn new(make: &mut Maker<'_, O>, dims: &Dims, mids: MidWidths, part: &'static str) -> Result<Self> {
         let a = dims.attention;
-        Ok(LayerActs {
-            h1: make.tensor(part, dims.hidden)?,
-            rstd1: make.stats(part, 1)?,
-            mid_qkv: make.tensor(part, mids.qkv)?,
+        let (h1, mid_qkv) = make.with_mid(part, dims.hidden, mids.qkv)?;
+        let (h2, mid_gate_up) = make.with_mid(part, dims.hidden, mids.gate_up)?;
+        let (activated, mid_down) = make.with_mid(part, dims.intermediate, mids.down)?;
+        let (rstd1, rstd2) = (make.stats(part, 1)?, make.stats(part, 1)?);
+        let (qk, rstd_qk) = (make.tensor(part, a.qk_width())?, make.stats(part, a.heads + a.kv_heads)?);
+        Ok(Cheap { h1, rstd1, mid_qkv, qk, rstd_qk, h2, rstd2, mid_gate_up, activated, mid_down })
+    }
+}
+
+impl<O: Ops> Dear<O> {
+    fn new(make: &mut Maker<'_, O>, dims: &Dims, mids: MidWidths, part: &'static str) -> Result<Self> {
+        let a = dims.attention;
+        let (attended, mid_o) = make.with_mid(part, a.q_width(), mids.o)?;
+        Ok(Dear {
             qkv: make.tensor(part, a.qkv_width())?,
-            qk: make.tensor(part, a.qk_width())?,
-            rstd_qk: make.stats(part, a.heads + a.kv_heads)?,
-            attended: make.tensor(part, a.q_width())?,
+            attended,
             lse: make.stats(part, a.heads)?,
-            mid_o: make.tensor(part, mids.o)?,
+            mid_o,
             x2: make.tensor(part, dims.hidden)?,
-            h2: make.tensor(part, dims.hidden)?,
-            rstd2: make.stats(part, 1)?,
-            mid_gate_up: make.tensor(part, mids.gate_up)?,
             gate_up: make.tensor(part, 2 * dims.intermediate)?,
-            activated: make.tensor(part, dims.intermediate)?,
         })
+    }
+}
+
+/// Buffers of all layers.
+pub(crate) struct Kept<O: Ops> {
+    /// Those that keep theirs.
+    cheap: Vec<Cheap<O>>,
+    dear: Vec<Dear<O>>,
+    /// For all others, one after the other.
+    shared_cheap: Option<Cheap<O>>,
+    shared_dear: Option<Dear<O>>,
+    /// Per layer.
+    pub mids: Vec<Mids<O>>,
+}
+
+impl<O: Ops> Kept<O> {
+    fn new(make: &mut Maker<'_, O>, dims: &Dims, layout: &Layout) -> Result<Self> {
+        let (mut cheap, mut dear, mut mids) = (Vec::new(), Vec::new(), Vec::new());
+        for (layer, (hold, m)) in layout.holds.iter().zip(&layout.mids).enumerate() {
+            if hold.cheap.is_some() {
+                cheap.push(Cheap::new(make, dims, *m, KEPT)?);
+            }
+            if hold.dear.is_some() {
+                dear.push(Dear::new(make, dims, *m, KEPT)?);
+            }
+            let apart = layout.apart(layer);
+            let (qkv, gate_up) = (make.tensor(KEPT, apart.qkv)?, make.tensor(KEPT, apart.gate_up)?);
+            mids.push(Mids { qkv, gate_up, down: make.tensor(KEPT, apart.down)? });
+        }
+        let shared_cheap = layout.widths(|h| h.cheap.is_none()).map(|m| Cheap::new(make, dims, m, SHARED)).transpose()?;
+        let shared_dear = layout.widths(|h| h.dear.is_none()).map(|m| Dear::new(make, dims, m, SHARED)).transpose()?;
+        Ok(Kept { cheap, dear, shared_cheap, shared_dear, mids })
+    }
+
+    /// A layer's activations, wherever they lie.
+    pub fn of(&self, hold: Hold) -> Result<(&Cheap<O>, &Dear<O>)> {
+        let cheap = hold.cheap.map_or(self.shared_cheap.as_ref(), |i| self.cheap.get(i));
+        let dear = hold.dear.map_or(self.shared_dear.as_ref(), |i| self.dear.get(i));
+        Ok((cheap.ok_or_else(|| absent("activations"))?, dear.ok_or_else(|| absent("activations"))?))
+    }
+
+    /// One layer's norms, to be filled, and what another one (or the same) holds dear.
+    pub fn cheap_and_dear(&mut self, of: Hold, dear_of: Hold) -> Result<(&mut Cheap<O>, &Dear<O>)> {
+        let cheap = match of.cheap {
+            Some(i) => self.cheap.get_mut(i),
+            None => self.shared_cheap.as_mut(),
+        };
+        let dear = dear_of.dear.map_or(self.shared_dear.as_ref(), |i| self.dear.get(i));
+        Ok((cheap.ok_or_else(|| absent("activations"))?, dear.ok_or_else(|| absent("activations"))?))
+    }
+
+    /// A layer's norms, and where it keeps what lies between A and B.
+    pub fn cheap_and_mids(&mut self, hold: Hold, layer: usize) -> Result<(&Cheap<O>, &mut Mids<O>)> {
+        let cheap = hold.cheap.map_or(self.shared_cheap.as_ref(), |i| self.cheap.get(i));
+        let mids = self.mids.get_mut(layer).ok_or_else(|| absent("adapter buffers"))?;
+        Ok((cheap.ok_or_else(|| absent("activations"))?, mids))
+    }
+
+    /// As [`Kept::of`], to be filled.
+    pub fn of_mut(&mut self, hold: Hold) -> Result<(&mut Cheap<O>, &mut Dear<O>)> {
+        let cheap = match hold.cheap {
+            Some(i) => self.cheap.get_mut(i),
+            None => self.shared_cheap.as_mut(),
+        };
+        let dear = match hold.dear {
+            Some(i) => self.dear.get_mut(i),
+            None => self.shared_dear.as_mut(),
+        };
+        Ok((cheap.ok_or_else(|| absent("activations"))?, dear.ok_or_else(|| absent("activations"))?))
     }
 }
 
@@ -239,23 +364,22 @@ pub(crate) struct Workspace<O: Ops> {
     pub layout: Layout,
     /// The residual stream at the input of every layer that has a backward, and after the last; see [`Layout::stream`].
     pub streams: Vec<O::Tensor>,
-    /// Of the layers that keep theirs.
-    pub kept: Vec<LayerActs<O>>,
-    /// Of all others, one after the other.
-    pub shared: Option<LayerActs<O>>,
-    /// Between A and B of the down projection, kept in every layer: small, and it spares the recomputation that projection.
-    pub mid_down: Vec<O::Tensor>,
+    /// What the layers keep.
+    pub kept: Kept<O>,
     pub hidden: O::Tensor,
     pub hidden_rstd: O::Stats,
     /// A sublayer's output in the forward, the gradient of its input in the backward.
     pub narrow: O::Tensor,
+    /// The gradient of the residual stream, and of what lies between A and B of the projections whose output it is.
     pub dx: O::Tensor,
+    pub dx_mid: O::Tensor,
     pub d_gate_up: O::Tensor,
+    pub d_gate_up_mid: O::Tensor,
     pub d_activated: O::Tensor,
     pub d_attended: O::Tensor,
     pub d_qk: O::Tensor,
     pub d_qkv: O::Tensor,
-    pub d_mid: O::Tensor,
+    pub d_qkv_mid: O::Tensor,
     /// What was allocated.
     pub parts: Parts,
 }
@@ -268,32 +392,28 @@ impl<O: Ops> Workspace<O> {
         }
         let make = &mut Maker::new(ops, tokens);
         let streams = (layout.first..=dims.layers).map(|_| make.tensor(STREAM, dims.hidden)).collect::<Result<Vec<_>>>()?;
-        let mut kept = Vec::new();
-        for (hold, mids) in layout.holds.iter().zip(&layout.mids) {
-            if matches!(hold, Hold::Kept(_)) {
-                kept.push(LayerActs::new(make, dims, *mids, KEPT)?);
-            }
-        }
-        let shared = if layout.shares() { Some(LayerActs::new(make, dims, layout.shared_mids(), SHARED)?) } else { None };
-        let mid_down = layout.mids.iter().map(|m| make.tensor(KEPT, m.down)).collect::<Result<Vec<_>>>()?;
+        let kept = Kept::new(make, dims, &layout)?;
         let a = dims.attention;
-        let widest = layout.mids.iter().map(|m| m.widest()).max().unwrap_or(0);
+        let widest = layout.widths(|_| true).unwrap_or_default();
+        let (dx, dx_mid) = make.with_mid(SCRATCH, dims.hidden, widest.o.max(widest.down))?;
+        let (d_gate_up, d_gate_up_mid) = make.with_mid(SCRATCH, 2 * dims.intermediate, widest.gate_up)?;
+        let (d_qkv, d_qkv_mid) = make.with_mid(SCRATCH, a.qkv_width(), widest.qkv)?;
         Ok(Workspace {
             tokens,
             streams,
             kept,
-            shared,
-            mid_down,
             hidden: make.tensor(SCRATCH, dims.hidden)?,
             hidden_rstd: make.stats(SCRATCH, 1)?,
             narrow: make.tensor(SCRATCH, dims.hidden)?,
-            dx: make.tensor(SCRATCH, dims.hidden)?,
-            d_gate_up: make.tensor(SCRATCH, 2 * dims.intermediate)?,
+            dx,
+            dx_mid,
+            d_gate_up,
+            d_gate_up_mid,
             d_activated: make.tensor(SCRATCH, dims.intermediate)?,
             d_attended: make.tensor(SCRATCH, a.q_width())?,
             d_qk: make.tensor(SCRATCH, a.qk_width())?,
-            d_qkv: make.tensor(SCRATCH, a.qkv_width())?,
-            d_mid: make.tensor(SCRATCH, widest)?,
+            d_qkv,
+            d_qkv_mid,
             layout,
             parts: std::mem::take(&mut make.parts),
         })

@@ -16,7 +16,7 @@ use trainer_test_support::relative_norm;
 type Tensors = BTreeMap<String, Vec<f32>>;
 
 fn options(recompute: Recompute) -> TrainOptions {
-    TrainOptions { max_tokens: 200, recompute, optimizer: AdamWConfig::default(), max_grad_norm: Some(1.0), seed: 11 }
+    TrainOptions { max_tokens: 200, recompute, optimizer: AdamWConfig::default(), max_grad_norm: Some(1.0), seed: 11, loss_rows: LOSS_ROWS }
 }
 
 fn trainer(model: &Arc<Model<Cpu>>, config: &AdapterConfig, recompute: Recompute) -> Trainer<Cpu> {
@@ -76,7 +76,16 @@ fn recomputed_layers_give_the_same_bits() {
         let rows = rows(6, &tiny);
         let kept = gradients(&mut trainer(&model, &config, Recompute::None), &rows, 3);
         assert!(kept.0.values().flatten().any(|g| *g != 0.0), "{name}: no gradient at all");
-        for recompute in [Recompute::All, Recompute::Layers(vec![1]), Recompute::Layers(vec![0, 2])] {
+        let mixed = |choices: &[Keep]| Recompute::Each(choices.to_vec());
+        for recompute in [
+            Recompute::All,
+            Recompute::Layers(vec![1]),
+            Recompute::Layers(vec![0, 2]),
+            mixed(&[Keep::Lean, Keep::Lean, Keep::Lean]),
+            mixed(&[Keep::Lean, Keep::Input, Keep::All]),
+            mixed(&[Keep::All, Keep::Lean, Keep::Input]),
+            mixed(&[Keep::Input, Keep::All, Keep::Lean]),
+        ] {
             let again = gradients(&mut trainer(&model, &config, recompute.clone()), &rows, 3);
             assert_eq!(kept, again, "{name}, {recompute:?}");
         }

@@ -45,7 +45,14 @@ fn check_logits(what: &str, goldens: &std::collections::BTreeMap<String, support
 }
 
 fn trainer(model: &std::sync::Arc<Model<Cpu>>, adapter: Adapter<Cpu>, max_tokens: usize) -> Trainer<Cpu> {
-    let options = TrainOptions { max_tokens, recompute: Recompute::None, optimizer: AdamWConfig::default(), max_grad_norm: None, seed: 1 };
+    let options = TrainOptions {
+        max_tokens,
+        recompute: Recompute::None,
+        optimizer: AdamWConfig::default(),
+        max_grad_norm: None,
+        seed: 1,
+        loss_rows: LOSS_ROWS,
+    };
     Trainer::new(model.clone(), adapter, options).unwrap()
 }
 

@@ -11,7 +11,7 @@ use trainer_config::{
 use trainer_data::{
     FeedbackPlan, MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
 };
-use trainer_engine::{Adapter, MemoryPlan, Model, PlanOptions, Recompute, Schedule, TrainOptions, Trainer, plan};
+use trainer_engine::{Adapter, LOSS_ROWS, MemoryPlan, Model, PlanOptions, Recompute, Schedule, TrainOptions, Trainer, plan};
 use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
 use trainer_kernels::ops::{Ops, WeightPlan};
@@ -91,6 +91,7 @@ impl Assembly {
                 recompute: recompute(&recipe),
                 optimizer: Some(optimizer(&recipe)),
                 weights: WeightPlan::Unpacked,
+                loss_rows: LOSS_ROWS,
                 generation: None,
             },
         )?;
@@ -196,6 +197,7 @@ impl Assembly {
             optimizer: optimizer(&self.recipe),
             max_grad_norm: (self.recipe.train.max_grad_norm > 0.0).then_some(self.recipe.train.max_grad_norm),
             seed: self.recipe.train.seed,
+            loss_rows: LOSS_ROWS,
         };
         Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing: self.recipe.data.packing })
     }

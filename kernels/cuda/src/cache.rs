@@ -31,6 +31,13 @@ impl Cache {
         Ok(Self { dir: dir.to_owned(), key: secret(dir)? })
     }
 
+    /// Where the user's cache is: `$XDG_CACHE_HOME/trainer/cubins`, else `~/.cache/trainer/cubins`; None without a home.
+    pub fn default_folder() -> Option<PathBuf> {
+        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
+        Some(base.join("trainer").join("cubins"))
+    }
+
     /// The entry of that name, if this user's program wrote it. `name` is a hexadecimal digest.
     pub fn get(&self, name: &str) -> Option<Vec<u8>> {
         let entry = read_private(&self.dir.join(name), MAX_ENTRY).ok()?;

@@ -5,6 +5,7 @@ use crate::compile::{Arch, SOURCES, cubin};
 use crate::memory::{Arena, Buffer, Floats, Plain, Tensor};
 use crate::nvrtc::Nvrtc;
 use crate::probe::driver_present;
+use crate::profile::Profile;
 use crate::{CudaError, Result};
 use cudarc::driver::{CudaContext, CudaStream, LaunchConfig, result, sys};
 use half::bf16;
@@ -76,6 +77,7 @@ pub struct Device {
     arch: Arch,
     multiprocessors: u32,
     shared_limit: u32,
+    profile: Profile,
 }
 
 impl Device {
@@ -102,7 +104,7 @@ impl Device {
         let shared_limit = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let stream = context.new_stream()?;
         let arena = Arena::new(Arc::clone(&context), Arc::clone(&stream));
-        Ok(Self { context, stream, arena, functions, arch, multiprocessors, shared_limit })
+        Ok(Self { context, stream, arena, functions, arch, multiprocessors, shared_limit, profile: Profile::default() })
     }
 
     /// The architecture that the kernels were compiled for.
@@ -123,6 +125,14 @@ impl Device {
     /// All memory.
     pub fn arena(&self) -> &Arc<Arena> {
         &self.arena
+    }
+
+    /// The card's name.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn name(&self) -> Result<String> {
+        Ok(self.context.name()?)
     }
 
     /// Multiprocessors of the card.
@@ -168,19 +178,25 @@ impl Device {
             };
         }
         self.context.bind_to_thread()?;
-        // SAFETY: the kernel exists and has arguments of these sizes; they outlive the call, which copies them; the launcher has checked
-        // every buffer against the sizes passed, and the one stream keeps launches in order.
-        unsafe {
-            result::launch_kernel(
-                function.handle,
-                config.grid_dim,
-                config.block_dim,
-                config.shared_mem_bytes,
-                self.stream.cu_stream(),
-                pointers.get_mut(..args.len()).unwrap_or_default(),
-            )?;
-        }
-        Ok(())
+        self.profile.span(&self.stream, || name.to_owned(), || {
+            // SAFETY: the kernel exists and has arguments of these sizes; they outlive the call, which copies them; the launcher has
+            // checked every buffer against the sizes passed, and the one stream keeps launches in order.
+            Ok(unsafe {
+                result::launch_kernel(
+                    function.handle,
+                    config.grid_dim,
+                    config.block_dim,
+                    config.shared_mem_bytes,
+                    self.stream.cu_stream(),
+                    pointers.get_mut(..args.len()).unwrap_or_default(),
+                )
+            }?)
+        })
+    }
+
+    /// Where time goes.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// Waits until everything launched so far is done.
@@ -373,4 +389,12 @@ fn sharable(fixed: i32) -> Result<i32> {
     let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
     // SAFETY: the device of the current context.
     Ok(unsafe { result::device::get_attribute(device, attribute) }? - fixed)
+}
+
+/// Free and total bytes of the current card, as the driver counts them.
+///
+/// # Errors
+/// The driver's.
+pub fn memory() -> Result<(usize, usize)> {
+    Ok(result::mem_get_info()?)
 }

@@ -11,6 +11,7 @@ pub mod launch;
 pub mod memory;
 pub mod nvrtc;
 pub mod probe;
+pub mod profile;
 pub mod ranges;
 pub mod selftest;
 

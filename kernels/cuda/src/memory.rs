@@ -349,3 +349,57 @@ impl Tensor {
         self.offset
     }
 }
+
+impl Tensor {
+    /// A tensor over all of a buffer.
+    ///
+    /// # Errors
+    /// A buffer of another size.
+    pub fn of(buffer: Buffer<bf16>, rows: usize, cols: usize) -> Result<Self> {
+        if rows.checked_mul(cols) != Some(buffer.len()) {
+            return Err(CudaError::Shape { op: "tensor", what: "the buffer", got: buffer.len(), need: format!("{rows} x {cols}") });
+        }
+        Ok(Self { buffer: Arc::new(buffer), offset: 0, rows, cols, stride: cols })
+    }
+
+    /// The same memory, seen as its columns from `first` on.
+    ///
+    /// # Errors
+    /// Columns that it has not got.
+    pub fn columns(&self, first: usize, cols: usize) -> Result<Self> {
+        if first.checked_add(cols).is_none_or(|end| end > self.cols) {
+            return Err(CudaError::Shape { op: "columns", what: "the tensor's columns", got: self.cols, need: format!("{first} + {cols}") });
+        }
+        Ok(Self { buffer: Arc::clone(&self.buffer), offset: self.offset + first, cols, ..*self })
+    }
+
+    /// The same memory, seen from a row on.
+    ///
+    /// # Errors
+    /// A row that it has not got.
+    pub fn rows_from(&self, first: usize) -> Result<Self> {
+        let rows = self.rows.checked_sub(first).ok_or_else(|| CudaError::Shape {
+            op: "rows_from",
+            what: "the tensor's rows",
+            got: self.rows,
+            need: first.to_string(),
+        })?;
+        Ok(Self { buffer: Arc::clone(&self.buffer), offset: self.offset + first * self.stride, rows, ..*self })
+    }
+
+    /// Values that the memory from the first one on holds.
+    pub fn capacity(&self) -> usize {
+        self.buffer.len() - self.offset
+    }
+
+    /// The same memory with other rows and columns, without gaps.
+    ///
+    /// # Errors
+    /// More values than there are.
+    pub fn reshaped(&self, rows: usize, cols: usize) -> Result<Self> {
+        if rows.checked_mul(cols).is_none_or(|len| len > self.capacity()) {
+            return Err(CudaError::Shape { op: "reshape", what: "the memory", got: self.capacity(), need: format!("{rows} x {cols}") });
+        }
+        Ok(Self { buffer: Arc::clone(&self.buffer), offset: self.offset, rows, cols, stride: cols })
+    }
+}

@@ -193,6 +193,18 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    /// Here the columns lie without gaps from the buffer's start on, whatever its width.
+    fn copy_mid(&self, n: usize, ranks: usize, from: &Tensor, to: &mut Tensor) -> Result<()> {
+        const OP: &str = "copy_mid";
+        let len = area(n, ranks, "mid")?;
+        let got = from.data.len().min(to.data.len());
+        match (from.data.get(..len), to.data.get_mut(..len)) {
+            (Some(from), Some(to)) => to.copy_from_slice(from),
+            _ => return Err(OpsError::Shape { op: OP, what: "mid", got, need: len }),
+        }
+        Ok(())
+    }
+
     fn zero(&self, n: usize, t: &mut Tensor) -> Result<()> {
         let cols = t.cols;
         t.rows_mut("zero", "the tensor", n, cols)?.fill(0.0);
@@ -218,7 +230,7 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn group(&self, members: &[HostLinear<'_>], plan: WeightPlan) -> Result<Group> {
+    fn group(&self, members: &[HostLinear<'_>], plan: WeightPlan, _ranks: usize) -> Result<Group> {
         self.make_group(members, plan)
     }
 

@@ -1,0 +1,471 @@
+//! Groups of frozen projections with their adapters: each is one product, forward and backward.
+//!
+//! The weight of a group lies in a larger matrix
+//!
+//! ```text
+//!            in columns   R columns
+//! out rows [     W      |   s B     ]        (member i: its rows, its columns; zeros elsewhere)
+//!   R rows [     A      |    -      ]
+//! ```
+//!
+//! so that `x Wᵀ + s (x Aᵀ) Bᵀ` is `[x | mid] [W | s B]ᵀ`, and `dy W + dmid A` is `[dy | dmid] [W ; A]`, where `mid` and `dmid` lie beside `x` and
+//! `dy` (see [`Ops::tensor_with_mid`]). The adapter's share of a product is then a few columns more, instead of another pass over its output.
+//!
+//! [`Ops::tensor_with_mid`]: trainer_kernels::ops::Ops::tensor_with_mid
+
+use super::types::{Batch, Param};
+use super::{Cuda, Outcome};
+use crate::blaslt::{Dtype, Matrix, Op, Out};
+use crate::launch::{DeviceNf4, LoraPart};
+use crate::memory::{Floats, Tensor};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use trainer_kernels::ops::{Dropout, HostLinear, HostMatrix, LoraGrads, LoraMember, OpsError, WeightPlan};
+
+/// Rows of weights with adapters start at multiples of this many values: 128 bytes.
+pub(super) const ROW: usize = 64;
+
+/// A group of frozen projections of one input.
+pub struct Group {
+    members: Vec<Member>,
+    in_features: usize,
+    /// Sum of the members' outputs.
+    out_features: usize,
+    /// The weights in 16 bits with room for adapters, if they are kept that way.
+    kept: Option<Mutex<Extended>>,
+}
+
+struct Member {
+    out: usize,
+    /// Its first column in a row of the result.
+    column: usize,
+    bias: Option<Floats>,
+    /// What the checkpoint holds; dropped where the weights are kept in 16 bits.
+    frozen: Option<Frozen>,
+}
+
+enum Frozen {
+    Nf4(DeviceNf4),
+    Dense(Tensor),
+}
+
+/// A weight matrix with its adapters: see the module.
+pub(super) struct Extended {
+    tensor: Tensor,
+    /// Sum of ranks that fit.
+    room: usize,
+    /// What adapters are in it: versions of A and B, rank and scale of each member.
+    holds: Vec<(u64, u64, usize, u32)>,
+}
+
+impl Extended {
+    /// Values of a row with `ranks` columns of adapters.
+    pub(super) fn stride(in_features: usize, ranks: usize) -> usize {
+        (in_features + ranks).next_multiple_of(ROW)
+    }
+
+    fn matrix(&self, first_row: usize, rows: usize, first_col: usize, cols: usize) -> Matrix {
+        let stride = self.tensor.stride();
+        Matrix { ptr: self.tensor.ptr() + 2 * (first_row * stride + first_col) as u64, rows, cols, stride }
+    }
+}
+
+/// Ranks of a call, and where each member's columns start in `mid`: at multiples of eight.
+pub(super) struct Ranks {
+    starts: Vec<usize>,
+    pub ranks: Vec<usize>,
+    pub total: usize,
+}
+
+fn shape(op: &'static str, what: &'static str, got: usize, need: usize) -> OpsError {
+    OpsError::Shape { op, what, got, need }
+}
+
+/// A matrix of the first `n` rows and some columns of a tensor.
+fn view(t: &Tensor, n: usize, first: usize, cols: usize) -> Matrix {
+    Matrix { ptr: t.ptr() + 2 * first as u64, rows: n, cols, stride: t.stride() }
+}
+
+fn check_tensor(op: &'static str, what: &'static str, t: &Tensor, n: usize, cols: usize) -> Outcome<()> {
+    if t.cols() != cols {
+        return Err(shape(op, what, t.cols(), cols));
+    }
+    if t.rows() < n { Err(shape(op, what, t.rows(), n)) } else { Ok(()) }
+}
+
+impl Cuda {
+    pub(super) fn make_group(&self, members: &[HostLinear<'_>], plan: WeightPlan, ranks: usize) -> Outcome<Group> {
+        let op = "group";
+        let in_features = members.first().map_or(0, |m| m.in_features);
+        if in_features == 0 || !in_features.is_multiple_of(8) {
+            return Err(OpsError::Device(format!("a projection has {in_features} inputs; on CUDA they must be a multiple of 8")));
+        }
+        let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None };
+        for m in members {
+            let len = m.out_features.saturating_mul(m.in_features);
+            let got = match m.weight {
+                HostMatrix::Nf4(w) => w.len(),
+                HostMatrix::F32(w) => w.len(),
+                HostMatrix::Bf16(w) => w.len(),
+            };
+            if m.in_features != in_features || got != len || m.out_features == 0 {
+                return Err(shape(op, "a frozen weight", got, len));
+            }
+            if !m.out_features.is_multiple_of(8) {
+                return Err(OpsError::Device(format!("a projection has {} outputs; on CUDA they must be a multiple of 8", m.out_features)));
+            }
+            if let Some(bias) = m.bias.filter(|b| b.len() != m.out_features) {
+                return Err(shape(op, "a frozen bias", bias.len(), m.out_features));
+            }
+            let frozen = match m.weight {
+                HostMatrix::Nf4(w) => Frozen::Nf4(self.device.nf4(w)?),
+                other => Frozen::Dense(self.dense(other, m.out_features, in_features)?),
+            };
+            let bias = m.bias.map(|b| self.device.floats(b)).transpose()?;
+            group.members.push(Member { out: m.out_features, column: group.out_features, bias, frozen: Some(frozen) });
+            group.out_features += m.out_features;
+        }
+        if plan == WeightPlan::Unpacked {
+            let mut extended = self.extended(group.out_features, in_features, ranks)?;
+            self.fill(&group, &mut extended.tensor)?;
+            group.members.iter_mut().for_each(|m| m.frozen = None);
+            group.kept = Some(Mutex::new(extended));
+        }
+        Ok(group)
+    }
+
+    /// A dense matrix in bf16.
+    pub(super) fn dense(&self, matrix: HostMatrix<'_>, rows: usize, cols: usize) -> Outcome<Tensor> {
+        let op = "dense";
+        Ok(match matrix {
+            HostMatrix::Nf4(w) => {
+                let mut t = Tensor::new(self.device.arena(), rows, cols, "a matrix")?;
+                self.device.nf4_unpack(&self.device.nf4(w)?, &mut t, 0)?;
+                t
+            }
+            HostMatrix::F32(w) if w.len() == rows * cols => self.device.tensor(cols, w)?,
+            HostMatrix::Bf16(w) if w.len() == rows * cols => Tensor::of(self.device.upload(w, "a matrix")?, rows, cols)?,
+            HostMatrix::F32(w) => return Err(shape(op, "the matrix", w.len(), rows * cols)),
+            HostMatrix::Bf16(w) => return Err(shape(op, "the matrix", w.len(), rows * cols)),
+        })
+    }
+
+    fn extended(&self, out: usize, in_features: usize, ranks: usize) -> Outcome<Extended> {
+        let stride = Extended::stride(in_features, ranks);
+        let tensor = Tensor::new(self.device.arena(), out + ranks, stride, "weights in 16 bits")?;
+        Ok(Extended { tensor, room: ranks, holds: Vec::new() })
+    }
+
+    /// The frozen weights into the top left.
+    fn fill(&self, group: &Group, extended: &mut Tensor) -> Outcome<()> {
+        let mut part = extended.columns(0, group.in_features)?;
+        for m in &group.members {
+            match &m.frozen {
+                Some(Frozen::Nf4(w)) => self.device.nf4_unpack(w, &mut part, m.column)?,
+                Some(Frozen::Dense(w)) => self.device.copy_tensor(m.out, w, &mut part.rows_from(m.column)?)?,
+                None => return Err(OpsError::Device("weights were dropped that are needed: a bug in trainer-kernels-cuda".into())),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn ranks(&self, op: &'static str, group: &Group, lora: &[Option<LoraMember<'_, Param>>]) -> Outcome<Ranks> {
+        if lora.len() != group.members.len() {
+            return Err(shape(op, "the adapters", lora.len(), group.members.len()));
+        }
+        let mut ranks = Ranks { starts: Vec::new(), ranks: Vec::new(), total: 0 };
+        for (m, l) in group.members.iter().zip(lora) {
+            let rank = l.as_ref().map_or(0, |l| l.rank);
+            if let Some(l) = l {
+                for (what, got, need) in
+                    [("an adapter's A", l.a.values().len(), rank * group.in_features), ("an adapter's B", l.b.values().len(), rank * m.out)]
+                {
+                    if got != need {
+                        return Err(shape(op, what, got, need));
+                    }
+                }
+                if let Some(bias) = l.bias.filter(|b| b.values().len() != m.out) {
+                    return Err(shape(op, "a trained bias", bias.values().len(), m.out));
+                }
+            }
+            ranks.starts.push(ranks.total);
+            ranks.ranks.push(rank);
+            // Aligned, so that every block of a product starts at a whole vector.
+            ranks.total += rank.next_multiple_of(8);
+        }
+        Ok(ranks)
+    }
+
+    /// Runs `work` with the group's weights and these adapters in one matrix.
+    fn with_weights<T>(
+        &self,
+        group: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        ranks: &Ranks,
+        work: impl FnOnce(&Extended) -> Outcome<T>,
+    ) -> Outcome<T> {
+        let wanted: Vec<(u64, u64, usize, u32)> = lora
+            .iter()
+            .map(|l| l.as_ref().map_or((0, 0, 0, 0), |l| (l.a.version(), l.b.version(), l.rank, l.scale.to_bits())))
+            .collect();
+        let lock = |m: &'_ Mutex<Extended>| -> MutexGuard<'_, Extended> { m.lock().unwrap_or_else(PoisonError::into_inner) };
+        if let Some(kept) = &group.kept {
+            let mut kept = lock(kept);
+            if ranks.total <= kept.room {
+                if ranks.total > 0 && kept.holds != wanted {
+                    self.pack(group, lora, ranks, &mut kept.tensor)?;
+                    kept.holds = wanted;
+                }
+                return work(&kept);
+            }
+            // More than there is room for: right, but a copy slower.
+            let mut scratch = self.scratch();
+            let extended = self.shared_weights(&mut scratch.weights, group, ranks.total)?;
+            let from = kept.tensor.columns(0, group.in_features)?;
+            self.device.copy_tensor(group.out_features, &from, &mut extended.tensor.columns(0, group.in_features)?)?;
+            self.pack(group, lora, ranks, &mut extended.tensor)?;
+            return work(extended);
+        }
+        let mut scratch = self.scratch();
+        let extended = self.shared_weights(&mut scratch.weights, group, ranks.total)?;
+        self.fill(group, &mut extended.tensor)?;
+        if ranks.total > 0 {
+            self.pack(group, lora, ranks, &mut extended.tensor)?;
+        }
+        work(extended)
+    }
+
+    /// The buffer that groups take turns in, in the shape of this one.
+    fn shared_weights<'s>(&self, shared: &'s mut Option<Extended>, group: &Group, ranks: usize) -> Outcome<&'s mut Extended> {
+        let (rows, stride) = (group.out_features + ranks, Extended::stride(group.in_features, ranks));
+        let fits = shared.as_ref().is_some_and(|e| e.tensor.capacity() >= rows * stride);
+        if !fits {
+            *shared = None;
+            *shared = Some(self.extended(group.out_features, group.in_features, ranks)?);
+        }
+        match shared {
+            Some(extended) => {
+                extended.tensor = extended.tensor.reshaped(rows, stride)?;
+                extended.room = ranks;
+                Ok(extended)
+            }
+            None => Err(OpsError::Device("no shared weights: a bug in trainer-kernels-cuda".into())),
+        }
+    }
+
+    fn pack(&self, group: &Group, lora: &[Option<LoraMember<'_, Param>>], ranks: &Ranks, extended: &mut Tensor) -> Outcome<()> {
+        let parts: Vec<LoraPart<'_>> = group
+            .members
+            .iter()
+            .zip(lora)
+            .zip(&ranks.starts)
+            .filter_map(|((m, l), &start)| {
+                let l = l.as_ref().filter(|l| l.rank > 0)?;
+                let (a, b) = (l.a.values(), l.b.values());
+                Some(LoraPart { a, b, rank: l.rank, scale: l.scale, out_start: m.column, out: m.out, rank_start: start })
+            })
+            .collect();
+        Ok(self.device.lora_pack(&parts, group.in_features, group.out_features, ranks.total, extended)?)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
+    pub(super) fn linear_forward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Tensor,
+        mid: &mut Tensor,
+    ) -> Outcome<()> {
+        let op = "linear";
+        let (inner, outer) = (w.in_features, w.out_features);
+        check_tensor(op, "x", x, n, inner)?;
+        check_tensor(op, "out", out, n, outer)?;
+        let ranks = self.ranks(op, w, lora)?;
+        let r = ranks.total;
+        if mid.cols() < r || (r > 0 && mid.rows() < n) {
+            return Err(shape(op, "mid", mid.cols(), r));
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let dropout = active(op, dropout)?;
+        self.with_weights(w, lora, &ranks, |e| {
+            let xs = view(x, n, 0, inner);
+            let store = Out { ptr: out.ptr(), stride: out.stride(), dtype: Dtype::Bf16 };
+            if r > 0 {
+                match dropout {
+                    None => self.gemm(xs, Op::N, e.matrix(outer, r, 0, inner), Op::T, bf16(mid, 0), n, r, inner, 1.0, 0.0)?,
+                    Some(dropout) => {
+                        batch.check_rows(op, n)?;
+                        for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
+                            self.with_dropped(batch, n, x, dropout, i, |dropped| {
+                                let a = e.matrix(outer + start, rank, 0, inner);
+                                self.gemm(view(dropped, n, 0, inner), Op::N, a, Op::T, bf16(mid, start), n, rank, inner, 1.0, 0.0)
+                            })?;
+                        }
+                    }
+                }
+            }
+            if r == 0 || x.is_left_of(mid) {
+                let k = inner + r;
+                self.gemm(Matrix { cols: k, ..xs }, Op::N, e.matrix(0, outer, 0, k), Op::T, store, n, outer, k, 1.0, 0.0)
+            } else {
+                self.gemm(xs, Op::N, e.matrix(0, outer, 0, inner), Op::T, store, n, outer, inner, 1.0, 0.0)?;
+                self.gemm(view(mid, n, 0, r), Op::N, e.matrix(0, outer, inner, r), Op::T, store, n, outer, r, 1.0, 1.0)
+            }
+        })?;
+        for (m, l) in w.members.iter().zip(lora) {
+            let trained = l.as_ref().and_then(|l| l.bias).map(Param::values);
+            if let Some(bias) = trained.or(m.bias.as_ref()) {
+                self.device.add_bias(n, out, bias, m.column)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
+    pub(super) fn linear_gradient(
+        &self,
+        batch: &Batch,
+        n: usize,
+        dy: &Tensor,
+        x: &Tensor,
+        mid: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        grads: &mut [Option<LoraGrads<'_, Param>>],
+        dmid: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Outcome<()> {
+        let op = "linear_backward";
+        let (inner, outer) = (w.in_features, w.out_features);
+        check_tensor(op, "dy", dy, n, outer)?;
+        check_tensor(op, "x", x, n, inner)?;
+        let ranks = self.ranks(op, w, lora)?;
+        let r = ranks.total;
+        if mid.cols() < r || dmid.cols() < r || (r > 0 && (mid.rows() < n || dmid.rows() < n)) {
+            return Err(shape(op, "mid", mid.cols().min(dmid.cols()), r));
+        }
+        if let Some(dx) = &dx {
+            check_tensor(op, "dx", dx, n, inner)?;
+        }
+        if grads.len() != w.members.len() {
+            return Err(shape(op, "the gradients", grads.len(), w.members.len()));
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let dropout = active(op, dropout)?;
+        if dropout.is_some() {
+            batch.check_rows(op, n)?;
+        }
+        self.with_weights(w, lora, &ranks, |e| {
+            for (i, ((m, l), g)) in w.members.iter().zip(lora).zip(grads.iter_mut()).enumerate() {
+                let (Some(start), Some(l)) = (ranks.starts.get(i).copied(), l.as_ref()) else { continue };
+                let rank = l.rank;
+                let dys = view(dy, n, m.column, m.out);
+                if rank > 0 {
+                    // dmid = dy · s B
+                    let sb = e.matrix(m.column, m.out, inner + start, rank);
+                    self.gemm(dys, Op::N, sb, Op::N, bf16(dmid, start), n, rank, m.out, 1.0, 0.0)?;
+                }
+                let Some(g) = g.as_mut() else { continue };
+                if rank > 0 {
+                    let (need_a, need_b) = (rank * inner, rank * m.out);
+                    if g.a_acc.values().len() != need_a || g.b_acc.values().len() != need_b {
+                        return Err(shape(op, "the gradient of an adapter", g.a_acc.values().len(), need_a));
+                    }
+                    // dB += s dyᵀ mid, dA += dmidᵀ drop(x)
+                    let b = Out { ptr: g.b_acc.change().ptr(), stride: rank, dtype: Dtype::F32 };
+                    self.gemm(dys, Op::T, view(mid, n, start, rank), Op::N, b, m.out, rank, n, l.scale, 1.0)?;
+                    let a = Out { ptr: g.a_acc.change().ptr(), stride: inner, dtype: Dtype::F32 };
+                    let dmids = view(dmid, n, start, rank);
+                    match dropout {
+                        None => self.gemm(dmids, Op::T, view(x, n, 0, inner), Op::N, a, rank, inner, n, 1.0, 1.0)?,
+                        Some(dropout) => self.with_dropped(batch, n, x, dropout, i, |dropped| {
+                            self.gemm(dmids, Op::T, view(dropped, n, 0, inner), Op::N, a, rank, inner, n, 1.0, 1.0)
+                        })?,
+                    }
+                }
+                if let Some(bias) = g.bias_acc.as_deref_mut() {
+                    if bias.values().len() != m.out {
+                        return Err(shape(op, "the gradient of a bias", bias.values().len(), m.out));
+                    }
+                    self.device.bias_grad(n, dy, m.column, m.out, bias.change())?;
+                }
+            }
+            let Some(dx) = dx else { return Ok(()) };
+            let store = bf16(dx, 0);
+            let dys = view(dy, n, 0, outer);
+            match dropout.filter(|_| r > 0) {
+                None if r == 0 || dy.is_left_of(dmid) => {
+                    let k = outer + r;
+                    self.gemm(Matrix { cols: k, ..dys }, Op::N, e.matrix(0, k, 0, inner), Op::N, store, n, inner, k, 1.0, 0.0)
+                }
+                None => {
+                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store, n, inner, outer, 1.0, 0.0)?;
+                    self.gemm(view(dmid, n, 0, r), Op::N, e.matrix(outer, r, 0, inner), Op::N, store, n, inner, r, 1.0, 1.0)
+                }
+                Some(dropout) => {
+                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store, n, inner, outer, 1.0, 0.0)?;
+                    for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
+                        let part = self.dropout_buffer(n, inner)?;
+                        let a = e.matrix(outer + start, rank, 0, inner);
+                        self.gemm(view(dmid, n, start, rank), Op::N, a, Op::N, bf16(&part, 0), n, inner, rank, 1.0, 0.0)?;
+                        self.device.dropout_add(n, &part, dx, &batch.samples, &batch.positions, dropout, i)?;
+                        self.give_dropout_buffer(part);
+                    }
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    /// Runs `work` with the dropped-out input of a member.
+    fn with_dropped<T>(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        dropout: Dropout,
+        member: usize,
+        work: impl FnOnce(&Tensor) -> Outcome<T>,
+    ) -> Outcome<T> {
+        let mut dropped = self.dropout_buffer(n, x.cols())?;
+        self.device.dropout(n, x, &mut dropped, &batch.samples, &batch.positions, dropout, member)?;
+        let done = work(&dropped)?;
+        self.give_dropout_buffer(dropped);
+        Ok(done)
+    }
+
+    fn dropout_buffer(&self, n: usize, cols: usize) -> Outcome<Tensor> {
+        let taken = self.dropped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match taken.filter(|t| t.capacity() >= n * cols) {
+            Some(t) => Ok(t.reshaped(n, cols)?),
+            None => Ok(Tensor::new(self.device.arena(), n, cols, "dropout")?),
+        }
+    }
+
+    fn give_dropout_buffer(&self, t: Tensor) {
+        *self.dropped.lock().unwrap_or_else(PoisonError::into_inner) = Some(t);
+    }
+}
+
+/// Where a product in bf16 goes: the tensor's rows, from a column on.
+fn bf16(t: &Tensor, first: usize) -> Out {
+    Out { ptr: t.ptr() + 2 * first as u64, stride: t.stride(), dtype: Dtype::Bf16 }
+}
+
+/// The dropout that has an effect, with its probability checked.
+fn active(op: &'static str, dropout: Option<Dropout>) -> Outcome<Option<Dropout>> {
+    match dropout {
+        Some(d) if !(0.0..1.0).contains(&d.p) => {
+            Err(OpsError::Device(format!("{op}: the dropout probability is {}; it must be at least 0 and below 1", d.p)))
+        }
+        d => Ok(d.filter(|d| d.p > 0.0)),
+    }
+}

@@ -1,0 +1,507 @@
+//! The CUDA backend: [`Ops`] on bf16 activations with f32 accumulation, f32 adapters and statistics, in one arena.
+
+mod linear;
+mod loss;
+mod optimizer;
+mod types;
+
+pub use linear::Group;
+pub use types::{Batch, Param, Table};
+
+use crate::blaslt::{BlasLt, Matrix, Op, Out};
+use crate::cache::Cache as CubinCache;
+use crate::device::Device;
+use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, POSITIONS};
+use crate::memory::{Buffer, Floats, Tensor, Usage};
+use crate::nvrtc::Nvrtc;
+use crate::{CudaError, Result as CudaResult};
+use linear::Extended;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use trainer_kernels::adamw::{AdamWConfig, OptimizerState};
+use trainer_kernels::ops::{
+    AdamWItem, AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Result as Outcome, WeightPlan,
+};
+
+impl From<CudaError> for OpsError {
+    fn from(e: CudaError) -> Self {
+        OpsError::Device(e.to_string())
+    }
+}
+
+/// How the backend works.
+#[derive(Clone, Debug)]
+pub struct CudaOptions {
+    /// Which card.
+    pub ordinal: usize,
+    /// Positions whose logits exist at the same time in the loss.
+    pub loss_rows: usize,
+    /// Bytes of cublasLt's workspace.
+    pub workspace: u64,
+    /// More than this many bytes of the card are refused.
+    pub memory_limit: Option<u64>,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { ordinal: 0, loss_rows: 1024, workspace: 64 << 20, memory_limit: None }
+    }
+}
+
+/// Buffers that operations take turns in.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Unpacked weights.
+    weights: Option<Extended>,
+}
+
+/// The CUDA backend.
+pub struct Cuda {
+    device: Device,
+    blas: BlasLt,
+    options: CudaOptions,
+    name: String,
+    angles: Mutex<Option<Arc<Angles>>>,
+    scratch: Mutex<Scratch>,
+    dropped: Mutex<Option<Tensor>>,
+    loss: Mutex<Option<loss::Scratch>>,
+    attention: Mutex<Option<AttentionScratch>>,
+    optimizer: Mutex<optimizer::Lists>,
+}
+
+impl Cuda {
+    /// Opens a card.
+    ///
+    /// # Errors
+    /// No driver, a card that is too old, no compiler for its kernels, or the driver's own errors.
+    pub fn open(options: CudaOptions) -> CudaResult<Self> {
+        let cache = CubinCache::default_folder().and_then(|folder| CubinCache::open(&folder).ok());
+        let device = Device::open(options.ordinal, &Nvrtc::load()?, cache.as_ref())?;
+        Self::with_device(device, options)
+    }
+
+    /// A backend on a card that was opened before.
+    ///
+    /// # Errors
+    /// The card has not got the memory.
+    pub fn with_device(device: Device, options: CudaOptions) -> CudaResult<Self> {
+        device.arena().limit(options.memory_limit);
+        let blas = BlasLt::open(&device, options.workspace)?;
+        let name = device.name()?;
+        Ok(Self {
+            device,
+            blas,
+            options,
+            name,
+            angles: Mutex::default(),
+            scratch: Mutex::default(),
+            dropped: Mutex::default(),
+            loss: Mutex::default(),
+            attention: Mutex::default(),
+            optimizer: Mutex::default(),
+        })
+    }
+
+    /// The card.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The card's name, such as `NVIDIA H100 80GB HBM3`.
+    pub fn card(&self) -> &str {
+        &self.name
+    }
+
+    /// What its memory holds.
+    pub fn usage(&self) -> Usage {
+        self.device.arena().usage()
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a product has two operands, a result, three sizes and two factors")]
+    fn gemm(&self, a: Matrix, op_a: Op, b: Matrix, op_b: Op, c: Out, m: usize, n: usize, k: usize, alpha: f32, beta: f32) -> Outcome<()> {
+        Ok(self.blas.gemm(&self.device, a, op_a, b, op_b, c, m, n, k, alpha, beta)?)
+    }
+
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Angles that reach the batch's positions.
+    fn angles(&self, op: &'static str, batch: &Batch, theta: f64, head_dim: usize) -> Outcome<Arc<Angles>> {
+        let last = batch.largest_position as usize;
+        if last >= POSITIONS {
+            return Err(OpsError::Index { op, what: "position", index: last as u64, limit: POSITIONS as u64 });
+        }
+        let mut held = self.angles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(a) = held.as_ref().filter(|a| a.theta == theta && a.head_dim == head_dim && a.positions > last) {
+            return Ok(Arc::clone(a));
+        }
+        let made = Arc::new(self.device.angles((last + 1).next_power_of_two().max(4096).min(POSITIONS), head_dim, theta)?);
+        *held = Some(Arc::clone(&made));
+        Ok(made)
+    }
+}
+
+impl Ops for Cuda {
+    type Tensor = Tensor;
+    type Stats = Floats;
+    type Param = Param;
+    type Group = Group;
+    type Table = Table;
+    type Vector = Floats;
+    type Batch = Batch;
+    type Cache = KvCache;
+    type State = DeviceState;
+
+    fn describe(&self) -> String {
+        format!("cuda-bf16 {} {}", self.device.arch().name(), self.blas.describe())
+    }
+
+    fn element_bytes(&self) -> usize {
+        2
+    }
+
+    fn tensor(&self, rows: usize, cols: usize) -> Outcome<Tensor> {
+        let mut t = Tensor::new(self.device.arena(), rows, cols, "activations")?;
+        self.device.zero_tensor(rows, &mut t)?;
+        Ok(t)
+    }
+
+    fn tensor_with_mid(&self, rows: usize, cols: usize, ranks: usize) -> Outcome<(Tensor, Tensor)> {
+        let stride = cols + self.mid_columns(cols, ranks);
+        let mut whole = self.tensor(rows, stride)?;
+        self.device.zero_tensor(rows, &mut whole)?;
+        Ok((whole.columns(0, cols)?, whole.columns(cols, ranks)?))
+    }
+
+    fn mid_columns(&self, cols: usize, ranks: usize) -> usize {
+        if ranks == 0 { 0 } else { (cols + ranks).next_multiple_of(linear::ROW) - cols }
+    }
+
+    fn stats(&self, rows: usize, cols: usize) -> Outcome<Floats> {
+        let len = rows.checked_mul(cols).ok_or(OpsError::Memory { what: "statistics".into(), bytes: u64::MAX })?;
+        Ok(self.device.zeros(len, "statistics")?)
+    }
+
+    fn read_tensor(&self, n: usize, t: &Tensor) -> Outcome<Vec<f32>> {
+        Ok(self.device.read_tensor(n, t)?)
+    }
+
+    fn write_tensor(&self, values: &[f32], t: &mut Tensor) -> Outcome<()> {
+        Ok(self.device.write_tensor(values, t)?)
+    }
+
+    fn zero(&self, n: usize, t: &mut Tensor) -> Outcome<()> {
+        Ok(self.device.zero_tensor(n, t)?)
+    }
+
+    fn copy(&self, n: usize, from: &Tensor, to: &mut Tensor) -> Outcome<()> {
+        Ok(self.device.copy_tensor(n, from, to)?)
+    }
+
+    fn copy_mid(&self, n: usize, ranks: usize, from: &Tensor, to: &mut Tensor) -> Outcome<()> {
+        Ok(self.device.copy_tensor(n, &from.columns(0, ranks)?, &mut to.columns(0, ranks)?)?)
+    }
+
+    fn param(&self, values: &[f32]) -> Outcome<Param> {
+        Ok(Param::new(self.device.upload(values, "a parameter")?))
+    }
+
+    fn read_param(&self, p: &Param) -> Outcome<Vec<f32>> {
+        Ok(p.values().read()?)
+    }
+
+    fn write_param(&self, values: &[f32], p: &mut Param) -> Outcome<()> {
+        if values.len() != p.values().len() {
+            return Err(OpsError::Shape { op: "write_param", what: "the values", got: values.len(), need: p.values().len() });
+        }
+        Ok(p.change().write_at(0, values)?)
+    }
+
+    fn zero_param(&self, p: &mut Param) -> Outcome<()> {
+        Ok(p.change().fill_bytes(0)?)
+    }
+
+    fn zero_params(&self, params: &mut [&mut Param]) -> Outcome<()> {
+        self.zero_all(params)
+    }
+
+    fn group(&self, members: &[HostLinear<'_>], plan: WeightPlan, ranks: usize) -> Outcome<Group> {
+        self.make_group(members, plan, ranks)
+    }
+
+    fn table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Outcome<Table> {
+        Ok(Table(self.dense(weight, rows, cols)?))
+    }
+
+    fn vector(&self, values: &[f32]) -> Outcome<Floats> {
+        Ok(self.device.floats(values)?)
+    }
+
+    fn batch(&self, batch: &HostBatch) -> Outcome<Batch> {
+        let sequence_of = types::check(batch)?;
+        Ok(Batch::new(&self.device, batch, &sequence_of)?)
+    }
+
+    fn embed(&self, batch: &Batch, table: &Table, out: &mut Tensor) -> Outcome<()> {
+        let rows = table.0.rows();
+        if batch.n > 0 && batch.largest_id as usize >= rows {
+            return Err(OpsError::Index { op: "embed", what: "token id", index: batch.largest_id.into(), limit: rows as u64 });
+        }
+        Ok(self.device.embed(batch.n, &batch.ids, batch.largest_id, &table.0, out)?)
+    }
+
+    fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Outcome<()> {
+        Ok(self.device.rms_norm(n, x, weight, eps, out, rstd)?)
+    }
+
+    fn add_rms_norm(
+        &self,
+        n: usize,
+        x_acc: &mut Tensor,
+        delta: &Tensor,
+        weight: &Floats,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Floats,
+    ) -> Outcome<()> {
+        Ok(self.device.add_rms_norm_in_place(n, x_acc, delta, weight, eps, out, rstd)?)
+    }
+
+    fn add_rms_norm_into(
+        &self,
+        n: usize,
+        x: &Tensor,
+        delta: &Tensor,
+        sum: &mut Tensor,
+        weight: &Floats,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Floats,
+    ) -> Outcome<()> {
+        Ok(self.device.add_rms_norm(n, x, delta, sum, weight, eps, out, rstd)?)
+    }
+
+    fn rms_norm_backward(&self, n: usize, dy: &Tensor, x: &Tensor, weight: &Floats, rstd: &Floats, dx_acc: &mut Tensor) -> Outcome<()> {
+        Ok(self.device.rms_norm_backward(n, dy, x, weight, rstd, dx_acc)?)
+    }
+
+    fn add(&self, n: usize, x_acc: &mut Tensor, delta: &Tensor) -> Outcome<()> {
+        Ok(self.device.add(n, x_acc, delta)?)
+    }
+
+    fn linear(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Tensor,
+        mid: &mut Tensor,
+    ) -> Outcome<()> {
+        self.linear_forward(batch, n, x, w, lora, dropout, out, mid)
+    }
+
+    fn linear_backward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        dy: &Tensor,
+        x: &Tensor,
+        mid: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        grads: &mut [Option<LoraGrads<'_, Param>>],
+        dmid: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Outcome<()> {
+        self.linear_gradient(batch, n, dy, x, mid, w, lora, dropout, grads, dmid, dx)
+    }
+
+    fn qk_norm_rope(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        qkv: &Tensor,
+        q_weight: &Floats,
+        k_weight: &Floats,
+        eps: f32,
+        theta: f64,
+        qk: &mut Tensor,
+        rstd: &mut Floats,
+    ) -> Outcome<()> {
+        let op = "qk_norm_rope";
+        batch.check_rows(op, n)?;
+        let angles = self.angles(op, batch, theta, shape.head_dim)?;
+        Ok(self.device.qk_norm_rope(n, &batch.positions, &angles, shape, qkv, q_weight, k_weight, eps, qk, rstd)?)
+    }
+
+    fn qk_norm_rope_backward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        dqk: &Tensor,
+        qkv: &Tensor,
+        q_weight: &Floats,
+        k_weight: &Floats,
+        rstd: &Floats,
+        theta: f64,
+        dqkv: &mut Tensor,
+    ) -> Outcome<()> {
+        let op = "qk_norm_rope_backward";
+        batch.check_rows(op, n)?;
+        let angles = self.angles(op, batch, theta, shape.head_dim)?;
+        Ok(self.device.qk_norm_rope_backward(n, &batch.positions, &angles, shape, dqk, qkv, q_weight, k_weight, rstd, dqkv)?)
+    }
+
+    fn attention(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        qkv: &Tensor,
+        out: &mut Tensor,
+        lse: &mut Floats,
+    ) -> Outcome<()> {
+        batch.check_rows("attention", n)?;
+        Ok(self.device.attention(n, &batch.sequences, shape, qk, qkv, out, lse)?)
+    }
+
+    fn attention_backward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        shape: AttentionShape,
+        dout: &Tensor,
+        out: &Tensor,
+        qk: &Tensor,
+        qkv: &Tensor,
+        lse: &Floats,
+        dqk: &mut Tensor,
+        dqkv: &mut Tensor,
+    ) -> Outcome<()> {
+        batch.check_rows("attention_backward", n)?;
+        let mut scratch = self.attention.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = dqk.rows();
+        if !scratch.as_ref().is_some_and(|s| s.serves(rows, shape)) {
+            *scratch = None;
+            *scratch = Some(self.device.attention_scratch(rows, shape)?);
+        }
+        match scratch.as_mut() {
+            Some(scratch) => {
+                Ok(self.device.attention_backward(n, &batch.sequences, shape, dout, out, qk, qkv, lse, scratch, dqk, dqkv)?)
+            }
+            None => Err(OpsError::Device("no scratch for attention: a bug in trainer-kernels-cuda".into())),
+        }
+    }
+
+    fn swiglu(&self, n: usize, width: usize, gate_up: &Tensor, out: &mut Tensor) -> Outcome<()> {
+        Ok(self.device.swiglu(n, width, gate_up, out)?)
+    }
+
+    fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &Tensor, d_gate_up: &mut Tensor) -> Outcome<()> {
+        Ok(self.device.swiglu_backward(n, width, dout, gate_up, d_gate_up)?)
+    }
+
+    fn cross_entropy(
+        &self,
+        batch: &Batch,
+        n: usize,
+        hidden: &Tensor,
+        head: &Table,
+        grad_scale: f32,
+        dhidden: Option<&mut Tensor>,
+    ) -> Outcome<Vec<f64>> {
+        self.weighted_cross_entropy(batch, n, hidden, head, grad_scale, dhidden)
+    }
+
+    fn cache(&self, layers: usize, slots: usize, length: usize, shape: AttentionShape) -> Outcome<KvCache> {
+        Ok(self.device.kv_cache(layers, slots, length, shape)?)
+    }
+
+    fn cache_append(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        qkv: &Tensor,
+        cache: &mut KvCache,
+    ) -> Outcome<()> {
+        self.append(batch, n, layer, shape, qk, qkv, cache)
+    }
+
+    fn attention_cached(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        cache: &KvCache,
+        out: &mut Tensor,
+    ) -> Outcome<()> {
+        self.attend_cache(batch, n, layer, shape, qk, cache, out)
+    }
+
+    fn gather(&self, rows: &[u32], from: &Tensor, to: &mut Tensor) -> Outcome<()> {
+        let largest = rows.iter().max().copied().unwrap_or(0);
+        if !rows.is_empty() && largest as usize >= from.rows() {
+            return Err(OpsError::Index { op: "gather", what: "row", index: largest.into(), limit: from.rows() as u64 });
+        }
+        let list: Buffer<u32> = self.device.upload(rows, "rows to gather")?;
+        Ok(self.device.gather_rows(&list, rows.len(), 0, largest, from, to)?)
+    }
+
+    fn logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {
+        self.all_logits(n, hidden, head)
+    }
+
+    fn grad_norm_sq(&self, grads: &[&Param]) -> Outcome<f64> {
+        self.norm_sq(grads)
+    }
+
+    fn state(&self, len: usize, config: &AdamWConfig) -> Outcome<DeviceState> {
+        config.validate().map_err(|e| OpsError::Device(e.to_string()))?;
+        Ok(self.device.state(len, config)?)
+    }
+
+    fn read_state(&self, state: &DeviceState) -> Outcome<OptimizerState> {
+        Ok(self.device.read_state(state)?)
+    }
+
+    fn write_state(&self, host: &OptimizerState) -> Outcome<DeviceState> {
+        host.validate(host.len()).map_err(|e| OpsError::Device(e.to_string()))?;
+        Ok(self.device.write_state(host)?)
+    }
+
+    fn adamw(
+        &self,
+        param: &mut Param,
+        grad: &Param,
+        state: &mut DeviceState,
+        config: &AdamWConfig,
+        lr: f32,
+        grad_scale: f32,
+        step: u64,
+    ) -> Outcome<()> {
+        self.adamw_step(&mut [AdamWItem { param, grad, state }], config, lr, grad_scale, step)
+    }
+
+    fn adamw_all(
+        &self,
+        items: &mut [AdamWItem<'_, Param, DeviceState>],
+        config: &AdamWConfig,
+        lr: f32,
+        grad_scale: f32,
+        step: u64,
+    ) -> Outcome<()> {
+        self.adamw_step(items, config, lr, grad_scale, step)
+    }
+}
