@@ -319,7 +319,12 @@ impl Device {
     /// Rows or columns that do not fit, or the driver's.
     pub fn copy_tensor(&self, n: usize, from: &Tensor, to: &mut Tensor) -> Result<()> {
         if from.cols() != to.cols() || n > from.rows() || n > to.rows() {
-            return Err(CudaError::Shape { op: "copy", what: "the target's columns", got: to.cols(), need: format!("{} and {n} rows", from.cols()) });
+            return Err(CudaError::Shape {
+                op: "copy",
+                what: "the target's columns",
+                got: to.cols(),
+                need: format!("{} and {n} rows", from.cols()),
+            });
         }
         self.copy_rows(n, from.cols(), |copy| {
             copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
@@ -358,7 +363,8 @@ fn load(image: &[u8], kernels: &[&'static str], functions: &mut HashMap<&'static
     for &name in kernels {
         let c_name = CString::new(name).map_err(|_| CudaError::NoKernel { name, arch: "any: its name has a NUL" })?;
         // SAFETY: the module is loaded and never unloaded.
-        let handle = unsafe { result::module::get_function(module, c_name) }.map_err(|_| CudaError::NoKernel { name, arch: "this card" })?;
+        let handle =
+            unsafe { result::module::get_function(module, c_name) }.map_err(|_| CudaError::NoKernel { name, arch: "this card" })?;
         let mut parameters = Vec::new();
         while parameters.len() < MOST_PARAMETERS {
             let (mut offset, mut size) = (0usize, 0usize);

@@ -4,10 +4,12 @@
 //! says what was found. The sources (`src/*.cu`) use no header, so that users need none. Every kernel computes what
 //! [`trainer_kernels::ops::Ops`] says of the operation, on bf16 activations with f32 arithmetic and with reductions in a fixed order.
 
+pub mod blaslt;
 pub mod cache;
 pub mod compile;
 pub mod device;
 pub mod launch;
+pub mod matrix;
 pub mod memory;
 pub mod nvrtc;
 pub mod probe;

@@ -93,7 +93,8 @@ impl Arena {
 
     #[expect(unsafe_code, reason = "the driver's allocator")]
     fn grow(&self, state: &mut State, bytes: u64, what: &str) -> Result<()> {
-        let refused = |state: &State| CudaError::Memory { what: what.to_owned(), bytes, reserved: state.usage.reserved, limit: state.limit };
+        let refused =
+            |state: &State| CudaError::Memory { what: what.to_owned(), bytes, reserved: state.usage.reserved, limit: state.limit };
         if state.limit.is_some_and(|limit| state.usage.reserved.saturating_add(bytes) > limit) {
             return Err(refused(state));
         }
@@ -299,7 +300,8 @@ impl Tensor {
     /// # Errors
     /// The card has no more memory.
     pub fn new(arena: &Arc<Arena>, rows: usize, cols: usize, what: &str) -> Result<Self> {
-        let len = rows.checked_mul(cols).ok_or_else(|| CudaError::Memory { what: what.into(), bytes: u64::MAX, reserved: 0, limit: None })?;
+        let len =
+            rows.checked_mul(cols).ok_or_else(|| CudaError::Memory { what: what.into(), bytes: u64::MAX, reserved: 0, limit: None })?;
         Ok(Self { buffer: Arc::new(Buffer::new(arena, len, what)?), offset: 0, rows, cols, stride: cols })
     }
 

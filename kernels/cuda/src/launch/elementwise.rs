@@ -1,9 +1,9 @@
 //! SwiGLU, sums, the embedding gather, and the sum of squares behind the gradient norm.
 
 use super::{blocks, fail, grid, launch, least, rows, vectors};
+use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
-use crate::Result;
 use cudarc::driver::LaunchConfig;
 
 /// Blocks of the first pass of [`Device::sum_of_squares`]: fixed, so that the order of the sum is too.
@@ -14,7 +14,10 @@ pub struct SumScratch(Buffer<f64>);
 
 /// A thread for each vector; the kernels count them in 32 bits.
 fn flat(op: &'static str, total: u64) -> Result<LaunchConfig> {
-    let total = usize::try_from(total).ok().filter(|t| u32::try_from(*t).is_ok()).ok_or_else(|| fail(op, "the work", usize::MAX, "less than 2^35 values"))?;
+    let total = usize::try_from(total)
+        .ok()
+        .filter(|t| u32::try_from(*t).is_ok())
+        .ok_or_else(|| fail(op, "the work", usize::MAX, "less than 2^35 values"))?;
     Ok(grid(blocks(op, total, 256)?, 1, 256))
 }
 

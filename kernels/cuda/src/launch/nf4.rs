@@ -1,9 +1,9 @@
 //! NF4 weights on the card, and unpacking them.
 
 use super::{blocks, fail, grid, launch, least, product, vectors};
+use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
-use crate::Result;
 use trainer_kernels::nf4::{Absmax, Nf4};
 
 /// An NF4 weight on the card, as stored, `[rows, cols]`.

@@ -1,9 +1,9 @@
 //! RMSNorm and the residual sum.
 
 use super::{blocks, fail, grid, launch, least, rows, vectors};
+use crate::Result;
 use crate::device::Device;
 use crate::memory::{Floats, Tensor};
-use crate::Result;
 use cudarc::driver::LaunchConfig;
 
 /// Values of a row that 1024 threads hold in registers.

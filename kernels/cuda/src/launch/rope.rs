@@ -1,9 +1,9 @@
 //! Query and key norms with the rotary embedding.
 
 use super::{blocks, fail, grid, launch, least, product, rows};
+use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
-use crate::Result;
 use cudarc::driver::LaunchConfig;
 use trainer_kernels::ops::AttentionShape;
 

@@ -38,7 +38,18 @@ impl Checks<'_> {
         self.note("qk_norm_rope rstd", name.clone(), &rstd.read()?, &self.cpu.read_tensor(n, &cpu_rstd)?, F32);
         // The v columns must stay as they were: both sides begin with the same values.
         let ((mut dqkv, _gap), mut cpu_dqkv) = (self.apart(shape.qkv_width(), 64, &before)?, self.host(n, shape.qkv_width(), &before)?);
-        d.qk_norm_rope_backward(n, &card_positions, &angles, shape, &d.tensor(shape.qk_width(), &dqk)?, &card_qkv, &card_qw, &card_kw, &rstd, &mut dqkv)?;
+        d.qk_norm_rope_backward(
+            n,
+            &card_positions,
+            &angles,
+            shape,
+            &d.tensor(shape.qk_width(), &dqk)?,
+            &card_qkv,
+            &card_qw,
+            &card_kw,
+            &rstd,
+            &mut dqkv,
+        )?;
         let cpu_dqk = self.host(n, shape.qk_width(), &dqk)?;
         self.cpu.qk_norm_rope_backward(&batch, n, shape, &cpu_dqk, &cpu_qkv, &cpu_qw, &cpu_kw, &cpu_rstd, theta, &mut cpu_dqkv)?;
         self.note("qk_norm_rope_backward", name, &d.read_tensor(n, &dqkv)?, &self.cpu.read_tensor(n, &cpu_dqkv)?, BF16);
