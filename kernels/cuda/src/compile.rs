@@ -32,6 +32,12 @@ pub const SOURCES: &[Source] = &[
         kernels: &["swiglu", "swiglu_backward", "add", "embed", "squares_partial", "squares_total"],
         only: None,
     },
+    Source {
+        file: "loss.cu",
+        text: include_str!("loss.cu"),
+        kernels: &["cross_entropy_rows", "logits_argmax", "gather_rows", "scatter_rows"],
+        only: None,
+    },
 ];
 
 impl Source {

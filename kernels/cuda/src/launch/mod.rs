@@ -8,11 +8,13 @@ use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
 mod elementwise;
+mod loss;
 mod nf4;
 mod norm;
 mod rope;
 
 pub use elementwise::SumScratch;
+pub use loss::RowSet;
 pub use nf4::DeviceNf4;
 pub use rope::{Angles, POSITIONS};
 
