@@ -38,6 +38,12 @@ pub const SOURCES: &[Source] = &[
         kernels: &["cross_entropy_rows", "logits_argmax", "gather_rows", "scatter_rows"],
         only: None,
     },
+    Source {
+        file: "adamw.cu",
+        text: include_str!("adamw.cu"),
+        kernels: &["adamw", "grad_squares", "grad_squares_total", "zero_grads"],
+        only: None,
+    },
 ];
 
 impl Source {

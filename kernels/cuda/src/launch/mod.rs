@@ -7,12 +7,14 @@ use crate::memory::Tensor;
 use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
+mod adamw;
 mod elementwise;
 mod loss;
 mod nf4;
 mod norm;
 mod rope;
 
+pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use elementwise::SumScratch;
 pub use loss::RowSet;
 pub use nf4::DeviceNf4;

@@ -7,6 +7,7 @@ use serde::Serialize;
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels::ops::{Ops, OpsError};
 
+mod adamw;
 mod elementwise;
 mod loss;
 mod nf4;
@@ -53,7 +54,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "loss"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "loss", "adamw"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -68,6 +69,7 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "rope" => checks.all_rope()?,
             "elementwise" => checks.all_elementwise()?,
             "loss" => checks.all_loss()?,
+            "adamw" => checks.all_adamw()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }
