@@ -44,6 +44,12 @@ pub const SOURCES: &[Source] = &[
         kernels: &["adamw", "grad_squares", "grad_squares_total", "zero_grads"],
         only: None,
     },
+    Source {
+        file: "lora.cu",
+        text: include_str!("lora.cu"),
+        kernels: &["lora_pack", "dropout", "dropout_add", "add_bias", "bias_grad"],
+        only: None,
+    },
 ];
 
 impl Source {

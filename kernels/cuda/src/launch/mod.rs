@@ -9,6 +9,7 @@ use cudarc::driver::LaunchConfig;
 
 mod adamw;
 mod elementwise;
+mod lora;
 mod loss;
 mod nf4;
 mod norm;
@@ -16,6 +17,7 @@ mod rope;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use elementwise::SumScratch;
+pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use loss::RowSet;
 pub use nf4::DeviceNf4;
 pub use rope::{Angles, POSITIONS};

@@ -9,6 +9,7 @@ use trainer_kernels::ops::{Ops, OpsError};
 
 mod adamw;
 mod elementwise;
+mod lora;
 mod loss;
 mod nf4;
 mod norm;
@@ -54,7 +55,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "loss", "adamw"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "loss", "adamw", "lora"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -70,6 +71,7 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "elementwise" => checks.all_elementwise()?,
             "loss" => checks.all_loss()?,
             "adamw" => checks.all_adamw()?,
+            "lora" => checks.all_lora()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }
