@@ -40,7 +40,7 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "adamw.cu",
-        text: include_str!("adamw.cu"),
+        text: concat!(include_str!("blockwise8.cu"), include_str!("adamw.cu")),
         kernels: &["adamw", "grad_squares", "grad_squares_total", "zero_grads"],
         only: None,
     },
@@ -48,6 +48,12 @@ pub const SOURCES: &[Source] = &[
         file: "lora.cu",
         text: include_str!("lora.cu"),
         kernels: &["lora_pack", "dropout", "dropout_add", "add_bias", "bias_grad"],
+        only: None,
+    },
+    Source {
+        file: "quantize.cu",
+        text: concat!(include_str!("blockwise8.cu"), include_str!("quantize.cu")),
+        kernels: &["nf4_quantize_bf16", "nf4_quantize_f32", "nest_scales", "random_normal"],
         only: None,
     },
 ];

@@ -92,7 +92,7 @@ impl AdamwList {
 }
 
 /// The 255 boundaries of a map as a search tree in the order of its levels: the children of entry k are 2k and 2k + 1; entry 0 is unused.
-fn tree(map: &Map) -> [f32; 256] {
+pub(super) fn tree(map: &Map) -> [f32; 256] {
     std::array::from_fn(|k| {
         let Some(level) = k.checked_ilog2() else { return 0.0 };
         let place = k - (1 << level);
