@@ -224,24 +224,34 @@ impl OptimizerState {
     }
 }
 
-/// The numbers of one step, each computed in f64 and rounded once.
-#[derive(Clone, Copy)]
-struct Step {
-    beta1: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    eps: f32,
-    decay: f32,
-    size: f32,
-    root: f32,
-    scale: f32,
+/// The numbers of one step, each computed in f64 and rounded once: the same for every backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// β1.
+    pub beta1: f32,
+    /// 1 - β1.
+    pub one_minus_beta1: f32,
+    /// β2.
+    pub beta2: f32,
+    /// 1 - β2.
+    pub one_minus_beta2: f32,
+    /// ε.
+    pub eps: f32,
+    /// `1 - lr · wd`.
+    pub decay: f32,
+    /// `lr / (1 - β1ᵗ)`.
+    pub size: f32,
+    /// `√(1 - β2ᵗ)`.
+    pub root: f32,
+    /// What gradients are multiplied by.
+    pub scale: f32,
     /// `2 κ` of the guard; infinite where the inequality gives no bound.
-    limit: f32,
+    pub limit: f32,
 }
 
 impl Step {
-    fn new(config: &AdamWConfig, lr: f64, grad_scale: f64, step: u64) -> Self {
+    /// The numbers of step `step`, which counts from 1.
+    pub fn new(config: &AdamWConfig, lr: f64, grad_scale: f64, step: u64) -> Self {
         let (b1, b2) = (config.beta1, config.beta2);
         let power = |b: f64| b.powf(step as f64);
         let rho = b1 * b1 / b2;

@@ -54,6 +54,10 @@ impl Map {
     pub fn code(&self) -> &[f32; 256] {
         &self.code
     }
+    /// Between code points `i` and `i + 1`: the largest value that still takes `i`. The last one is infinite.
+    pub fn bounds(&self) -> &[f32; 256] {
+        &self.bounds
+    }
 
     fn new(code: [f32; 256]) -> Self {
         let bounds: [f32; 256] = std::array::from_fn(|i| code.get(i + 1).map_or(f32::INFINITY, |next| 0.5 * (code[i] + next)));

@@ -32,6 +32,30 @@ pub const SOURCES: &[Source] = &[
         kernels: &["swiglu", "swiglu_backward", "add", "embed", "squares_partial", "squares_total"],
         only: None,
     },
+    Source {
+        file: "loss.cu",
+        text: include_str!("loss.cu"),
+        kernels: &["cross_entropy_rows", "logits_argmax", "gather_rows", "scatter_rows"],
+        only: None,
+    },
+    Source {
+        file: "adamw.cu",
+        text: concat!(include_str!("blockwise8.cu"), include_str!("adamw.cu")),
+        kernels: &["adamw", "grad_squares", "grad_squares_total", "zero_grads"],
+        only: None,
+    },
+    Source {
+        file: "lora.cu",
+        text: include_str!("lora.cu"),
+        kernels: &["lora_pack", "dropout", "dropout_add", "add_bias", "bias_grad"],
+        only: None,
+    },
+    Source {
+        file: "quantize.cu",
+        text: concat!(include_str!("blockwise8.cu"), include_str!("quantize.cu")),
+        kernels: &["nf4_quantize_bf16", "nf4_quantize_f32", "nest_scales", "random_normal"],
+        only: None,
+    },
 ];
 
 impl Source {

@@ -93,6 +93,12 @@ pub enum CudaError {
         /// The limit that was set, if any.
         limit: Option<u64>,
     },
+    /// The optimizer's settings, step or state are not usable.
+    #[error(transparent)]
+    AdamW(#[from] trainer_kernels::adamw::AdamWError),
+    /// A weight cannot be quantized as asked for.
+    #[error(transparent)]
+    Nf4(#[from] trainer_kernels::nf4::Nf4Error),
     /// cublasLt cannot be used or reports an error.
     #[error("cublasLt: {0}")]
     CublasLt(String),

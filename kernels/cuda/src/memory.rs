@@ -181,7 +181,7 @@ impl Drop for Memory {
 
 /// `len` values in device memory.
 pub struct Buffer<T> {
-    memory: Memory,
+    memory: Arc<Memory>,
     len: usize,
     of: PhantomData<T>,
 }
@@ -196,7 +196,7 @@ impl<T: Plain> Buffer<T> {
     /// The card has no more memory.
     pub fn new(arena: &Arc<Arena>, len: usize, what: &str) -> Result<Self> {
         let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
-        Ok(Self { memory: arena.take(bytes, what)?, len, of: PhantomData })
+        Ok(Self { memory: Arc::new(arena.take(bytes, what)?), len, of: PhantomData })
     }
 
     /// How many values.
@@ -214,6 +214,11 @@ impl<T: Plain> Buffer<T> {
         self.memory.address
     }
 
+    /// Keeps the memory from being given back while a table on the card holds its address.
+    pub(crate) fn hold(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
+    }
+
     /// Bytes of the values.
     pub fn bytes(&self) -> usize {
         self.len * size_of::<T>()
@@ -225,6 +230,9 @@ impl<T: Plain> Buffer<T> {
     /// The driver's.
     #[expect(unsafe_code, reason = "the driver's interface")]
     pub fn fill_bytes(&mut self, byte: u8) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
         let arena = &self.memory.arena;
         arena.context.bind_to_thread()?;
         // SAFETY: the range is this buffer's own.

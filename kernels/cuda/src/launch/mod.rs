@@ -7,13 +7,21 @@ use crate::memory::Tensor;
 use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
+mod adamw;
 mod elementwise;
+mod lora;
+mod loss;
 mod nf4;
 mod norm;
+mod quantize;
 mod rope;
 
+pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use elementwise::SumScratch;
+pub use lora::{LoraPart, MOST_PARTS, MaskRows};
+pub use loss::RowSet;
 pub use nf4::DeviceNf4;
+pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS};
 
 /// The error of an argument that does not fit.

@@ -7,9 +7,13 @@ use serde::Serialize;
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels::ops::{Ops, OpsError};
 
+mod adamw;
 mod elementwise;
+mod lora;
+mod loss;
 mod nf4;
 mod norm;
+mod quantize;
 mod rope;
 
 /// Relative error of a bf16 result whose inputs are exact: rounding alone gives about 0.0017 (uniform in half a unit of 2⁻⁸).
@@ -52,7 +56,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "loss", "adamw", "lora", "quantize"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -66,6 +70,10 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "norm" => checks.all_norm()?,
             "rope" => checks.all_rope()?,
             "elementwise" => checks.all_elementwise()?,
+            "loss" => checks.all_loss()?,
+            "adamw" => checks.all_adamw()?,
+            "lora" => checks.all_lora()?,
+            "quantize" => checks.all_quantize()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }

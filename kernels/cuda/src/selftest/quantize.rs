@@ -1,0 +1,97 @@
+//! Quantization to NF4, bit for bit, and normal random values.
+
+use super::{CheckError, Checks, Outcome};
+use crate::CudaError;
+use crate::launch::QuantSource;
+use half::bf16;
+use trainer_kernels::nf4::{DoubleQuant, FloatType, Nf4, Nf4Error};
+
+impl Checks<'_> {
+    pub(super) fn all_quantize(&mut self) -> Outcome<()> {
+        for (rows, cols) in [(1, 8), (8, 8), (72, 200), (129, 64), (512, 1024), (1000, 2568)] {
+            for double in [DoubleQuant::default(), DoubleQuant::No] {
+                self.check_quantize(rows, cols, double)?;
+            }
+        }
+        self.check_broken()?;
+        self.check_normal()
+    }
+
+    fn check_quantize(&mut self, rows: usize, cols: usize, double: DoubleQuant) -> Outcome<()> {
+        let d = self.device;
+        let mut values = self.random.values(rows * cols);
+        // Blocks of zeros, of subnormals, of one outlier.
+        for (i, v) in values.iter_mut().enumerate() {
+            *v *= match i / 64 % 7 {
+                1 => 0.0,
+                2 => 1e-39,
+                3 if i % 64 == 5 => 1000.0,
+                _ => 0.02,
+            };
+        }
+        let shape = format!("{rows}x{cols}{}", if double == DoubleQuant::No { "" } else { " dq" });
+        let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+        let fail = |e: Nf4Error| CheckError::Other(e.to_string());
+        let want = [
+            Nf4::quantize(&rounded, &[rows, cols], 64, double).map_err(fail)?,
+            Nf4::quantize(&values, &[rows, cols], 64, double).map_err(fail)?,
+        ];
+        let (dense, floats) = (d.tensor(cols, &values)?, d.floats(&values)?);
+        let (apart, _gap) = self.apart(cols, 8, &values)?;
+        let got = [
+            d.read_nf4(&d.quantize_nf4(QuantSource::Bf16(&dense), rows, cols, double)?, FloatType::Bf16)?,
+            d.read_nf4(&d.quantize_nf4(QuantSource::Bf16(&apart), rows, cols, double)?, FloatType::Bf16)?,
+            d.read_nf4(&d.quantize_nf4(QuantSource::F32(&floats), rows, cols, double)?, FloatType::F32)?,
+        ];
+        let [of_bf16, of_f32] = &want;
+        for (name, got, want) in [("bf16", &got[0], of_bf16), ("bf16 apart", &got[1], of_bf16), ("f32", &got[2], of_f32)] {
+            let bytes = |w: &Nf4| w.packed().iter().map(|&b| f32::from(b)).collect::<Vec<_>>();
+            self.note(&format!("quantize_nf4 {name}"), shape.clone(), &bytes(got), &bytes(want), 0.0);
+            self.note(&format!("quantize_nf4 {name} scales"), shape.clone(), &got.scales(), &want.scales(), 0.0);
+            if got != want {
+                self.note(&format!("quantize_nf4 {name} parts"), shape.clone(), &[1.0], &[0.0], 0.0);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_broken(&mut self) -> Outcome<()> {
+        let d = self.device;
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut values = self.random.values(64 * 64);
+            for i in [777, 3000] {
+                values[i] = bad;
+            }
+            let (tensor, floats) = (d.tensor(64, &values)?, d.floats(&values)?);
+            for source in [QuantSource::Bf16(&tensor), QuantSource::F32(&floats)] {
+                match d.quantize_nf4(source, 64, 64, DoubleQuant::default()) {
+                    Err(CudaError::Nf4(Nf4Error::NotFinite { index: 777, value, .. })) if !value.is_finite() => {}
+                    _ => return Err(CheckError::Other(format!("a weight with {bad} was not refused as it should be"))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_normal(&mut self) -> Outcome<()> {
+        let (d, seed) = (self.device, self.random.bits());
+        let (rows, cols, std) = (1000, 1032, 0.02f32);
+        let ((mut a, _gap), mut b) = (self.apart(cols, 8, &vec![f32::NAN; rows * cols])?, self.poison(rows, cols)?);
+        d.random_normal(seed, std, &mut a)?;
+        d.random_normal(seed, std, &mut b)?;
+        let (first, second) = (d.read_tensor(rows, &a)?, d.read_tensor(rows, &b)?);
+        self.note("random_normal again", format!("{rows}x{cols}"), &second, &first, 0.0);
+        d.random_normal(seed ^ 1, std, &mut b)?;
+        let other = d.read_tensor(rows, &b)?;
+        let n = first.len() as f64;
+        let mean = |f: &dyn Fn(f64, f64) -> f64| {
+            first.iter().zip(&other).map(|(&x, &y)| f(f64::from(x / std), f64::from(y / std))).sum::<f64>() / n
+        };
+        let within = first.iter().filter(|x| x.abs() <= std).count() as f64 / n;
+        // Mean, variance, fourth moment, correlation with another seed, share within one deviation; each has a standard error of at most sqrt(96 / n).
+        let got =
+            [mean(&|x, _| 1.0 + x), mean(&|x, _| x * x), mean(&|x, _| x.powi(4)) / 3.0, mean(&|x, y| 1.0 + x * y), within / 0.682_689_5];
+        self.note("random_normal moments", format!("{rows}x{cols}"), &got.map(|v| v as f32), &[1.0; 5], 1e-2);
+        Ok(())
+    }
+}
