@@ -12,6 +12,7 @@ use half::bf16;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
+use trainer_kernels::ops::Rates;
 
 /// The most parameters of a kernel.
 const MOST_PARAMETERS: usize = 40;
@@ -133,6 +134,22 @@ impl Device {
     /// The driver's.
     pub fn name(&self) -> Result<String> {
         Ok(self.context.name()?)
+    }
+
+    /// What the card sustains, for predictions: an H100's measured rates, scaled by multiprocessors and clock, and by the memory's width and clock.
+    pub fn rates(&self) -> Rates {
+        let attribute = |a| f64::from(self.context.attribute(a).unwrap_or(0));
+        let compute = f64::from(self.multiprocessors) * attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE) / (132.0 * 1.98e6);
+        let memory = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
+            * attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)
+            / (2.619e6 * 5120.0);
+        // Generations before Hopper do a quarter to a third of the products per multiprocessor and clock.
+        let generation = match self.arch {
+            Arch::Sm90a | Arch::Sm100a => 1.0,
+            Arch::Sm80 => 0.5,
+            Arch::Sm86 | Arch::Sm89 | Arch::Sm120a => 0.25,
+        };
+        Rates { products: 6.6e14 * compute * generation, attention: 3.0e14 * compute * generation, bytes: 2.6e12 * memory }
     }
 
     /// Multiprocessors of the card.

@@ -4,6 +4,7 @@
 //! says what was found. The sources (`src/*.cu`) use no header, so that users need none. Every kernel computes what
 //! [`trainer_kernels::ops::Ops`] says of the operation, on bf16 activations with f32 arithmetic and with reductions in a fixed order.
 
+pub mod backend;
 pub mod blaslt;
 pub mod cache;
 pub mod compile;
@@ -16,6 +17,8 @@ pub mod probe;
 pub mod profile;
 pub mod ranges;
 pub mod selftest;
+
+pub use backend::{Cuda, CudaOptions};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]

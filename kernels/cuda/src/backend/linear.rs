@@ -15,11 +15,12 @@
 
 use super::types::{Batch, Param};
 use super::{Cuda, Outcome};
-use crate::blaslt::{Dtype, Matrix, Op, Out};
-use crate::launch::{DeviceNf4, LoraPart};
+use crate::launch::{DeviceNf4, LoraPart, QuantSource};
+use crate::matrix::{Float, Matrix, Op, Out};
 use crate::memory::{Floats, Tensor};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use trainer_kernels::ops::{Dropout, HostLinear, HostMatrix, LoraGrads, LoraMember, OpsError, WeightPlan};
+use std::sync::{Mutex, PoisonError};
+use trainer_kernels::nf4::DoubleQuant;
+use trainer_kernels::ops::{Dropout, HostLinear, HostMatrix, LoraGrads, LoraMember, OpsError, Random, WeightPlan};
 
 /// Rows of weights with adapters start at multiples of this many values: 128 bytes.
 pub(super) const ROW: usize = 64;
@@ -124,13 +125,38 @@ impl Cuda {
             group.members.push(Member { out: m.out_features, column: group.out_features, bias, frozen: Some(frozen) });
             group.out_features += m.out_features;
         }
+        self.keep(&mut group, plan, ranks)?;
+        Ok(group)
+    }
+
+    /// A group with random weights, made and quantized on the card.
+    pub(super) fn make_random_group(&self, members: &[(usize, usize)], random: Random, plan: WeightPlan, ranks: usize) -> Outcome<Group> {
+        let in_features = members.first().map_or(0, |m| m.1);
+        let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None };
+        for (&(out, inner), member) in members.iter().zip(0u64..) {
+            let mut values = Tensor::new(self.device.arena(), out, inner, "random weights")?;
+            self.device.random_normal(random.seed.wrapping_add(member), random.deviation, &mut values)?;
+            let frozen = if random.nf4 {
+                Frozen::Nf4(self.device.quantize_nf4(QuantSource::Bf16(&values), out, inner, DoubleQuant::default())?)
+            } else {
+                Frozen::Dense(values)
+            };
+            group.members.push(Member { out, column: group.out_features, bias: None, frozen: Some(frozen) });
+            group.out_features += out;
+        }
+        self.keep(&mut group, plan, ranks)?;
+        Ok(group)
+    }
+
+    /// Unpacks the weights of a group that keeps them in 16 bits.
+    fn keep(&self, group: &mut Group, plan: WeightPlan, ranks: usize) -> Outcome<()> {
         if plan == WeightPlan::Unpacked {
-            let mut extended = self.extended(group.out_features, in_features, ranks)?;
-            self.fill(&group, &mut extended.tensor)?;
+            let mut extended = self.extended(group.out_features, group.in_features, ranks)?;
+            self.fill(group, &mut extended.tensor)?;
             group.members.iter_mut().for_each(|m| m.frozen = None);
             group.kept = Some(Mutex::new(extended));
         }
-        Ok(group)
+        Ok(())
     }
 
     /// A dense matrix in bf16.
@@ -207,9 +233,8 @@ impl Cuda {
             .iter()
             .map(|l| l.as_ref().map_or((0, 0, 0, 0), |l| (l.a.version(), l.b.version(), l.rank, l.scale.to_bits())))
             .collect();
-        let lock = |m: &'_ Mutex<Extended>| -> MutexGuard<'_, Extended> { m.lock().unwrap_or_else(PoisonError::into_inner) };
         if let Some(kept) = &group.kept {
-            let mut kept = lock(kept);
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             if ranks.total <= kept.room {
                 if ranks.total > 0 && kept.holds != wanted {
                     self.pack(group, lora, ranks, &mut kept.tensor)?;
@@ -264,7 +289,7 @@ impl Cuda {
                 Some(LoraPart { a, b, rank: l.rank, scale: l.scale, out_start: m.column, out: m.out, rank_start: start })
             })
             .collect();
-        Ok(self.device.lora_pack(&parts, group.in_features, group.out_features, ranks.total, extended)?)
+        Ok(self.device.lora_pack(&parts, group.out_features, group.in_features, ranks.total, extended)?)
     }
 
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
@@ -294,16 +319,16 @@ impl Cuda {
         let dropout = active(op, dropout)?;
         self.with_weights(w, lora, &ranks, |e| {
             let xs = view(x, n, 0, inner);
-            let store = Out { ptr: out.ptr(), stride: out.stride(), dtype: Dtype::Bf16 };
+            let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
-                    None => self.gemm(xs, Op::N, e.matrix(outer, r, 0, inner), Op::T, bf16(mid, 0), n, r, inner, 1.0, 0.0)?,
+                    None => self.gemm(xs, Op::N, e.matrix(outer, r, 0, inner), Op::T, bf16(mid, 0, r), n, r, inner, 1.0, 0.0)?,
                     Some(dropout) => {
                         batch.check_rows(op, n)?;
                         for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
                             self.with_dropped(batch, n, x, dropout, i, |dropped| {
                                 let a = e.matrix(outer + start, rank, 0, inner);
-                                self.gemm(view(dropped, n, 0, inner), Op::N, a, Op::T, bf16(mid, start), n, rank, inner, 1.0, 0.0)
+                                self.gemm(view(dropped, n, 0, inner), Op::N, a, Op::T, bf16(mid, start, rank), n, rank, inner, 1.0, 0.0)
                             })?;
                         }
                     }
@@ -311,10 +336,10 @@ impl Cuda {
             }
             if r == 0 || x.is_left_of(mid) {
                 let k = inner + r;
-                self.gemm(Matrix { cols: k, ..xs }, Op::N, e.matrix(0, outer, 0, k), Op::T, store, n, outer, k, 1.0, 0.0)
+                self.gemm(Matrix { cols: k, ..xs }, Op::N, e.matrix(0, outer, 0, k), Op::T, store(), n, outer, k, 1.0, 0.0)
             } else {
-                self.gemm(xs, Op::N, e.matrix(0, outer, 0, inner), Op::T, store, n, outer, inner, 1.0, 0.0)?;
-                self.gemm(view(mid, n, 0, r), Op::N, e.matrix(0, outer, inner, r), Op::T, store, n, outer, r, 1.0, 1.0)
+                self.gemm(xs, Op::N, e.matrix(0, outer, 0, inner), Op::T, store(), n, outer, inner, 1.0, 0.0)?;
+                self.gemm(view(mid, n, 0, r), Op::N, e.matrix(0, outer, inner, r), Op::T, store(), n, outer, r, 1.0, 1.0)
             }
         })?;
         for (m, l) in w.members.iter().zip(lora) {
@@ -371,7 +396,7 @@ impl Cuda {
                 if rank > 0 {
                     // dmid = dy · s B
                     let sb = e.matrix(m.column, m.out, inner + start, rank);
-                    self.gemm(dys, Op::N, sb, Op::N, bf16(dmid, start), n, rank, m.out, 1.0, 0.0)?;
+                    self.gemm(dys, Op::N, sb, Op::N, bf16(dmid, start, rank), n, rank, m.out, 1.0, 0.0)?;
                 }
                 let Some(g) = g.as_mut() else { continue };
                 if rank > 0 {
@@ -380,9 +405,9 @@ impl Cuda {
                         return Err(shape(op, "the gradient of an adapter", g.a_acc.values().len(), need_a));
                     }
                     // dB += s dyᵀ mid, dA += dmidᵀ drop(x)
-                    let b = Out { ptr: g.b_acc.change().ptr(), stride: rank, dtype: Dtype::F32 };
+                    let b = Out::floats(g.b_acc.change(), 0, m.out, rank)?;
                     self.gemm(dys, Op::T, view(mid, n, start, rank), Op::N, b, m.out, rank, n, l.scale, 1.0)?;
-                    let a = Out { ptr: g.a_acc.change().ptr(), stride: inner, dtype: Dtype::F32 };
+                    let a = Out::floats(g.a_acc.change(), 0, rank, inner)?;
                     let dmids = view(dmid, n, start, rank);
                     match dropout {
                         None => self.gemm(dmids, Op::T, view(x, n, 0, inner), Op::N, a, rank, inner, n, 1.0, 1.0)?,
@@ -395,28 +420,28 @@ impl Cuda {
                     if bias.values().len() != m.out {
                         return Err(shape(op, "the gradient of a bias", bias.values().len(), m.out));
                     }
-                    self.device.bias_grad(n, dy, m.column, m.out, bias.change())?;
+                    self.device.bias_grad(n, dy, m.column, bias.change())?;
                 }
             }
             let Some(dx) = dx else { return Ok(()) };
-            let store = bf16(dx, 0);
+            let store = || bf16(dx, 0, inner);
             let dys = view(dy, n, 0, outer);
             match dropout.filter(|_| r > 0) {
                 None if r == 0 || dy.is_left_of(dmid) => {
                     let k = outer + r;
-                    self.gemm(Matrix { cols: k, ..dys }, Op::N, e.matrix(0, k, 0, inner), Op::N, store, n, inner, k, 1.0, 0.0)
+                    self.gemm(Matrix { cols: k, ..dys }, Op::N, e.matrix(0, k, 0, inner), Op::N, store(), n, inner, k, 1.0, 0.0)
                 }
                 None => {
-                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store, n, inner, outer, 1.0, 0.0)?;
-                    self.gemm(view(dmid, n, 0, r), Op::N, e.matrix(outer, r, 0, inner), Op::N, store, n, inner, r, 1.0, 1.0)
+                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store(), n, inner, outer, 1.0, 0.0)?;
+                    self.gemm(view(dmid, n, 0, r), Op::N, e.matrix(outer, r, 0, inner), Op::N, store(), n, inner, r, 1.0, 1.0)
                 }
                 Some(dropout) => {
-                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store, n, inner, outer, 1.0, 0.0)?;
+                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store(), n, inner, outer, 1.0, 0.0)?;
                     for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
                         let part = self.dropout_buffer(n, inner)?;
                         let a = e.matrix(outer + start, rank, 0, inner);
-                        self.gemm(view(dmid, n, start, rank), Op::N, a, Op::N, bf16(&part, 0), n, inner, rank, 1.0, 0.0)?;
-                        self.device.dropout_add(n, &part, dx, &batch.samples, &batch.positions, dropout, i)?;
+                        self.gemm(view(dmid, n, start, rank), Op::N, a, Op::N, bf16(&part, 0, inner), n, inner, rank, 1.0, 0.0)?;
+                        self.device.dropout_add(n, &part, batch.mask_rows(), dropout, i as u32, dx)?;
                         self.give_dropout_buffer(part);
                     }
                     Ok(())
@@ -436,7 +461,7 @@ impl Cuda {
         work: impl FnOnce(&Tensor) -> Outcome<T>,
     ) -> Outcome<T> {
         let mut dropped = self.dropout_buffer(n, x.cols())?;
-        self.device.dropout(n, x, &mut dropped, &batch.samples, &batch.positions, dropout, member)?;
+        self.device.dropout(n, x, batch.mask_rows(), dropout, member as u32, &mut dropped)?;
         let done = work(&dropped)?;
         self.give_dropout_buffer(dropped);
         Ok(done)
@@ -455,9 +480,9 @@ impl Cuda {
     }
 }
 
-/// Where a product in bf16 goes: the tensor's rows, from a column on.
-fn bf16(t: &Tensor, first: usize) -> Out {
-    Out { ptr: t.ptr() + 2 * first as u64, stride: t.stride(), dtype: Dtype::Bf16 }
+/// Where a product in bf16 goes: some columns of a tensor's rows, which its owner is about to overwrite.
+fn bf16(t: &Tensor, first: usize, cols: usize) -> Out {
+    Out { ptr: t.ptr() + 2 * first as u64, rows: t.rows(), cols, stride: t.stride(), dtype: Float::Bf16 }
 }
 
 /// The dropout that has an effect, with its probability checked.

@@ -2,10 +2,12 @@
 
 use super::types::{Batch, Table};
 use super::{Cuda, Outcome};
-use crate::blaslt::{Dtype, Matrix, Op, Out};
+use crate::launch::RowSet;
+use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor};
 use half::bf16;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use trainer_kernels::ops::OpsError;
 
 /// The buffers of a chunk.
@@ -23,10 +25,6 @@ pub struct Scratch {
 pub fn loss_bytes(rows: usize, vocab: usize, hidden: usize) -> u64 {
     let (rows, vocab, hidden) = (rows as u64, vocab as u64, hidden as u64);
     [2 * rows * hidden, 4 * rows * vocab, 2 * rows * vocab, 2 * rows * hidden].iter().map(|b| b.max(&1).next_multiple_of(256)).sum()
-}
-
-fn matrix(t: &Tensor, rows: usize) -> Matrix {
-    Matrix { ptr: t.ptr(), rows, cols: t.cols(), stride: t.stride() }
 }
 
 impl Cuda {
@@ -87,21 +85,23 @@ impl Cuda {
         let factors: Vec<f32> = batch.wanted.iter().map(|w| w.weight * grad_scale).collect();
         let factors = self.device.floats(&factors)?;
         let mut losses = self.device.buffer::<f32>(count, "losses")?;
-        let chunk = self.options.loss_rows.max(1);
+        let chunk = self.loss_rows.load(Ordering::Relaxed).max(1);
         self.loss_scratch(chunk, vocab, cols, |s| {
             let last = n as u32 - 1;
             for first in (0..count).step_by(chunk) {
                 let rows = chunk.min(count - first);
-                self.device.gather_rows(&batch.wanted_rows, rows, first, last, hidden, &mut s.gathered)?;
-                let logits = Out { ptr: s.logits.ptr(), stride: vocab, dtype: Dtype::F32 };
-                self.gemm(matrix(&s.gathered, rows), Op::N, matrix(&head.0, vocab), Op::T, logits, rows, vocab, cols, 1.0, 0.0)?;
+                let set = RowSet { rows: &batch.wanted_rows, first, count: rows, largest: last };
+                self.device.gather_rows(set, hidden, &mut s.gathered)?;
+                let logits = Out::floats(&mut s.logits, 0, rows, vocab)?;
+                let (x, w) = (Matrix::tensor(&s.gathered, rows)?, Matrix::tensor(&head.0, vocab)?);
+                self.gemm(x, Op::N, w, Op::T, logits, rows, vocab, cols, 1.0, 0.0)?;
                 let gradient = dhidden.is_some().then_some(&mut s.d_logits);
                 self.device.cross_entropy_rows(rows, vocab, &s.logits, &batch.targets, &factors, first, &mut losses, gradient)?;
                 if let Some(d) = dhidden.as_deref_mut() {
-                    let dl = Matrix { ptr: s.d_logits.ptr(), rows, cols: vocab, stride: vocab };
-                    let out = Out { ptr: s.d_rows.ptr(), stride: cols, dtype: Dtype::Bf16 };
-                    self.gemm(dl, Op::N, matrix(&head.0, vocab), Op::N, out, rows, cols, vocab, 1.0, 0.0)?;
-                    self.device.scatter_rows(&batch.wanted_rows, rows, first, last, &s.d_rows, d)?;
+                    let dl = Matrix::buffer(&s.d_logits, 0, rows, vocab)?;
+                    let out = Out::tensor(&mut s.d_rows, rows)?;
+                    self.gemm(dl, Op::N, w, Op::N, out, rows, cols, vocab, 1.0, 0.0)?;
+                    self.device.scatter_rows(set, &s.d_rows, d)?;
                 }
             }
             Ok(())
@@ -125,13 +125,13 @@ impl Cuda {
         let mut logits = Vec::new();
         logits.try_reserve_exact(len).map_err(|_| OpsError::Memory { what: op.into(), bytes: len as u64 * 4 })?;
         logits.resize(len, 0.0f32);
-        let chunk = self.options.loss_rows.max(1).min(n.max(1));
-        let buffer = self.device.buffer::<f32>(chunk * vocab, "logits")?;
+        let chunk = self.loss_rows.load(Ordering::Relaxed).clamp(1, n.max(1));
+        let mut buffer = self.device.buffer::<f32>(chunk * vocab, "logits")?;
         for first in (0..n).step_by(chunk) {
             let rows = chunk.min(n - first);
             let x = Matrix { ptr: hidden.ptr() + 2 * (first * hidden.stride()) as u64, rows, cols, stride: hidden.stride() };
-            let out = Out { ptr: buffer.ptr(), stride: vocab, dtype: Dtype::F32 };
-            self.gemm(x, Op::N, matrix(&head.0, vocab), Op::T, out, rows, vocab, cols, 1.0, 0.0)?;
+            let out = Out::floats(&mut buffer, 0, rows, vocab)?;
+            self.gemm(x, Op::N, Matrix::tensor(&head.0, vocab)?, Op::T, out, rows, vocab, cols, 1.0, 0.0)?;
             if let Some(to) = logits.get_mut(first * vocab..(first + rows) * vocab) {
                 buffer.read_at(0, to)?;
             }

@@ -1,5 +1,6 @@
 //! The CUDA backend: [`Ops`] on bf16 activations with f32 accumulation, f32 adapters and statistics, in one arena.
 
+mod cached;
 mod linear;
 mod loss;
 mod optimizer;
@@ -8,18 +9,21 @@ mod types;
 pub use linear::Group;
 pub use types::{Batch, Param, Table};
 
-use crate::blaslt::{BlasLt, Matrix, Op, Out};
+use crate::blaslt::BlasLt;
+use crate::matrix::{Matrix, Op, Out};
 use crate::cache::Cache as CubinCache;
 use crate::device::Device;
-use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, POSITIONS};
+use crate::launch::{Angles, AttentionScratch, attention_scratch_bytes, DeviceState, KvCache, POSITIONS, RowSet};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
 use crate::nvrtc::Nvrtc;
 use crate::{CudaError, Result as CudaResult};
+use crate::ranges::ALIGNMENT;
 use linear::Extended;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use trainer_kernels::adamw::{AdamWConfig, OptimizerState};
 use trainer_kernels::ops::{
-    AdamWItem, AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Result as Outcome, WeightPlan,
+    AdamWItem, AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Random, Rates, Result as Outcome, ScratchNeed, WeightPlan,
 };
 
 impl From<CudaError> for OpsError {
@@ -33,17 +37,15 @@ impl From<CudaError> for OpsError {
 pub struct CudaOptions {
     /// Which card.
     pub ordinal: usize,
-    /// Positions whose logits exist at the same time in the loss.
-    pub loss_rows: usize,
     /// Bytes of cublasLt's workspace.
-    pub workspace: u64,
+    pub workspace: usize,
     /// More than this many bytes of the card are refused.
     pub memory_limit: Option<u64>,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, loss_rows: 1024, workspace: 64 << 20, memory_limit: None }
+        Self { ordinal: 0, workspace: 64 << 20, memory_limit: None }
     }
 }
 
@@ -59,6 +61,7 @@ pub struct Cuda {
     device: Device,
     blas: BlasLt,
     options: CudaOptions,
+    loss_rows: AtomicUsize,
     name: String,
     angles: Mutex<Option<Arc<Angles>>>,
     scratch: Mutex<Scratch>,
@@ -91,6 +94,7 @@ impl Cuda {
             device,
             blas,
             options,
+            loss_rows: AtomicUsize::new(1024),
             name,
             angles: Mutex::default(),
             scratch: Mutex::default(),
@@ -118,7 +122,9 @@ impl Cuda {
 
     #[expect(clippy::too_many_arguments, reason = "a product has two operands, a result, three sizes and two factors")]
     fn gemm(&self, a: Matrix, op_a: Op, b: Matrix, op_b: Op, c: Out, m: usize, n: usize, k: usize, alpha: f32, beta: f32) -> Outcome<()> {
-        Ok(self.blas.gemm(&self.device, a, op_a, b, op_b, c, m, n, k, alpha, beta)?)
+        let name = || format!("product {m} x {n} x {k}{}", if beta == 0.0 { "" } else { " +=" });
+        let launch = || self.blas.gemm(&self.device, a, op_a, b, op_b, c, m, n, k, alpha, beta);
+        Ok(self.device.profile().span(self.device.stream(), name, launch)?)
     }
 
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
@@ -153,11 +159,63 @@ impl Ops for Cuda {
     type State = DeviceState;
 
     fn describe(&self) -> String {
-        format!("cuda-bf16 {} {}", self.device.arch().name(), self.blas.describe())
+        format!("cuda-bf16 {} cublasLt {}", self.device.arch().name(), self.blas.version())
     }
 
     fn element_bytes(&self) -> usize {
         2
+    }
+
+    fn group_bytes(&self, members: &[(usize, usize)], plan: WeightPlan, ranks: usize) -> u64 {
+        let inner = members.first().map_or(0, |m| m.1);
+        let out: usize = members.iter().map(|m| m.0).sum();
+        let whole = |bytes: u64| bytes.max(1).next_multiple_of(ALIGNMENT);
+        match plan {
+            WeightPlan::Unpacked => whole(2 * (out + ranks) as u64 * Extended::stride(inner, ranks) as u64),
+            WeightPlan::Packed => members
+                .iter()
+                .map(|(out, inner)| {
+                    let values = *out as u64 * *inner as u64;
+                    // Values, codes of scales, scales of codes, and the two tables of code points.
+                    whole(values.div_ceil(2)) + whole(values.div_ceil(64)) + whole(4 * values.div_ceil(64 * 256)) + whole(4 * 16) + whole(4 * 256)
+                })
+                .sum(),
+        }
+    }
+
+    fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
+        let mut parts = vec![("library workspace", self.options.workspace as u64)];
+        let (out, inner, ranks) = need.largest_group;
+        if need.plan == WeightPlan::Packed {
+            parts.push(("unpacked weights", 2 * (out + ranks) as u64 * Extended::stride(inner, ranks) as u64));
+        }
+        if need.training {
+            parts.push(("loss", loss::loss_bytes(need.loss_rows, need.vocab, need.hidden)));
+            parts.push(("attention scratch", attention_scratch_bytes(need.tokens, need.attention)));
+        }
+        if need.dropout {
+            parts.push(("dropout", 2 * need.tokens as u64 * inner as u64));
+        }
+        parts
+    }
+
+    fn memory_available(&self) -> Option<u64> {
+        let (free, _) = crate::device::memory().ok()?;
+        let usage = self.usage();
+        let all = free as u64 + usage.reserved;
+        Some(self.options.memory_limit.map_or(all, |limit| limit.min(all)))
+    }
+
+    fn reserve(&self, bytes: u64) -> Outcome<()> {
+        Ok(self.device.arena().reserve(bytes)?)
+    }
+
+    fn rates(&self) -> Option<Rates> {
+        Some(self.device.rates())
+    }
+
+    fn set_loss_rows(&self, rows: usize) {
+        self.loss_rows.store(rows.max(1), Ordering::Relaxed);
     }
 
     fn tensor(&self, rows: usize, cols: usize) -> Outcome<Tensor> {
@@ -227,6 +285,16 @@ impl Ops for Cuda {
 
     fn group(&self, members: &[HostLinear<'_>], plan: WeightPlan, ranks: usize) -> Outcome<Group> {
         self.make_group(members, plan, ranks)
+    }
+
+    fn random_group(&self, members: &[(usize, usize)], random: Random, plan: WeightPlan, ranks: usize) -> Outcome<Group> {
+        self.make_random_group(members, random, plan, ranks)
+    }
+
+    fn random_table(&self, rows: usize, cols: usize, random: Random) -> Outcome<Table> {
+        let mut t = Tensor::new(self.device.arena(), rows, cols, "a random table")?;
+        self.device.random_normal(random.seed, random.deviation, &mut t)?;
+        Ok(Table(t))
     }
 
     fn table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Outcome<Table> {
@@ -456,7 +524,7 @@ impl Ops for Cuda {
             return Err(OpsError::Index { op: "gather", what: "row", index: largest.into(), limit: from.rows() as u64 });
         }
         let list: Buffer<u32> = self.device.upload(rows, "rows to gather")?;
-        Ok(self.device.gather_rows(&list, rows.len(), 0, largest, from, to)?)
+        Ok(self.device.gather_rows(RowSet { rows: &list, first: 0, count: rows.len(), largest }, from, to)?)
     }
 
     fn logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {
@@ -478,7 +546,7 @@ impl Ops for Cuda {
 
     fn write_state(&self, host: &OptimizerState) -> Outcome<DeviceState> {
         host.validate(host.len()).map_err(|e| OpsError::Device(e.to_string()))?;
-        Ok(self.device.write_state(host)?)
+        Ok(self.device.upload_state(host)?)
     }
 
     fn adamw(

@@ -1,7 +1,7 @@
 //! What the backend's operations work on, and the checks that batches need.
 
 use crate::device::Device;
-use crate::launch::Sequences;
+use crate::launch::{MaskRows, Sequences};
 use crate::memory::{Buffer, Floats, Tensor};
 use crate::Result;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,6 +141,11 @@ impl Batch {
             wanted,
             has_targets: !batch.targets.is_empty() || batch.ids.is_empty(),
         })
+    }
+
+    /// What dropout masks depend on.
+    pub(super) fn mask_rows(&self) -> MaskRows<'_> {
+        MaskRows { samples: &self.samples, positions: &self.positions }
     }
 
     /// An error unless the batch has `n` rows.

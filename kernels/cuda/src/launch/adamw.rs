@@ -215,6 +215,49 @@ impl Device {
         })
     }
 
+    /// A table of gradients alone, for their norm and for clearing them, not for steps.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn gradient_list(&self, grads: &[&Floats]) -> Result<AdamwList> {
+        let (mut table, mut chunks, mut values) = (Vec::with_capacity(grads.len() * WORDS), Vec::new(), 0usize);
+        for grad in grads.iter().filter(|g| !g.is_empty()) {
+            let number = (table.len() / WORDS) as u32;
+            table.extend([0, grad.ptr(), 0, 0, 0, 0, grad.len() as u64, 0]);
+            let count = u32::try_from(grad.len().div_ceil(CHUNK)).map_err(|_| fail("gradient_list", "a gradient", grad.len(), "less than 2^45 values"))?;
+            chunks.extend((0..count).flat_map(|chunk| [number, chunk]));
+            values += grad.len();
+        }
+        Ok(AdamwList {
+            table: self.upload(&table, "the table of gradients")?,
+            chunks: self.upload(&chunks, "the table of gradients")?,
+            maps: self.buffer(0, "no maps")?,
+            partial: self.buffer(chunks.len() / 2, "scratch of the gradient norm")?,
+            total: self.zeros(1, "the gradient norm")?,
+            blocks: super::blocks("gradient_list", chunks.len() / 2, 1)?,
+            values,
+            _held: grads.iter().map(|g| g.hold()).collect(),
+        })
+    }
+
+    /// A state with these moments.
+    ///
+    /// # Errors
+    /// Moments of different lengths, or no memory.
+    pub fn upload_state(&self, from: &OptimizerState) -> Result<DeviceState> {
+        let (what, floats) = ("the optimizer's moments", |values: &[f32]| self.floats(values));
+        from.validate(from.len())?;
+        Ok(match from {
+            OptimizerState::ThirtyTwo { m, v } => DeviceState::ThirtyTwo { m: floats(m)?, v: floats(v)? },
+            OptimizerState::Eight { m, v, m_absmax, v_absmax } => DeviceState::Eight {
+                m: self.upload(m, what)?,
+                v: self.upload(v, what)?,
+                m_absmax: floats(m_absmax)?,
+                v_absmax: floats(v_absmax)?,
+            },
+        })
+    }
+
     /// One AdamW step on every parameter of the list, from `gradient * grad_scale`: [`trainer_kernels::adamw::step`], bit for bit. `step` counts from 1.
     ///
     /// # Errors
@@ -229,6 +272,9 @@ impl Device {
         }
         if list.blocks == 0 {
             return Ok(());
+        }
+        if list.maps.is_empty() {
+            return Err(fail("adamw", "the list", 0, "one with parameters and states"));
         }
         let n = Step::new(config, lr, grad_scale, step);
         launch!(

@@ -8,6 +8,7 @@ use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
 mod adamw;
+mod attention;
 mod elementwise;
 mod lora;
 mod loss;
@@ -17,6 +18,7 @@ mod quantize;
 mod rope;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
+pub use attention::{AttentionScratch, KvCache, Sequences, attention_scratch_bytes};
 pub use elementwise::SumScratch;
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use loss::RowSet;
