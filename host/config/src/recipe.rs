@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::values::{Count, DataPath, ModelSource, PluginName, Settings, Thinking};
+use crate::values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Settings, Thinking};
 
 section! {
     /// The whole recipe. Everything has a default: an empty file is the main job on the embedded nano model.
@@ -386,21 +386,27 @@ section! {
 }
 
 section! {
-    /// The hardware.
+    /// The hardware. What the program chose where this says `auto` is in the lock.
     pub struct Device {
-        /// What computes.
+        /// What computes: the best device there is, the CPU, or an NVIDIA card, by its number where there are several.
         pub backend: DeviceBackend = DeviceBackend::Auto;
         /// Compute threads on the CPU: `"auto"` (all cores this process may use) or a number. Never changes a result.
         pub threads: Count = Count::Auto, |c| c.within(1, 4096), "\"auto\" or from 1 to 4096";
+        /// How memory is traded for speed. It changes results by rounding at most.
+        pub plan: DevicePlan = DevicePlan::Auto;
+        /// The memory in GiB that the plan may fill, such as `22.5`; 0: all of the card's, on the CPU without a limit.
+        pub memory_limit: f64 = 0.0, |x| x.is_finite() && (0.0..=1_048_576.0).contains(x), "from 0 to 1048576 GiB";
     }
 }
 
 choices! {
-    /// What computes.
-    pub enum DeviceBackend {
-        /// The best device there is.
+    /// How memory is traded for speed.
+    pub enum DevicePlan {
+        /// The fastest plan that fits the memory.
         Auto = "auto",
-        /// The CPU.
-        Cpu = "cpu",
+        /// The fastest plan; the run is refused if it does not fit.
+        Fastest = "fastest",
+        /// The plan that needs the least memory.
+        Smallest = "smallest",
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Origin, Problem};
 use crate::tree::{Data, Node};
-use crate::values::{Count, DataPath, ModelSource, PluginName, Settings, Thinking};
+use crate::values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Settings, Thinking};
 
 /// What reading needs and gathers.
 pub(crate) struct Context<'a> {
@@ -335,6 +335,23 @@ impl Setting for DataPath {
         }
         cx.problem(&node.origin, key, format!("there is no embedded data {name:?}"), Some(unknown_help(name, Self::BUILTIN)));
         None
+    }
+}
+
+impl Setting for DeviceBackend {
+    fn kind() -> String {
+        "`\"auto\"`, `\"cpu\"`, `\"cuda\"` or `\"cuda:N\"`".to_owned()
+    }
+
+    fn read(cx: &mut Context<'_>, key: &str, node: &Node) -> Option<Self> {
+        let Data::String(text) = &node.data else { return cx.wrong(node, key, "\"auto\", \"cpu\", \"cuda\" or \"cuda:N\"") };
+        let read = Self::parse(text);
+        if read.is_none() {
+            let help = nearest(text, ["auto", "cpu", "cuda", "cuda:1"]).map(|n| format!("did you mean \"{n}\"?"));
+            let message = format!("must be \"auto\", \"cpu\", \"cuda\" or \"cuda:N\" with the card's number, not {text:?}");
+            cx.problem(&node.origin, key, message, help);
+        }
+        read
     }
 }
 

@@ -108,6 +108,49 @@ impl Serialize for DataPath {
     }
 }
 
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceBackend {
+    /// The best device there is.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA card by its number, from 0.
+    Cuda(usize),
+}
+
+impl DeviceBackend {
+    /// Reads `auto`, `cpu`, `cuda` (the first card) or `cuda:N`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").filter(|n| (1..=4).contains(&n.len()) && n.bytes().all(|b| b.is_ascii_digit()))?;
+                number.parse().ok().map(Self::Cuda)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(0) => f.write_str("cuda"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl Serialize for DeviceBackend {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
 /// Which base model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use trainer_config::{ConfigError, Count, DataPath, Length, ModelSource, Override, Recipe};
+use trainer_config::{ConfigError, Count, DataPath, DeviceBackend, Length, ModelSource, Override, Recipe};
 
 fn errors(text: &str) -> String {
     Recipe::parse_with("recipe.toml", text, None, &[]).expect_err("the recipe is wrong").to_string()
@@ -60,6 +60,27 @@ fn values_out_of_range_say_what_is_allowed() {
     recipe.toml:12:9: sample.top_p: must be greater than 0 and at most 1, not 0.0
     recipe.toml:14:11: device.threads: must be "auto" or from 1 to 4096, not 0
     10 problems in the recipe
+    "#);
+}
+
+#[test]
+fn devices_are_named_as_the_flag_names_them() {
+    for (text, backend) in [("auto", DeviceBackend::Auto), ("cpu", DeviceBackend::Cpu), ("cuda", DeviceBackend::Cuda(0))] {
+        assert_eq!(Recipe::parse(&format!("[device]\nbackend = {text:?}\n")).unwrap().device.backend, backend);
+        assert_eq!(backend.to_string(), text);
+    }
+    assert_eq!(DeviceBackend::parse("cuda:0"), Some(DeviceBackend::Cuda(0)));
+    assert_eq!(DeviceBackend::parse("cuda:12"), Some(DeviceBackend::Cuda(12)));
+    for text in ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:+1", "cuda:1 ", "cuda:123456", "cuda1"] {
+        assert_eq!(DeviceBackend::parse(text), None, "{text:?}");
+    }
+    insta::assert_snapshot!(errors("[device]\nbackend = \"cude\"\nplan = \"small\"\nmemory_limit = -1\n"), @r#"
+    recipe.toml:2:11: device.backend: must be "auto", "cpu", "cuda" or "cuda:N" with the card's number, not "cude"
+      help: did you mean "cuda"?
+    recipe.toml:3:8: device.plan: must be one of "auto", "fastest", "smallest", not "small"
+      help: did you mean "smallest"?
+    recipe.toml:4:16: device.memory_limit: must be from 0 to 1048576 GiB, not -1.0
+    3 problems in the recipe
     "#);
 }
 

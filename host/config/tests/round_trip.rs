@@ -44,6 +44,16 @@ fn data_path() -> impl Strategy<Value = DataPath> {
     ]
 }
 
+fn device() -> impl Strategy<Value = Device> {
+    let backend = prop_oneof![Just(DeviceBackend::Auto), Just(DeviceBackend::Cpu), (0..10_000usize).prop_map(DeviceBackend::Cuda)];
+    (backend, count(1), one_of(DevicePlan::ALL), 0.0..1024.0f64).prop_map(|(backend, threads, plan, memory_limit)| Device {
+        backend,
+        threads,
+        plan,
+        memory_limit,
+    })
+}
+
 fn adapter() -> impl Strategy<Value = Adapter> {
     let shape = (1..65_536u32, positive(), 0.0..1.0f64, one_of(Bias::ALL), any::<bool>());
     let rest = (
@@ -131,8 +141,8 @@ fn recipe() -> impl Strategy<Value = Recipe> {
     );
     let model = prop_oneof![Just(ModelSource::Nano), path().prop_map(|p| ModelSource::Folder(p.into()))];
     let first = (adapter(), data(), train(), prop::option::of(plugin), settings());
-    (first, model, one_of(Quantization::ALL), thinking, ".{0,30}", prop::option::of(path()), data_path(), settings(), count(1)).prop_map(
-        |((adapter, data, train, plugin, mix), source, quantization, enable_thinking, prompt, dir, eval_data, metric, threads)| Recipe {
+    (first, model, one_of(Quantization::ALL), thinking, ".{0,30}", prop::option::of(path()), data_path(), settings(), device()).prop_map(
+        |((adapter, data, train, plugin, mix), source, quantization, enable_thinking, prompt, dir, eval_data, metric, device)| Recipe {
             model: Model { source, quantization },
             adapter,
             data,
@@ -147,7 +157,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
             sample: Sample { prompt, enable_thinking, ..Sample::default() },
             plugins: plugin.into_iter().map(|p| (PluginName::new("math_mix"), p)).collect(),
             output: Output { dir: dir.map(Into::into) },
-            device: Device { threads, ..Device::default() },
+            device,
             ..Recipe::default()
         },
     )
@@ -293,6 +303,8 @@ fn the_resolved_main_job_is_this_text() {
     [device]
     backend = "auto"
     threads = "auto"
+    plan = "auto"
+    memory_limit = 0.0
     "#);
 }
 
@@ -306,7 +318,7 @@ fn settings_merge_key_by_key() {
 #[test]
 fn identity_forgets_what_must_not_matter() {
     let same = Recipe::parse(
-        "[output]\ndir = \"x\"\n[device]\nthreads = 3\n[data]\nworkers = 2\n[train]\ncheckpoint_every = 4\nkeep_checkpoints = 9\n[sample]\nprompt = \"\"\n[model]\nsource = \"/m\"\n[plugins.math_mix]\npath = \"/p.wasm\"\n",
+        "[output]\ndir = \"x\"\n[device]\nbackend = \"cuda:1\"\nthreads = 3\nplan = \"smallest\"\nmemory_limit = 22.5\n[data]\nworkers = 2\n[train]\ncheckpoint_every = 4\nkeep_checkpoints = 9\n[sample]\nprompt = \"\"\n[model]\nsource = \"/m\"\n[plugins.math_mix]\npath = \"/p.wasm\"\n",
     )
     .unwrap();
     let mut bare = Recipe::default();

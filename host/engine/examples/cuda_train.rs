@@ -17,7 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
     let mut args = std::env::args().skip(1);
     let name = args.next().ok_or("which shape?")?;
-    let (mut batch, mut accum, mut seq, mut steps, mut weights, mut keep) = (2usize, 4usize, 2048usize, 6usize, WeightPlan::Unpacked, Keep::All);
+    let (mut batch, mut accum, mut seq, mut steps, mut weights, mut keep) =
+        (2usize, 4usize, 2048usize, 6usize, WeightPlan::Unpacked, Keep::All);
     let (mut profile, mut loss_rows) = (false, LOSS_ROWS);
     let options = CudaOptions::default();
     while let Some(arg) = args.next() {
@@ -63,7 +64,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             loss_rows,
         },
     )?;
-    println!("trainer {:.2} s, {:?}, planned {:.3} GiB", began.elapsed().as_secs_f64(), ops.usage(), trainer.memory().total() as f64 / 1.074e9);
+    println!(
+        "trainer {:.2} s, {:?}, planned {:.3} GiB",
+        began.elapsed().as_secs_f64(),
+        ops.usage(),
+        trainer.memory().total() as f64 / 1.074e9
+    );
     let tokens = batch * accum * seq;
     let weight = (batch * accum * (seq - 1)) as f32;
     for step in 0..steps {
@@ -74,7 +80,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut loss = 0.0;
         for micro in 0..accum {
             let n = batch * seq;
-            let ids: Vec<u32> = (0..n as u32).map(|i| philox4x32_10([i, micro as u32, step as u32, 0], [5, 5])[0] % config.vocab_size as u32).collect();
+            let ids: Vec<u32> =
+                (0..n as u32).map(|i| philox4x32_10([i, micro as u32, step as u32, 0], [5, 5])[0] % config.vocab_size as u32).collect();
             let host = HostBatch {
                 targets: ids.iter().skip(1).chain([&0]).copied().collect(),
                 weights: (0..n).map(|i| if i % seq == seq - 1 { 0.0 } else { 1.0 }).collect(),
@@ -102,7 +109,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         let timings = ops.device().profile().stop(ops.device().stream())?;
         let all: f64 = timings.iter().map(|t| t.microseconds).sum();
         for t in timings.iter().take(60) {
-            println!("{:9.0} us {:5.1} % {:6} x {:8.1} us  {}", t.microseconds, 100.0 * t.microseconds / all, t.launches, t.microseconds / t.launches as f64, t.name);
+            println!(
+                "{:9.0} us {:5.1} % {:6} x {:8.1} us  {}",
+                t.microseconds,
+                100.0 * t.microseconds / all,
+                t.launches,
+                t.microseconds / t.launches as f64,
+                t.name
+            );
         }
         println!("{all:9.0} us in kernels");
     }

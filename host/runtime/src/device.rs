@@ -1,15 +1,74 @@
-//! What computes.
+//! What computes: the machine, the device that a recipe asks for, and the one place where a backend is chosen.
 
 use std::sync::Arc;
 
-use trainer_config::Device;
+use serde::Serialize;
+use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
+use trainer_kernels_cuda::compile::Arch;
+use trainer_kernels_cuda::probe::{Probe, probe};
 
-/// The backend that commands compute with. Everything beyond this module is generic over the operations trait.
-pub type Backend = Cpu;
+use crate::RuntimeError;
+
+/// The backends, each behind the operations trait. Everything beyond this module is generic over that trait; [`with_ops`](crate::with_ops)
+/// goes from here to there.
+#[derive(Clone)]
+pub enum Backend {
+    /// The CPU.
+    Cpu(Arc<Cpu>),
+}
+
+/// Runs an expression with whichever backend there is under one name: `with_ops!(device.backend, ops => work(ops))`.
+#[macro_export]
+macro_rules! with_ops {
+    ($backend:expr, $ops:ident => $body:expr) => {
+        match $backend {
+            $crate::Backend::Cpu($ops) => $body,
+        }
+    };
+}
+
+/// What kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA card.
+    Cuda,
+}
+
+/// What is known of a device, for banners, locks and reports.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeviceInfo {
+    /// The CPU or a card.
+    pub kind: DeviceKind,
+    /// The processor's or the card's name.
+    pub name: String,
+    /// The card's number.
+    pub ordinal: Option<usize>,
+    /// The card's compute capability, such as `9.0`.
+    pub compute_capability: Option<String>,
+    /// The driver's version, or the CUDA version that it serves.
+    pub driver: Option<String>,
+    /// Memory of the card, or of the machine, in bytes, where it is known.
+    pub memory: Option<u64>,
+    /// Why it is this one.
+    pub reason: String,
+}
+
+/// A device that is ready to compute.
+pub struct OpenDevice {
+    /// Its operations.
+    pub backend: Backend,
+    /// Compute threads on the CPU.
+    pub threads: usize,
+    /// What it is.
+    pub info: DeviceInfo,
+}
 
 /// The machine, for banners.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Machine {
     /// The processor's name, where the system tells.
     pub processor: String,
@@ -37,12 +96,144 @@ impl Machine {
     }
 }
 
-/// The backend as the recipe asks for it, and its number of threads.
+/// How much memory a backend has held so far, for reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryUse {
+    /// The most that the backend's own arena had handed out at a time, in bytes; none without an arena.
+    pub arena: Option<u64>,
+    /// The most that the system or the driver says the process held, in bytes.
+    pub system: Option<u64>,
+}
+
+/// What the host asks of a backend beyond computing.
+pub trait Gauge {
+    /// The highest marks so far.
+    fn memory_use(&self) -> MemoryUse;
+}
+
+impl Gauge for Cpu {
+    fn memory_use(&self) -> MemoryUse {
+        let peak = || -> Option<u64> {
+            let text = std::fs::read_to_string("/proc/self/status").ok()?;
+            let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+            line.trim().split(' ').next()?.parse::<u64>().ok()?.checked_mul(1024)
+        };
+        MemoryUse { arena: None, system: peak() }
+    }
+}
+
+/// What kind of device `auto` means on this machine, and why; with the card's number.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The CPU or a card.
+    pub kind: DeviceKind,
+    /// The card's number.
+    pub ordinal: Option<usize>,
+    /// Why.
+    pub reason: String,
+}
+
+/// The device that `auto` means, given what was found: the first card that can be used, else the CPU.
+pub fn choose(found: &Probe) -> Verdict {
+    let cpu = |reason: String| Verdict { kind: DeviceKind::Cpu, ordinal: None, reason };
+    let usable = (0..found.cards.len()).find(|&i| unusable(found, i).is_none());
+    match usable {
+        Some(ordinal) => {
+            let name = found.cards.get(ordinal).map_or("the card", |c| c.name.as_str());
+            Verdict { kind: DeviceKind::Cuda, ordinal: Some(ordinal), reason: format!("{name} can be used") }
+        }
+        None => cpu(unusable(found, 0).unwrap_or_else(|| "there is no card".to_owned())),
+    }
+}
+
+/// Why a card cannot be used, with the remedy; `None`: it can.
+pub fn unusable(found: &Probe, ordinal: usize) -> Option<String> {
+    let first = || found.missing.first().cloned().unwrap_or_else(|| "the driver shows no card".to_owned());
+    if found.driver.is_none() || found.cards.is_empty() {
+        return Some(first());
+    }
+    let Some(card) = found.cards.get(ordinal) else {
+        let count = found.cards.len();
+        let (last, are) = (count - 1, if count == 1 { "is" } else { "are" });
+        return Some(format!("there {are} {count} card{}, numbered 0 to {last}", if count == 1 { "" } else { "s" }));
+    };
+    let [major, minor] = card.compute_capability;
+    if let Err(e) = Arch::of(major, minor) {
+        return Some(format!("{}: {e}", card.name));
+    }
+    missing_library(found)
+}
+
+/// A library without which nothing can be computed on a card.
+fn missing_library(found: &Probe) -> Option<String> {
+    let needed = found.libraries.iter().find(|l| NEEDED.contains(&l.name) && l.state.is_err())?;
+    let remedy = found.missing.iter().find(|m| m.to_lowercase().contains(&needed.name.to_lowercase()));
+    Some(remedy.cloned().unwrap_or_else(|| format!("{} cannot be loaded", needed.name)))
+}
+
+/// Libraries that the CUDA backend cannot do without.
+const NEEDED: [&str; 2] = ["nvrtc", "cublasLt"];
+
+/// Opens the device that a recipe asks for.
 ///
 /// # Errors
-/// The thread pool cannot be made.
-pub fn device(device: &Device) -> Result<(Arc<Backend>, usize), crate::RuntimeError> {
-    let threads = device.threads.or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-    let cpu = Cpu::new(CpuOptions { threads })?;
-    Ok((Arc::new(cpu), threads))
+/// A card is asked for that cannot be used: the error says what is missing and how to get it.
+pub fn open_device(device: &Device) -> Result<OpenDevice, RuntimeError> {
+    match device.backend {
+        DeviceBackend::Cpu => open_cpu(device, "it was asked for".to_owned()),
+        DeviceBackend::Cuda(ordinal) => {
+            let found = probe();
+            match unusable(&found, ordinal) {
+                Some(why) => Err(RuntimeError::NoCard { ordinal, why }),
+                None => open_card(device, &found, ordinal, "it was asked for".to_owned()),
+            }
+        }
+        DeviceBackend::Auto => {
+            let found = probe();
+            let verdict = choose(&found);
+            let Some(ordinal) = verdict.ordinal else {
+                tracing::info!("the CPU computes: {}", verdict.reason);
+                return open_cpu(device, verdict.reason);
+            };
+            match open_card(device, &found, ordinal, verdict.reason) {
+                Ok(open) => Ok(open),
+                // A card that looks usable but is not must not keep anyone from working; the reason is worth a line.
+                Err(RuntimeError::NoCard { why, .. }) => {
+                    tracing::warn!("the CPU computes, because the card cannot be used: {why}");
+                    open_cpu(device, why)
+                }
+                Err(e) => Err(e),
+            }
+        }
+    }
 }
+
+fn open_cpu(device: &Device, reason: String) -> Result<OpenDevice, RuntimeError> {
+    let threads = threads(device);
+    let cpu = Cpu::new(CpuOptions { threads })?;
+    let machine = Machine::this();
+    let info = DeviceInfo {
+        kind: DeviceKind::Cpu,
+        name: machine.processor,
+        ordinal: None,
+        compute_capability: None,
+        driver: None,
+        memory: machine.memory,
+        reason,
+    };
+    Ok(OpenDevice { backend: Backend::Cpu(Arc::new(cpu)), threads, info })
+}
+
+fn threads(device: &Device) -> usize {
+    device.threads.or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+}
+
+/// Opens a card that [`unusable`] has nothing against.
+fn open_card(device: &Device, found: &Probe, ordinal: usize, reason: String) -> Result<OpenDevice, RuntimeError> {
+    let _ = (threads(device), found, reason);
+    Err(RuntimeError::NoCard { ordinal, why: "this version has no CUDA engine yet".to_owned() })
+}
+
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod tests;

@@ -81,6 +81,26 @@ pub enum RuntimeError {
         /// What is wrong.
         message: String,
     },
+    /// A card that was asked for cannot be used.
+    #[error(
+        "device cuda:{ordinal} cannot be used: {why}\n  `trainer doctor` shows what this machine has; --device cpu (device.backend = \"cpu\") computes without a card"
+    )]
+    NoCard {
+        /// The card's number.
+        ordinal: usize,
+        /// What is missing and how to get it.
+        why: String,
+    },
+    /// No plan fits the memory.
+    #[error("the run needs {need} with the plan that was asked for, but {limit} may be used: {help}", need = gib(*need), limit = gib(*limit))]
+    DoesNotFit {
+        /// Bytes of the smallest plan that was allowed.
+        need: u64,
+        /// The limit in bytes.
+        limit: u64,
+        /// The setting that would make it fit.
+        help: String,
+    },
     /// From the plugin host.
     #[error(transparent)]
     Plugin(#[from] PluginError),
@@ -99,6 +119,11 @@ pub enum RuntimeError {
     /// From the data.
     #[error(transparent)]
     Data(#[from] trainer_data::DataError),
+}
+
+/// Bytes in GiB, for messages.
+pub(crate) fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 fn kinds_text(kinds: &[Kind]) -> String {

@@ -6,12 +6,16 @@ mod adapter;
 mod device;
 mod error;
 mod model;
+mod planning;
 mod plugins;
 mod sources;
 
 pub use adapter::adapter_digest;
-pub use device::{Backend, Machine, device};
+pub use device::{
+    Backend, DeviceInfo, DeviceKind, Gauge, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, open_device, unusable,
+};
 pub use error::RuntimeError;
 pub use model::{Base, load_base};
+pub use planning::{Choice, PlanRequest, choose_plan, memory_limit};
 pub use plugins::{PluginArg, Plugins, apply_plugin, compiler_command, find_plugin};
 pub use sources::{eval_source, open_sources, source_digest, source_spec};

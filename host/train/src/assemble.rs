@@ -11,15 +11,18 @@ use trainer_config::{
 use trainer_data::{
     FeedbackPlan, MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
 };
-use trainer_engine::{Adapter, LOSS_ROWS, MemoryPlan, Model, PlanOptions, Recompute, Schedule, TrainOptions, Trainer, plan};
+use trainer_engine::{Adapter, LOSS_ROWS, MemoryPlan, Model, Recompute, Schedule, TrainOptions, Trainer};
 use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
-use trainer_kernels::ops::{Ops, WeightPlan};
+use trainer_kernels::ops::Ops;
 use trainer_kernels::sampling::SamplingParams;
 use trainer_model::{AdapterBias, AdapterConfig, ModelDigest, ModelFiles};
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
-use trainer_runtime::{Backend, Base, Machine, Plugins, adapter_digest, compiler_command, device, load_base, open_sources, source_digest};
+use trainer_runtime::{
+    Base, Choice, DeviceInfo, Machine, PlanRequest, Plugins, adapter_digest, choose_plan, compiler_command, load_base, memory_limit,
+    open_sources, source_digest,
+};
 use trainer_text::SpecialMode;
 
 use crate::error::TrainError;
@@ -30,46 +33,50 @@ use crate::lock::{Lock, MachineLock, ModelLock, PlanLock, PluginLock, Recorded, 
 const PACKED_TOKENS: usize = 2048;
 
 /// Everything that a recipe names, loaded.
-pub struct Assembly {
+pub struct Assembly<O: Ops> {
     recipe: Recipe,
     base: Base,
-    ops: Arc<Backend>,
+    ops: Arc<O>,
     threads: usize,
+    device: DeviceInfo,
     mixer: Arc<Plugin>,
     speaker: Speaker,
     formatters: Vec<Arc<Plugin>>,
     sources: Vec<Arc<Source>>,
     panel: Option<Panel>,
     plugins: Vec<Arc<Plugin>>,
-    plan: MemoryPlan,
+    choice: Choice,
     lock: Lock,
 }
 
 /// The model on the device, in training.
-pub struct Work {
+pub struct Work<O: Ops> {
     /// The trainer.
-    pub trainer: Trainer<Backend>,
-    model: Arc<Model<Backend>>,
-    packing: bool,
+    pub trainer: Trainer<O>,
+    model: Arc<Model<O>>,
+    /// Tokens that samples are packed to; none: one sample at a time.
+    packing: Option<usize>,
 }
 
-impl Work {
+impl<O: Ops> Work<O> {
     /// A step's samples as micro-batches.
     ///
     /// # Errors
     /// A sample that does not fit.
     pub fn micro_batches(&self, samples: &[Sample]) -> Result<Vec<MicroBatch>, TrainError> {
-        Ok(if self.packing { pack(samples, PACKED_TOKENS)? } else { batches(samples, 1)? })
+        Ok(match self.packing {
+            Some(tokens) => pack(samples, tokens)?,
+            None => batches(samples, 1)?,
+        })
     }
 }
 
-impl Assembly {
-    /// Loads everything and computes the lock. Nothing is written.
+impl<O: Ops> Assembly<O> {
+    /// Loads everything that the recipe names for a device that was opened, and computes plan and lock. Nothing is written.
     ///
     /// # Errors
-    /// Whatever of the recipe cannot be had.
-    pub fn new(recipe: Recipe) -> Result<Self, TrainError> {
-        let (ops, threads) = device(&recipe.device)?;
+    /// Whatever of the recipe cannot be had, or does not fit the device's memory.
+    pub fn new(recipe: Recipe, ops: Arc<O>, threads: usize, device: DeviceInfo) -> Result<Self, TrainError> {
         let base = load_base(&recipe.model.source, recipe.model.quantization)?;
         let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
         let mixer = plugins.get("mix.plugin", &recipe.mix.plugin, Kind::MixingPolicy)?;
@@ -82,19 +89,7 @@ impl Assembly {
         let panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
         let sources = open_sources(&recipe)?;
         let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
-        let plan = plan(
-            ops.as_ref(),
-            &base.config,
-            Some(&adapter_config(&recipe)),
-            &PlanOptions {
-                max_tokens: max_tokens(&recipe),
-                recompute: recompute(&recipe),
-                optimizer: Some(optimizer(&recipe)),
-                weights: WeightPlan::Unpacked,
-                loss_rows: LOSS_ROWS,
-                generation: None,
-            },
-        )?;
+        let choice = choose(ops.as_ref(), &recipe, &base, &device)?;
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
         let lock = Lock {
@@ -116,26 +111,27 @@ impl Assembly {
                 micro_batch: recipe.train.batch,
                 accumulation: recipe.train.accumulation,
                 packing: recipe.data.packing,
-                max_tokens: max_tokens(&recipe),
-                recompute: vec![recompute(&recipe) == Recompute::All; base.config.num_hidden_layers],
-                weights: weights_name(&recipe).to_owned(),
+                max_tokens: choice.max_tokens,
+                recompute: vec![choice.recompute == Recompute::All; base.config.num_hidden_layers],
+                weights: weights_name(&recipe, &choice, ops.as_ref()),
                 steps,
                 algorithms: BTreeMap::from([
                     ("evaluation".to_owned(), "merged adapter".to_owned()),
-                    ("packed micro-batch".to_owned(), format!("{PACKED_TOKENS} tokens")),
+                    ("packed micro-batch".to_owned(), format!("{} tokens", packed_tokens(&choice))),
                 ]),
             },
-            machine: MachineLock { backend: ops.describe(), ..MachineLock::cpu() },
+            machine: MachineLock::of(ops.describe(), &device),
             libraries: libraries(),
             recorded: Recorded {
                 started: crate::rundir::utc(std::time::SystemTime::now()),
                 threads,
                 workers: recipe.data.workers.or_else(default_workers),
                 model: base.name.clone(),
-                device: Machine::this().processor,
+                device: device.name.clone(),
+                driver: device.driver.clone(),
             },
         };
-        Ok(Self { base, ops, threads, mixer, speaker, formatters, sources, panel, plugins: loaded, plan, lock, recipe })
+        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, choice, lock, recipe })
     }
 
     /// The recipe.
@@ -155,7 +151,17 @@ impl Assembly {
 
     /// The memory plan.
     pub fn memory(&self) -> &MemoryPlan {
-        &self.plan
+        &self.choice.memory
+    }
+
+    /// What was chosen where the recipe leaves it open.
+    pub fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// What computes.
+    pub fn device(&self) -> &DeviceInfo {
+        &self.device
     }
 
     /// The schedule of the learning rate.
@@ -179,8 +185,8 @@ impl Assembly {
     ///
     /// # Errors
     /// Memory, or an adapter to start from that does not fit.
-    pub fn work(&self) -> Result<Work, TrainError> {
-        let model = Model::new(self.ops.clone(), &self.base.config, &self.base.weights, WeightPlan::Unpacked)?;
+    pub fn work(&self) -> Result<Work<O>, TrainError> {
+        let model = Model::new(self.ops.clone(), &self.base.config, &self.base.weights, self.choice.weights)?;
         let config = adapter_config(&self.recipe);
         let adapter = match &self.recipe.adapter.from {
             None => Adapter::init(&model, config, self.recipe.train.seed)?,
@@ -192,14 +198,15 @@ impl Assembly {
             }
         };
         let options = TrainOptions {
-            max_tokens: max_tokens(&self.recipe),
-            recompute: recompute(&self.recipe),
+            max_tokens: self.choice.max_tokens,
+            recompute: self.choice.recompute.clone(),
             optimizer: optimizer(&self.recipe),
             max_grad_norm: (self.recipe.train.max_grad_norm > 0.0).then_some(self.recipe.train.max_grad_norm),
             seed: self.recipe.train.seed,
             loss_rows: LOSS_ROWS,
         };
-        Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing: self.recipe.data.packing })
+        let packing = self.recipe.data.packing.then(|| packed_tokens(&self.choice));
+        Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing })
     }
 
     /// The stream of samples, from the beginning or from a state.
@@ -251,14 +258,14 @@ impl Assembly {
     ///
     /// # Errors
     /// It cannot be read from the device.
-    pub fn peft_adapter(&self, work: &Work) -> Result<trainer_model::Adapter, TrainError> {
+    pub fn peft_adapter(&self, work: &Work<O>) -> Result<trainer_model::Adapter, TrainError> {
         let mut adapter = work.trainer.adapter().to_host(&work.model)?;
         adapter.config.base_model = Some(self.base.name.clone());
         Ok(adapter)
     }
 
     /// The model that evaluation and generation use: the adapter is folded into dense weights, which decode faster.
-    fn candidate(&self, work: &Work, when: When) -> Result<Candidate<'_, Backend>, TrainError> {
+    fn candidate(&self, work: &Work<O>, when: When) -> Result<Candidate<'_, O>, TrainError> {
         if when == When::Before {
             return Ok(Candidate { model: work.model.clone(), base: &self.base, adapter: None });
         }
@@ -273,7 +280,7 @@ impl Assembly {
     /// See [`trainer_eval::EvalError`].
     pub fn evaluate(
         &self,
-        work: &Work,
+        work: &Work<O>,
         when: When,
         folder: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -286,7 +293,7 @@ impl Assembly {
     ///
     /// # Errors
     /// The template or the engine fails.
-    pub fn sample(&self, work: &Work, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Option<String>, TrainError> {
+    pub fn sample(&self, work: &Work<O>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Option<String>, TrainError> {
         let s = &self.recipe.sample;
         if s.prompt.is_empty() {
             return Ok(None);
@@ -319,15 +326,16 @@ impl Assembly {
     ///
     /// # Errors
     /// The mixing policy fails.
-    pub fn banner(&self, work: &Work, pipeline: &mut Pipeline, dir: &Path, resumed_after: Option<u64>) -> Result<Banner, TrainError> {
+    pub fn banner(&self, work: &Work<O>, pipeline: &mut Pipeline, dir: &Path, resumed_after: Option<u64>) -> Result<Banner, TrainError> {
         let recipe = &self.recipe;
         Ok(Banner {
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
             backend: self.ops.describe(),
             threads: self.threads,
+            device: self.device.clone(),
             machine: Machine::this(),
             model: self.base.name.clone(),
-            quantization: weights_name(recipe).to_owned(),
+            quantization: weights_name(recipe, &self.choice, self.ops.as_ref()),
             parameters: work.model.parameters(),
             trainable: work.trainer.adapter().parameters(),
             plugins: self.plugins.iter().map(plugin_info).collect(),
@@ -348,7 +356,7 @@ impl Assembly {
             batch: recipe.train.batch,
             accumulation: recipe.train.accumulation,
             steps: self.steps(),
-            memory: self.plan.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
+            memory: self.choice.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
             dir: dir.to_owned(),
             resumed_after,
         })
@@ -457,24 +465,42 @@ fn optimizer(recipe: &Recipe) -> AdamWConfig {
     AdamWConfig { beta1, beta2, eps: t.eps, weight_decay: t.weight_decay, bits, ..AdamWConfig::default() }
 }
 
-/// On the CPU memory is plentiful beside speed, so `auto` keeps all activations.
-fn recompute(recipe: &Recipe) -> Recompute {
+/// What the recipe fixes about recomputation.
+fn recompute(recipe: &Recipe) -> Option<Recompute> {
     match recipe.train.recompute {
-        RecomputeSetting::All => Recompute::All,
-        RecomputeSetting::None | RecomputeSetting::Auto => Recompute::None,
+        RecomputeSetting::All => Some(Recompute::All),
+        RecomputeSetting::None => Some(Recompute::None),
+        RecomputeSetting::Auto => None,
     }
 }
 
-/// Rows of the training buffers: the longest sample must fit, and a packed micro-batch.
-fn max_tokens(recipe: &Recipe) -> usize {
-    recipe.data.max_seq_length.max(PACKED_TOKENS)
+/// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows.
+fn choose<O: Ops>(ops: &O, recipe: &Recipe, base: &Base, device: &DeviceInfo) -> Result<Choice, TrainError> {
+    let request = PlanRequest {
+        config: &base.config,
+        adapter: &adapter_config(recipe),
+        optimizer: optimizer(recipe),
+        longest: recipe.data.max_seq_length,
+        packed: PACKED_TOKENS,
+        recompute: recompute(recipe),
+        goal: recipe.device.plan,
+        limit: memory_limit(&recipe.device, device),
+    };
+    Ok(choose_plan(ops, &request)?)
 }
 
-fn weights_name(recipe: &Recipe) -> &'static str {
+/// Tokens that samples are packed to.
+fn packed_tokens(choice: &Choice) -> usize {
+    PACKED_TOKENS.min(choice.max_tokens)
+}
+
+fn weights_name<O: Ops>(recipe: &Recipe, choice: &Choice, ops: &O) -> String {
+    let how = choice.weights_text(ops);
     match recipe.model.quantization {
-        Quantization::Nf4 => "nf4 (double-quantized), unpacked to f32",
-        Quantization::None => "f32",
-        Quantization::AsStored => "as stored, unpacked to f32",
+        Quantization::Nf4 => format!("nf4 (double-quantized), {how}"),
+        Quantization::None if ops.element_bytes() == 4 => "f32".to_owned(),
+        Quantization::None => "bf16".to_owned(),
+        Quantization::AsStored => format!("as stored, {how}"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use trainer_eval::Report;
-use trainer_runtime::Machine;
+use trainer_runtime::{DeviceInfo, Machine};
 
 /// A plugin of the run.
 #[derive(Clone, Debug, Serialize)]
@@ -44,6 +44,8 @@ pub struct Banner {
     pub backend: String,
     /// Compute threads.
     pub threads: usize,
+    /// What computes.
+    pub device: DeviceInfo,
     /// The machine.
     pub machine: Machine,
     /// The base model's name.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use trainer_runtime::{DeviceInfo, DeviceKind};
 
 use crate::files::{Disk, FileError, sha256, write_atomically};
 
@@ -124,22 +125,28 @@ pub struct PlanLock {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineLock {
-    /// `cpu`, or the accelerator's backend.
+    /// The backend with whatever decides its bits, such as `cpu-f32-fma`.
     pub backend: String,
-    /// The accelerator's model and driver; none for the CPU.
+    /// The accelerator's model; none for the CPU.
     pub device: Option<String>,
+    /// The accelerator's compute capability.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_capability: Option<String>,
     /// The processor's architecture.
     pub architecture: String,
-    /// The vector extensions that the CPU backend may choose by.
+    /// The vector extensions that the CPU backend and compiled plugins may choose by.
     pub features: Vec<String>,
 }
 
 impl MachineLock {
-    /// This machine's CPU.
-    pub fn cpu() -> Self {
+    /// This machine with a backend as it describes itself, on a device.
+    pub fn of(backend: String, device: &DeviceInfo) -> Self {
+        let card = device.kind != DeviceKind::Cpu;
         Self {
-            backend: "cpu".to_owned(),
-            device: None,
+            backend,
+            // The CPU's name decides nothing: its features do.
+            device: card.then(|| device.name.clone()),
+            compute_capability: device.compute_capability.clone(),
             architecture: std::env::consts::ARCH.to_owned(),
             features: cpu_features().into_iter().map(str::to_owned).collect(),
         }
@@ -177,6 +184,9 @@ pub struct Recorded {
     pub model: String,
     /// The processor's or card's name.
     pub device: String,
+    /// The card's driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
 }
 
 /// A difference between a lock and now.

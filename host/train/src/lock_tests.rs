@@ -41,6 +41,7 @@ pub(crate) fn lock() -> Lock {
         machine: MachineLock {
             backend: "cpu".into(),
             device: None,
+            compute_capability: None,
             architecture: "x86_64".into(),
             features: vec!["avx2".into(), "fma".into()],
         },
@@ -63,7 +64,14 @@ fn a_saved_lock_reads_back_and_differs_in_nothing() {
 #[test]
 fn what_does_not_matter_is_not_compared() {
     let mut now = lock();
-    now.recorded = Recorded { started: "2027".into(), threads: 64, workers: 9, model: "/elsewhere".into(), device: "other".into() };
+    now.recorded = Recorded {
+        started: "2027".into(),
+        threads: 64,
+        workers: 9,
+        model: "/elsewhere".into(),
+        device: "other".into(),
+        driver: Some("999".into()),
+    };
     now.data[0].path = "/elsewhere/rows.jsonl".into();
     now.eval_data.as_mut().unwrap().path = "/elsewhere/test.jsonl".into();
     let mut recipe = Recipe::default();

@@ -11,7 +11,8 @@ use trainer_config::Recipe;
 use trainer_data::{MicroBatch, Pipeline, Sample, SourceLoss};
 use trainer_engine::schedule::lr;
 use trainer_eval::Report;
-use trainer_kernels::ops::HostBatch;
+use trainer_kernels::ops::{HostBatch, Ops};
+use trainer_runtime::{open_device, with_ops};
 
 use crate::assemble::{Assembly, Work};
 use crate::error::TrainError;
@@ -68,33 +69,51 @@ pub struct RunSummary {
 /// # Errors
 /// Anything that keeps the run from going on; what is on disk then is a run that can be resumed after mending the cause.
 pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<RunSummary, TrainError> {
-    let (assembly, dir, resumed) = match start {
+    let (recipe, origin) = match start {
         Start::Fresh { recipe, dir, locked } => {
             let expected = locked.as_deref().map(Lock::load).transpose()?;
             let dir =
                 dir.or_else(|| recipe.output.dir.clone()).unwrap_or_else(|| default_path(recipe.mix.plugin.as_str(), SystemTime::now()));
-            let assembly = Assembly::new(*recipe)?;
+            (*recipe, Origin::Fresh { dir, expected: expected.map(Box::new) })
+        }
+        Start::Resume(path) => {
+            let dir = RunDir::open(&path)?;
+            (Recipe::load(&dir.recipe_path())?, Origin::Resumed(dir))
+        }
+    };
+    let open = open_device(&recipe.device)?;
+    with_ops!(open.backend, ops => start_on(Assembly::new(recipe, ops, open.threads, open.info)?, origin, stop)?.go(on_event))
+}
+
+/// Where a run comes from.
+enum Origin {
+    /// It begins, in a new directory.
+    Fresh { dir: PathBuf, expected: Option<Box<Lock>> },
+    /// It goes on in this directory.
+    Resumed(RunDir),
+}
+
+fn start_on<O: Ops>(assembly: Assembly<O>, origin: Origin, stop: &AtomicBool) -> Result<Run<'_, O>, TrainError> {
+    match origin {
+        Origin::Fresh { dir, expected } => {
             if let Some(expected) = expected {
                 expected.check(assembly.lock())?;
             }
             let dir = RunDir::create(&dir, &assembly.recipe().to_toml()?, assembly.lock())?;
-            (assembly, dir, false)
+            Run::new(assembly, dir, false, stop)
         }
-        Start::Resume(path) => {
-            let dir = RunDir::open(&path)?;
-            let assembly = Assembly::new(Recipe::load(&dir.recipe_path())?)?;
+        Origin::Resumed(dir) => {
             dir.lock()?.check(assembly.lock())?;
-            (assembly, dir, true)
+            Run::new(assembly, dir, true, stop)
         }
-    };
-    Run::new(assembly, dir, resumed, stop)?.go(on_event)
+    }
 }
 
 /// A run in progress.
-struct Run<'a> {
-    assembly: Assembly,
+struct Run<'a, O: Ops> {
+    assembly: Assembly<O>,
     dir: RunDir,
-    work: Work,
+    work: Work<O>,
     pipeline: Pipeline,
     metrics: Metrics,
     timings: Timings,
@@ -105,8 +124,8 @@ struct Run<'a> {
     seconds: f64,
 }
 
-impl<'a> Run<'a> {
-    fn new(assembly: Assembly, dir: RunDir, resumed: bool, stop: &'a AtomicBool) -> Result<Self, TrainError> {
+impl<'a, O: Ops> Run<'a, O> {
+    fn new(assembly: Assembly<O>, dir: RunDir, resumed: bool, stop: &'a AtomicBool) -> Result<Self, TrainError> {
         let mut work = assembly.work()?;
         let keep = assembly.recipe().train.keep_checkpoints;
         let checkpoint = if resumed { dir.checkpoints(keep)?.read_newest()? } else { None };

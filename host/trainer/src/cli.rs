@@ -58,7 +58,7 @@ pub struct RecipeArgs {
     /// How many bad rows a run survives (data.max_bad_rows).
     #[arg(long, value_name = "N")]
     pub max_bad_rows: Option<u64>,
-    /// What computes: auto or cpu (device.backend).
+    /// What computes: auto, cpu, cuda or cuda:N (device.backend).
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Compute threads (device.threads). Never changes a result.
@@ -118,6 +118,9 @@ pub struct EvalArgs {
     /// Set one key of the recipe. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+    /// What computes: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Print the report as one JSON object: to a file, or to standard output (alone or with -).
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
@@ -168,6 +171,9 @@ pub struct GenerateArgs {
     /// Hold the weights as the checkpoint stores them (as-stored), in NF4 (nf4) or unquantized (none).
     #[arg(long, value_name = "HOW", default_value = "as-stored")]
     pub quantization: String,
+    /// What computes: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Compute threads.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -204,6 +210,9 @@ pub enum PluginCommand {
 pub struct BenchArgs {
     /// Which parts: train, decode, data, plugins. Absent: all.
     pub parts: Vec<String>,
+    /// What computes: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Compute threads.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

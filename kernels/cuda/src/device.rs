@@ -139,7 +139,8 @@ impl Device {
     /// What the card sustains, for predictions: an H100's measured rates, scaled by multiprocessors and clock, and by the memory's width and clock.
     pub fn rates(&self) -> Rates {
         let attribute = |a| f64::from(self.context.attribute(a).unwrap_or(0));
-        let compute = f64::from(self.multiprocessors) * attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE) / (132.0 * 1.98e6);
+        let compute =
+            f64::from(self.multiprocessors) * attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE) / (132.0 * 1.98e6);
         let memory = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
             * attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)
             / (2.619e6 * 5120.0);
@@ -195,20 +196,24 @@ impl Device {
             };
         }
         self.context.bind_to_thread()?;
-        self.profile.span(&self.stream, || name.to_owned(), || {
-            // SAFETY: the kernel exists and has arguments of these sizes; they outlive the call, which copies them; the launcher has
-            // checked every buffer against the sizes passed, and the one stream keeps launches in order.
-            Ok(unsafe {
-                result::launch_kernel(
-                    function.handle,
-                    config.grid_dim,
-                    config.block_dim,
-                    config.shared_mem_bytes,
-                    self.stream.cu_stream(),
-                    pointers.get_mut(..args.len()).unwrap_or_default(),
-                )
-            }?)
-        })
+        self.profile.span(
+            &self.stream,
+            || name.to_owned(),
+            || {
+                // SAFETY: the kernel exists and has arguments of these sizes; they outlive the call, which copies them; the launcher has
+                // checked every buffer against the sizes passed, and the one stream keeps launches in order.
+                Ok(unsafe {
+                    result::launch_kernel(
+                        function.handle,
+                        config.grid_dim,
+                        config.block_dim,
+                        config.shared_mem_bytes,
+                        self.stream.cu_stream(),
+                        pointers.get_mut(..args.len()).unwrap_or_default(),
+                    )
+                }?)
+            },
+        )
     }
 
     /// Where time goes.

@@ -378,7 +378,12 @@ impl Tensor {
     /// Columns that it has not got.
     pub fn columns(&self, first: usize, cols: usize) -> Result<Self> {
         if first.checked_add(cols).is_none_or(|end| end > self.cols) {
-            return Err(CudaError::Shape { op: "columns", what: "the tensor's columns", got: self.cols, need: format!("{first} + {cols}") });
+            return Err(CudaError::Shape {
+                op: "columns",
+                what: "the tensor's columns",
+                got: self.cols,
+                need: format!("{first} + {cols}"),
+            });
         }
         Ok(Self { buffer: Arc::clone(&self.buffer), offset: self.offset + first, cols, ..*self })
     }

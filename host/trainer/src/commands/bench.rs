@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use trainer_runtime::{Machine, device};
+use trainer_kernels::ops::Ops;
+use trainer_runtime::{DeviceInfo, DeviceKind, Machine, open_device, with_ops};
 use trainer_train::rundir::utc;
 
 use crate::cli::BenchArgs;
@@ -30,6 +31,8 @@ struct Bench {
     date: String,
     machine: Machine,
     /// What computed.
+    device: DeviceInfo,
+    /// The backend's own description.
     backend: String,
     threads: usize,
     /// The load average over one minute before anything was measured: figures taken on a busy machine say so.
@@ -44,9 +47,11 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         bail!("there is nothing called {unknown} to measure; say some of {}, or nothing for all", PARTS.join(", "));
     }
     let load_before = load();
-    let (ops, threads) = device(&super::recipe_with(&[], &with_threads(args.threads))?.device)?;
-    let backend = trainer_kernels::ops::Ops::describe(ops.as_ref());
-    drop(ops);
+    let mut place = Place { device: args.device.clone(), threads: args.threads };
+    let open = open_device(&super::recipe_with(&[], &place.settings())?.device)?;
+    let (threads, info) = (open.threads, open.info);
+    let backend = with_ops!(open.backend, ops => ops.describe());
+    place.threads = Some(threads);
     let quiet = json_on_stdout(args.json.as_deref());
     if !quiet {
         say!("{backend}, {threads} threads, load {}", load_before.map_or_else(|| "unknown".to_owned(), |l| format!("{l:.2}")));
@@ -54,8 +59,8 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let mut figures = Vec::new();
     for part in PARTS.into_iter().filter(|p| args.parts.is_empty() || args.parts.iter().any(|wanted| wanted == p)) {
         let measured = match part {
-            "train" => train::measure(threads)?,
-            "decode" => decode::measure(threads)?,
+            "train" => train::measure(&place, info.kind == DeviceKind::Cpu && threads > 1)?,
+            "decode" => decode::measure(&place)?,
             "data" => data::measure()?,
             _ => plugins::measure()?,
         };
@@ -72,6 +77,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             trainer: env!("CARGO_PKG_VERSION"),
             date: utc(SystemTime::now()),
             machine: Machine::this(),
+            device: info,
             backend,
             threads,
             load_before,
@@ -82,9 +88,19 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The override that a number of threads means.
-fn with_threads(threads: Option<usize>) -> Vec<(&'static str, String)> {
-    threads.map(|n| ("device.threads", n.to_string())).into_iter().collect()
+/// Where to measure.
+#[derive(Clone, Debug)]
+struct Place {
+    device: Option<String>,
+    threads: Option<usize>,
+}
+
+impl Place {
+    /// The settings over the default recipe that this means.
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let device = self.device.as_deref().map(|d| ("device.backend", super::toml_string(d)));
+        device.into_iter().chain(self.threads.map(|n| ("device.threads", n.to_string()))).collect()
+    }
 }
 
 /// The load average over one minute, where the system tells.

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -10,9 +11,9 @@ use anyhow::{Context, Result, bail};
 use trainer_config::{Override, Recipe};
 use trainer_engine::Model;
 use trainer_eval::{Candidate, Panel, Report, Speaker};
-use trainer_kernels::ops::WeightPlan;
+use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter, ModelFiles};
-use trainer_runtime::{Plugins, adapter_digest, apply_plugin, compiler_command, device, load_base};
+use trainer_runtime::{Plugins, adapter_digest, apply_plugin, compiler_command, load_base, open_device, with_ops};
 use trainer_train::When;
 use trainer_train::rundir::{RunDir, default_path};
 
@@ -31,7 +32,17 @@ struct Target {
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let target = target(&args)?;
-    let (ops, _) = device(&target.recipe.device)?;
+    let open = open_device(&target.recipe.device)?;
+    let report = with_ops!(open.backend, ops => judge(ops, &target, json_on_stdout(args.json.as_deref())))?;
+    match &args.json {
+        Some(to) => write_json(to, &report)?,
+        None => show(&report, &target.folder),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Loads what is to be evaluated and evaluates it.
+fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Report> {
     let base = load_base(&target.recipe.model.source, target.recipe.model.quantization)?;
     let mut plugins = Plugins::new(&target.recipe, compiler_command()?)?;
     let speaker = Speaker::new(&target.recipe, &base, &mut plugins)?;
@@ -44,7 +55,6 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         }
     };
     let stop = interruption()?;
-    let quiet = json_on_stdout(args.json.as_deref());
     let mut progress = Progress::new(terminal() && !quiet);
     let candidate = Candidate { model, base: &base, adapter };
     let report = panel.judge(&candidate, &speaker, &target.folder, "eval", &mut |p| {
@@ -54,12 +64,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     progress.clear();
-    let report = report?;
-    match &args.json {
-        Some(to) => write_json(to, &report)?,
-        None => show(&report, &target.folder),
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(report?)
 }
 
 fn show(report: &Report, folder: &Path) {
@@ -92,6 +97,9 @@ fn target(args: &EvalArgs) -> Result<Target> {
     }
     if let Some(model) = &args.model {
         more.push(("model.source", super::toml_string(model)));
+    }
+    if let Some(device) = &args.device {
+        more.push(("device.backend", super::toml_string(device)));
     }
     let (mut recipe, adapter, folder) = match &args.run {
         Some(dir) => {

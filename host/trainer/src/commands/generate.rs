@@ -3,15 +3,17 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
+use trainer_config::Recipe;
 use trainer_engine::{Finish, Model};
 use trainer_eval::{Question, Speaker, conversation, generate_one};
-use trainer_kernels::ops::WeightPlan;
+use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_kernels::sampling::SamplingParams;
 use trainer_model::{Adapter, ModelFiles};
-use trainer_runtime::{Plugins, compiler_command, device, load_base};
+use trainer_runtime::{Plugins, compiler_command, load_base, open_device, with_ops};
 use trainer_text::SpecialMode;
 
 use crate::cli::GenerateArgs;
@@ -24,12 +26,19 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     if let Some(threads) = args.threads {
         more.push(("device.threads", threads.to_string()));
     }
+    if let Some(device) = &args.device {
+        more.push(("device.backend", super::toml_string(device)));
+    }
     let recipe = super::recipe_with(&[], &more)?;
-    let (ops, _) = device(&recipe.device)?;
+    let open = open_device(&recipe.device)?;
+    with_ops!(open.backend, ops => answer(ops, &args, &recipe))
+}
+
+fn answer<O: Ops>(ops: Arc<O>, args: &GenerateArgs, recipe: &Recipe) -> Result<ExitCode> {
     let base = load_base(&recipe.model.source, recipe.model.quantization)?;
     let (prompt_ids, stop_ids) = if args.chat {
-        let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
-        let speaker = Speaker::new(&recipe, &base, &mut plugins)?;
+        let mut plugins = Plugins::new(recipe, compiler_command()?)?;
+        let speaker = Speaker::new(recipe, &base, &mut plugins)?;
         let mut messages = Vec::new();
         if let Some(system) = &args.system {
             messages.push(("system", system.as_str()));

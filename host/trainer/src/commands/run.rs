@@ -4,6 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use trainer_kernels::ops::Ops;
+use trainer_runtime::{open_device, with_ops};
 use trainer_train::lock::Lock;
 use trainer_train::{Assembly, Event, Start, run as train};
 
@@ -78,7 +80,11 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
 /// Prints the recipe and the plan; with a lock, only if the run would be the locked one.
 fn dry_run(recipe: trainer_config::Recipe, locked: Option<&std::path::Path>, json: Option<&std::path::Path>) -> Result<ExitCode> {
     let expected = locked.map(Lock::load).transpose()?;
-    let assembly = Assembly::new(recipe)?;
+    let open = open_device(&recipe.device)?;
+    with_ops!(open.backend, ops => show_plan(&Assembly::new(recipe, ops, open.threads, open.info)?, expected, json))
+}
+
+fn show_plan<O: Ops>(assembly: &Assembly<O>, expected: Option<Lock>, json: Option<&std::path::Path>) -> Result<ExitCode> {
     let lock = assembly.lock();
     if let Some(expected) = expected {
         expected.check(lock)?;

@@ -2,9 +2,25 @@
 
 use std::fmt::Write;
 
+use trainer_runtime::{DeviceInfo, DeviceKind};
 use trainer_train::{Banner, RunSummary};
 
 use super::text::{bytes, count};
+
+/// A card in words: number, name, capability, memory, driver.
+fn card(device: &DeviceInfo) -> String {
+    let mut text = format!("cuda:{} ({}", device.ordinal.unwrap_or(0), device.name);
+    if let Some(capability) = &device.compute_capability {
+        let _ = write!(text, ", compute capability {capability}");
+    }
+    if let Some(memory) = device.memory {
+        let _ = write!(text, ", {} memory", bytes(memory));
+    }
+    if let Some(driver) = &device.driver {
+        let _ = write!(text, ", driver {driver}");
+    }
+    text + ")"
+}
 
 /// The lines before anything starts.
 pub fn banner(b: &Banner) -> String {
@@ -13,7 +29,14 @@ pub fn banner(b: &Banner) -> String {
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "  {name:<10} {text}");
     };
-    line("backend", format!("{}, {} of {} cores ({}){memory}", b.backend, b.threads, b.machine.cores, b.machine.processor));
+    let machine = format!("{} of {} cores ({}){memory}", b.threads, b.machine.cores, b.machine.processor);
+    match b.device.kind {
+        DeviceKind::Cpu => line("backend", format!("{}, {machine}", b.backend)),
+        DeviceKind::Cuda => {
+            line("backend", format!("{} on {}", b.backend, card(&b.device)));
+            line("host", machine);
+        }
+    }
     line("model", format!("{}, {} parameters, frozen weights {}", b.model, count(b.parameters), b.quantization));
     let share = 100.0 * b.trainable as f64 / (b.parameters + b.trainable).max(1) as f64;
     line("adapter", format!("{} trainable parameters ({share:.2} %)", count(b.trainable)));

@@ -229,10 +229,8 @@ impl Cuda {
         ranks: &Ranks,
         work: impl FnOnce(&Extended) -> Outcome<T>,
     ) -> Outcome<T> {
-        let wanted: Vec<(u64, u64, usize, u32)> = lora
-            .iter()
-            .map(|l| l.as_ref().map_or((0, 0, 0, 0), |l| (l.a.version(), l.b.version(), l.rank, l.scale.to_bits())))
-            .collect();
+        let wanted: Vec<(u64, u64, usize, u32)> =
+            lora.iter().map(|l| l.as_ref().map_or((0, 0, 0, 0), |l| (l.a.version(), l.b.version(), l.rank, l.scale.to_bits()))).collect();
         if let Some(kept) = &group.kept {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             if ranks.total <= kept.room {

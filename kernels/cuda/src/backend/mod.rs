@@ -10,20 +10,21 @@ pub use linear::Group;
 pub use types::{Batch, Param, Table};
 
 use crate::blaslt::BlasLt;
-use crate::matrix::{Matrix, Op, Out};
 use crate::cache::Cache as CubinCache;
 use crate::device::Device;
-use crate::launch::{Angles, AttentionScratch, attention_scratch_bytes, DeviceState, KvCache, POSITIONS, RowSet};
+use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, POSITIONS, RowSet, attention_scratch_bytes};
+use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
 use crate::nvrtc::Nvrtc;
-use crate::{CudaError, Result as CudaResult};
 use crate::ranges::ALIGNMENT;
+use crate::{CudaError, Result as CudaResult};
 use linear::Extended;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use trainer_kernels::adamw::{AdamWConfig, OptimizerState};
 use trainer_kernels::ops::{
-    AdamWItem, AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Random, Rates, Result as Outcome, ScratchNeed, WeightPlan,
+    AdamWItem, AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Random, Rates,
+    Result as Outcome, ScratchNeed, WeightPlan,
 };
 
 impl From<CudaError> for OpsError {
@@ -177,7 +178,11 @@ impl Ops for Cuda {
                 .map(|(out, inner)| {
                     let values = *out as u64 * *inner as u64;
                     // Values, codes of scales, scales of codes, and the two tables of code points.
-                    whole(values.div_ceil(2)) + whole(values.div_ceil(64)) + whole(4 * values.div_ceil(64 * 256)) + whole(4 * 16) + whole(4 * 256)
+                    whole(values.div_ceil(2))
+                        + whole(values.div_ceil(64))
+                        + whole(4 * values.div_ceil(64 * 256))
+                        + whole(4 * 16)
+                        + whole(4 * 256)
                 })
                 .sum(),
         }
@@ -461,9 +466,7 @@ impl Ops for Cuda {
             *scratch = Some(self.device.attention_scratch(rows, shape)?);
         }
         match scratch.as_mut() {
-            Some(scratch) => {
-                Ok(self.device.attention_backward(n, &batch.sequences, shape, dout, out, qk, qkv, lse, scratch, dqk, dqkv)?)
-            }
+            Some(scratch) => Ok(self.device.attention_backward(n, &batch.sequences, shape, dout, out, qk, qkv, lse, scratch, dqk, dqkv)?),
             None => Err(OpsError::Device("no scratch for attention: a bug in trainer-kernels-cuda".into())),
         }
     }

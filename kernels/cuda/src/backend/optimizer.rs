@@ -19,11 +19,7 @@ pub struct Lists {
 }
 
 /// The list for `key`, made by `make` unless it is at hand.
-fn at_hand(
-    held: &mut Option<(Vec<u64>, AdamwList)>,
-    key: Vec<u64>,
-    make: impl FnOnce() -> Outcome<AdamwList>,
-) -> Outcome<&AdamwList> {
+fn at_hand(held: &mut Option<(Vec<u64>, AdamwList)>, key: Vec<u64>, make: impl FnOnce() -> Outcome<AdamwList>) -> Outcome<&AdamwList> {
     if held.as_ref().is_none_or(|(of, _)| *of != key) {
         *held = None;
         *held = Some((key, make()?));
@@ -46,9 +42,8 @@ impl Cuda {
     pub(super) fn norm_sq(&self, grads: &[&Param]) -> Outcome<f64> {
         let mut lists = self.optimizer.lock().unwrap_or_else(PoisonError::into_inner);
         let key = grads.iter().map(|g| g.values().ptr()).collect();
-        let list = at_hand(&mut lists.gradients, key, || {
-            Ok(self.device.gradient_list(&grads.iter().map(|g| g.values()).collect::<Vec<_>>())?)
-        })?;
+        let list =
+            at_hand(&mut lists.gradients, key, || Ok(self.device.gradient_list(&grads.iter().map(|g| g.values()).collect::<Vec<_>>())?))?;
         Ok(self.device.grad_norm_sq(list)?)
     }
 
@@ -82,10 +77,8 @@ impl Cuda {
             })
             .collect();
         let list = at_hand(&mut lists.steps, key, || {
-            let entries: Vec<AdamwEntry<'_>> = items
-                .iter()
-                .map(|i| AdamwEntry { param: i.param.values(), grad: i.grad.values(), state: &*i.state })
-                .collect();
+            let entries: Vec<AdamwEntry<'_>> =
+                items.iter().map(|i| AdamwEntry { param: i.param.values(), grad: i.grad.values(), state: &*i.state }).collect();
             Ok(self.device.adamw_list(&entries)?)
         })?;
         self.device.adamw(list, config, lr.into(), grad_scale.into(), step)?;

@@ -1,9 +1,9 @@
 //! What the backend's operations work on, and the checks that batches need.
 
+use crate::Result;
 use crate::device::Device;
 use crate::launch::{MaskRows, Sequences};
 use crate::memory::{Buffer, Floats, Tensor};
-use crate::Result;
 use std::sync::atomic::{AtomicU64, Ordering};
 use trainer_kernels::ops::{HostBatch, OpsError};
 
@@ -83,7 +83,8 @@ fn same(what: &'static str, got: usize, need: usize) -> std::result::Result<(), 
 /// Checks that the parts of a batch fit each other; gives the sequence of each row.
 pub(super) fn check(batch: &HostBatch) -> std::result::Result<Vec<u32>, OpsError> {
     let n = batch.ids.len();
-    let index = |what, index: u64, limit: u64| if index < limit { Ok(()) } else { Err(OpsError::Index { op: "batch", what, index, limit }) };
+    let index =
+        |what, index: u64, limit: u64| if index < limit { Ok(()) } else { Err(OpsError::Index { op: "batch", what, index, limit }) };
     index("the number of rows", n as u64, i32::MAX as u64)?;
     same("positions", batch.positions.len(), n)?;
     if !batch.targets.is_empty() || !batch.weights.is_empty() {

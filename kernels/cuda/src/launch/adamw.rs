@@ -224,7 +224,8 @@ impl Device {
         for grad in grads.iter().filter(|g| !g.is_empty()) {
             let number = (table.len() / WORDS) as u32;
             table.extend([0, grad.ptr(), 0, 0, 0, 0, grad.len() as u64, 0]);
-            let count = u32::try_from(grad.len().div_ceil(CHUNK)).map_err(|_| fail("gradient_list", "a gradient", grad.len(), "less than 2^45 values"))?;
+            let count = u32::try_from(grad.len().div_ceil(CHUNK))
+                .map_err(|_| fail("gradient_list", "a gradient", grad.len(), "less than 2^45 values"))?;
             chunks.extend((0..count).flat_map(|chunk| [number, chunk]));
             values += grad.len();
         }

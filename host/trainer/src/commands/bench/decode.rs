@@ -1,18 +1,21 @@
 //! Decoding speed, and the main job as a whole with its two evaluations.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use trainer_config::Recipe;
 use trainer_engine::{Adapter, GenOptions, GenRequest, Generator, Model};
 use trainer_eval::{Report, Rows, Speaker, conversation};
-use trainer_kernels::ops::WeightPlan;
+use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_kernels::sampling::SamplingParams;
 use trainer_model::AdapterConfig;
-use trainer_runtime::{Plugins, compiler_command, device, load_base};
+use trainer_runtime::{Plugins, compiler_command, load_base, open_device, with_ops};
 use trainer_train::{Start, run};
 
+use super::Place;
 use super::figure::{Figure, Target, rates, seconds};
 
 /// New tokens of each answer; nothing stops one earlier, so that each measurement does the same work.
@@ -21,19 +24,19 @@ const NEW_TOKENS: usize = 128;
 const TIMES: usize = 5;
 
 /// Tokens per second at several batch sizes, then the main job.
-pub fn measure(threads: usize) -> Result<Vec<Figure>> {
-    let mut figures = decoding(threads)?;
-    figures.extend(main_job(threads)?);
+pub fn measure(place: &Place) -> Result<Vec<Figure>> {
+    let recipe = super::super::recipe_with(&[], &place.settings())?;
+    let open = open_device(&recipe.device)?;
+    let mut figures = with_ops!(open.backend, ops => decoding(ops, &recipe))?;
+    figures.extend(main_job(recipe)?);
     Ok(figures)
 }
 
 /// Greedy decoding by the model with an adapter folded in, as evaluation decodes. The prompts are the test rows', their prefill is included.
-fn decoding(threads: usize) -> Result<Vec<Figure>> {
-    let recipe = super::super::recipe_with(&[], &super::with_threads(Some(threads)))?;
-    let (ops, _) = device(&recipe.device)?;
+fn decoding<O: Ops>(ops: Arc<O>, recipe: &Recipe) -> Result<Vec<Figure>> {
     let base = load_base(&recipe.model.source, recipe.model.quantization)?;
-    let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
-    let speaker = Speaker::new(&recipe, &base, &mut plugins)?;
+    let mut plugins = Plugins::new(recipe, compiler_command()?)?;
+    let speaker = Speaker::new(recipe, &base, &mut plugins)?;
     let mut prompts = Vec::new();
     for (place, row) in Rows::read(&recipe.eval.data, recipe.eval.format, None)?.rows {
         let row: serde_json::Value = serde_json::from_str(&row)?;
@@ -74,8 +77,7 @@ fn request(id: u64, prompt_ids: Vec<u32>) -> GenRequest {
 
 /// `trainer run` of the default recipe, from the loaded program to the last file, and its two evaluations. The targets are twice the speed of
 /// the peer on as many rows (docs/src/benchmarks.md), where the peer took 2.7 s for 200 rows before training and 17 s after.
-fn main_job(threads: usize) -> Result<Vec<Figure>> {
-    let recipe = super::super::recipe_with(&[], &super::with_threads(Some(threads)))?;
+fn main_job(recipe: Recipe) -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let start = Start::Fresh { recipe: Box::new(recipe), dir: Some(folder.path().join("run")), locked: None };
     let began = Instant::now();
