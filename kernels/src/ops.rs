@@ -251,6 +251,8 @@ pub trait Ops: Send + Sync {
     type Cache: Send + Sync;
     /// Optimizer state of one parameter.
     type State: Send + Sync;
+    /// Activations that wait outside of the device's memory.
+    type Offloaded: Send + Sync;
 
     /// The backend's name for banners and locks, such as `cpu-f32`, with whatever decides its bits (instruction set).
     fn describe(&self) -> String;
@@ -369,6 +371,26 @@ pub trait Ops: Send + Sync {
         let len = rows.checked_mul(cols).ok_or(OpsError::Memory { what: "random values".into(), bytes: u64::MAX })?;
         self.table(HostMatrix::F32(&crate::rng::normal(random.seed, random.deviation, len)), rows, cols)
     }
+    /// A table that is only ever looked up ([`Ops::embed`]) and may therefore lie in host memory.
+    fn lookup_table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Result<Self::Table> {
+        self.table(weight, rows, cols)
+    }
+    /// [`Ops::lookup_table`] with random values.
+    fn random_lookup_table(&self, rows: usize, cols: usize, random: Random) -> Result<Self::Table> {
+        self.random_table(rows, cols, random)
+    }
+    /// Bytes of the device's memory that [`Ops::lookup_table`] takes.
+    fn lookup_table_bytes(&self, rows: usize, cols: usize) -> u64 {
+        (rows as u64).saturating_mul(cols as u64).saturating_mul(self.element_bytes() as u64)
+    }
+    /// Room for activations outside of the device's memory.
+    fn offloaded(&self, rows: usize, cols: usize) -> Result<Self::Offloaded>;
+    /// Begins to copy the first `n` rows of `from` out. `from` must not be overwritten before [`Ops::settle`].
+    fn offload(&self, n: usize, from: &Self::Tensor, to: &mut Self::Offloaded) -> Result<()>;
+    /// Begins to copy `n` rows back. `to` must not be touched before [`Ops::settle`].
+    fn fetch(&self, n: usize, from: &mut Self::Offloaded, to: &mut Self::Tensor) -> Result<()>;
+    /// Makes everything that follows wait for the last copy out or back.
+    fn settle(&self, of: &Self::Offloaded) -> Result<()>;
     /// Puts a vector on the device.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
     /// Puts a batch on the device; checks ids against nothing (the operations do).

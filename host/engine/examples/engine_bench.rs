@@ -57,6 +57,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             max_grad_norm: Some(1.0),
             seed: 3407,
             loss_rows: LOSS_ROWS,
+            offload: false,
         };
         let mut trainer = Trainer::new(model.clone(), adapter, options)?;
         let steps = 6;

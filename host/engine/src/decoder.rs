@@ -89,21 +89,22 @@ impl<B: Ops> Pass<'_, B> {
         let Workspace { layout, streams, kept, narrow, hidden, hidden_rstd, .. } = ws;
         let hold = |number: usize| layout.holds.get(number).copied().ok_or_else(|| absent("layer"));
         let first = self.model.layers().first().ok_or_else(|| absent("layer"))?;
-        let x0 = streams.first_mut().ok_or_else(|| absent("stream"))?;
+        let x0 = streams.fill(ops, 0)?;
         ops.embed(self.batch, self.model.embedding(), x0).at(|| "embedding".into())?;
         let (cheap, _) = kept.of_mut(hold(0)?)?;
         ops.rms_norm(n, x0, &first.input_norm, dims.eps, &mut cheap.h1, &mut cheap.rstd1).at(|| "layer 0, first norm".into())?;
+        streams.filled(ops, n, 0)?;
         for (number, layer) in self.model.layers().iter().enumerate() {
             let (cheap, dear) = kept.of_mut(hold(number)?)?;
             self.attention(number, layer, cheap, dear, narrow)?;
-            let x = streams.get(layout.stream(number)).ok_or_else(|| absent("stream"))?;
+            let x = streams.get(number)?;
             self.mlp(number, layer, cheap, dear, x, narrow)?;
             let module = number * PROJECTIONS + DOWN;
             let lora = self.adapter.members::<1>(module);
             ops.linear(self.batch, n, &cheap.activated, &layer.down, &lora, self.dropout(module), narrow, &mut cheap.mid_down)
                 .at(|| format!("layer {number}, down"))?;
             self.keep_mids(number, layout, kept)?;
-            let x = streams.get_mut(layout.stream(number + 1)).ok_or_else(|| absent("stream"))?;
+            let x = streams.fill(ops, number + 1)?;
             match self.model.layers().get(number + 1) {
                 Some(next) => {
                     let (into, dear) = kept.cheap_and_dear(hold(number + 1)?, hold(number)?)?;
@@ -116,6 +117,7 @@ impl<B: Ops> Pass<'_, B> {
                 }
             }
             .at(|| format!("norm after layer {number}"))?;
+            streams.filled(ops, n, number + 1)?;
         }
         Ok(())
     }
@@ -147,7 +149,7 @@ impl<B: Ops> Pass<'_, B> {
         let (ops, n, dims) = (self.ops(), self.n, self.model.dims());
         let layout = ws.layout.clone();
         ops.zero(n, &mut ws.dx).at(|| "backward".into())?;
-        let last = ws.streams.get(layout.stream(dims.layers)).ok_or_else(|| absent("stream"))?;
+        let last = ws.streams.get(dims.layers)?;
         ops.rms_norm_backward(n, &ws.narrow, last, self.model.final_norm(), &ws.hidden_rstd, &mut ws.dx)
             .at(|| "final norm, backward".into())?;
         // The layers that used the shared buffers last have left their activations there.
@@ -155,7 +157,8 @@ impl<B: Ops> Pass<'_, B> {
         let mut dear_of = layout.holds.iter().rposition(|h| h.dear.is_none());
         for (number, layer) in self.model.layers().iter().enumerate().skip(layout.first).rev() {
             let hold = layout.holds.get(number).copied().ok_or_else(|| absent("layer"))?;
-            let x = ws.streams.get(layout.stream(number)).ok_or_else(|| absent("stream"))?;
+            ws.streams.backward(ops, n, number)?;
+            let x = ws.streams.get(number)?;
             let (cheap, dear) = ws.kept.of_mut(hold)?;
             if hold.dear.is_none() && (dear_of != Some(number) || cheap_of != Some(number)) {
                 self.recompute(number, layer, x, cheap, dear, &mut ws.narrow)?;
@@ -207,7 +210,7 @@ impl<B: Ops> Pass<'_, B> {
         let module = number * PROJECTIONS;
         let at = |what: &str| format!("layer {number}, {what}, backward");
         let hold = ws.layout.holds.get(number).copied().ok_or_else(|| absent("layer"))?;
-        let x = ws.streams.get(ws.layout.stream(number)).ok_or_else(|| absent("stream"))?;
+        let x = ws.streams.get(number)?;
         let (cheap, dear) = ws.kept.of(hold)?;
         let apart = ws.layout.apart(number);
         let mids = ws.kept.mids.get(number).ok_or_else(|| absent("adapter buffers"))?;

@@ -45,7 +45,7 @@ mod workspace;
 pub use adapter::{Adapter, trained_parameters};
 pub use error::{EngineError, Result};
 pub use generate::{Cancel, Finish, GenEvent, GenOptions, GenRequest, GenResult, Generator, RequestError};
-pub use model::{HiddenStates, Model};
+pub use model::{HiddenStates, Model, ModelOptions};
 pub use modules::{Dims, Module, Projection};
 pub use plan::{MemoryPlan, PlanOptions, plan};
 pub use schedule::Schedule;

@@ -23,12 +23,31 @@ pub(crate) struct Layer<O: Ops> {
     pub down: O::Group,
 }
 
+/// How a model lies on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelOptions<'a> {
+    /// How frozen weights are held.
+    pub weights: WeightPlan,
+    /// An adapter that there should be room for beside the weights: faster with it, equal otherwise.
+    pub adapter: Option<&'a AdapterConfig>,
+    /// Whether the embedding, if it is not the output head too, may lie in host memory.
+    pub host_embedding: bool,
+}
+
+impl Default for ModelOptions<'_> {
+    /// Weights unpacked once, no room, all on the device.
+    fn default() -> Self {
+        Self { weights: WeightPlan::Unpacked, adapter: None, host_embedding: false }
+    }
+}
+
 /// A frozen Qwen3 model on a device.
 pub struct Model<O: Ops> {
     ops: Arc<O>,
     config: ModelConfig,
     dims: Dims,
     plan: WeightPlan,
+    host_embedding: bool,
     embedding: O::Table,
     /// `None`: the embedding table.
     head: Option<O::Table>,
@@ -58,21 +77,15 @@ impl<O: Ops> Model<O> {
     /// # Errors
     /// [`EngineError::Model`] where weights do not have the shapes that the configuration gives; [`EngineError::Ops`] from the backend.
     pub fn new(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, plan: WeightPlan) -> Result<Arc<Self>> {
-        Self::build(ops, config, weights, plan, None, None)
+        Self::with_options(ops, config, weights, &ModelOptions { weights: plan, ..ModelOptions::default() })
     }
 
-    /// Puts a model on a device with room for an adapter of these settings beside its weights: faster with that adapter, equal otherwise.
+    /// Puts a model on a device as the options say.
     ///
     /// # Errors
-    /// As [`Model::new`], and [`EngineError::AdapterConfig`] if the settings do not fit the model.
-    pub fn with_room(
-        ops: Arc<O>,
-        config: &ModelConfig,
-        weights: &ModelWeights,
-        plan: WeightPlan,
-        adapter: &AdapterConfig,
-    ) -> Result<Arc<Self>> {
-        Self::build(ops, config, weights, plan, None, Some(adapter))
+    /// As [`Model::new`], and [`EngineError::AdapterConfig`] if the adapter's settings do not fit the model.
+    pub fn with_options(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, options: &ModelOptions<'_>) -> Result<Arc<Self>> {
+        Self::build(ops, config, weights, options, None)
     }
 
     /// Puts a model on a device with an adapter folded into its weights, `W + scale * B A`, which become dense f32: faster to generate with, and
@@ -83,19 +96,19 @@ impl<O: Ops> Model<O> {
     pub fn merged(ops: Arc<O>, config: &ModelConfig, weights: &ModelWeights, adapter: &HostAdapter) -> Result<Arc<Self>> {
         let dims = Dims::new(config)?;
         check_tensors(&dims, &sites(&adapter.config, &dims)?, &adapter.modules)?;
-        Self::build(ops, config, weights, WeightPlan::Unpacked, Some(adapter), None)
+        Self::build(ops, config, weights, &ModelOptions::default(), Some(adapter))
     }
 
     fn build(
         ops: Arc<O>,
         config: &ModelConfig,
         weights: &ModelWeights,
-        plan: WeightPlan,
+        options: &ModelOptions<'_>,
         merge: Option<&HostAdapter>,
-        room: Option<&AdapterConfig>,
     ) -> Result<Arc<Self>> {
         let dims = Dims::new(config)?;
-        let sites = room.map(|config| sites(config, &dims)).transpose()?;
+        let plan = options.weights;
+        let sites = options.adapter.map(|config| sites(config, &dims)).transpose()?;
         if weights.layers.len() != dims.layers {
             return Err(EngineError::Model(format!("{} layers of weights, {} in the configuration", weights.layers.len(), dims.layers)));
         }
@@ -155,23 +168,26 @@ impl<O: Ops> Model<O> {
         }
         check_len(weights.final_norm.len(), dims.hidden, || "the final norm".into())?;
         let final_norm = ops.vector(&weights.final_norm).at(|| "final norm".into())?;
-        let table = |weight: &LinearWeight, what: &str| {
+        let table = |weight: &LinearWeight, what: &str, lookup: bool| {
             check_len(weight.out_features(), dims.vocab, || format!("rows of {what}"))?;
             check_len(weight.in_features(), dims.hidden, || format!("columns of {what}"))?;
             if weight.bias().is_some() {
                 return Err(EngineError::Model(format!("{what} has a bias, which Qwen3's has not")));
             }
-            ops.table(host_matrix(weight), dims.vocab, dims.hidden).at(|| what.to_string())
+            let matrix = host_matrix(weight);
+            let made = if lookup { ops.lookup_table(matrix, dims.vocab, dims.hidden) } else { ops.table(matrix, dims.vocab, dims.hidden) };
+            made.at(|| what.to_string())
         };
-        let embedding = table(&weights.embed, "the embedding")?;
+        let host_embedding = options.host_embedding && !dims.tied;
+        let embedding = table(&weights.embed, "the embedding", host_embedding)?;
         let head = match (dims.tied, &weights.lm_head) {
             (true, _) => None,
-            (false, Some(weight)) => Some(table(weight, "the output head")?),
+            (false, Some(weight)) => Some(table(weight, "the output head", false)?),
             (false, None) => {
                 return Err(EngineError::Model("the head is not tied to the embedding, but there are no weights for it".into()));
             }
         };
-        Ok(Self::assemble(ops, config, dims, plan, embedding, head, layers, final_norm, biases))
+        Ok(Self::assemble(ops, config, dims, (plan, host_embedding), embedding, head, layers, final_norm, biases))
     }
 
     #[expect(clippy::too_many_arguments, reason = "a model has these parts")]
@@ -179,7 +195,7 @@ impl<O: Ops> Model<O> {
         ops: Arc<O>,
         config: &ModelConfig,
         dims: Dims,
-        plan: WeightPlan,
+        (plan, host_embedding): (WeightPlan, bool),
         embedding: O::Table,
         head: Option<O::Table>,
         layers: Vec<Layer<O>>,
@@ -187,7 +203,7 @@ impl<O: Ops> Model<O> {
         biases: Vec<Option<Vec<f32>>>,
     ) -> Arc<Self> {
         let parameters = count(&dims);
-        Arc::new(Model { ops, config: config.clone(), dims, plan, embedding, head, layers, final_norm, biases, parameters })
+        Arc::new(Model { ops, config: config.clone(), dims, plan, host_embedding, embedding, head, layers, final_norm, biases, parameters })
     }
 
     /// The backend.
@@ -213,6 +229,11 @@ impl<O: Ops> Model<O> {
     /// How frozen weights are held.
     pub fn weight_plan(&self) -> WeightPlan {
         self.plan
+    }
+
+    /// Whether the embedding may lie in host memory.
+    pub fn host_embedding(&self) -> bool {
+        self.host_embedding
     }
 
     /// Frozen values, the tied head counted once.

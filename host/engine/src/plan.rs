@@ -10,7 +10,7 @@ use crate::forward::GENERATION;
 use crate::generate::GenOptions;
 use crate::model::count;
 use crate::modules::{Dims, Projection};
-use crate::workspace::{KEPT, Layout, MidWidths, Parts, Recompute, SCRATCH, SHARED, STREAM};
+use crate::workspace::{KEPT, Layout, MidWidths, Parts, Recompute, SCRATCH, SHARED, STREAM, Streams};
 
 /// What is to be held.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,10 +19,14 @@ pub struct PlanOptions {
     pub max_tokens: usize,
     /// Which layers are computed again in the backward.
     pub recompute: Recompute,
+    /// Whether layer inputs wait outside of the device's memory from forward to backward.
+    pub offload: bool,
     /// The optimizer; `None`: no training.
     pub optimizer: Option<AdamWConfig>,
     /// How frozen weights are held.
     pub weights: WeightPlan,
+    /// Whether the embedding, if it is not the output head too, may lie in host memory.
+    pub host_embedding: bool,
     /// Positions whose logits exist at the same time in the loss.
     pub loss_rows: usize,
     /// Generation beside it, if any.
@@ -66,7 +70,15 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
         .flat_map(|layer| groups(&dims, widths(layer)))
         .fold(0u64, |sum, (members, ranks)| sum.saturating_add(ops.group_bytes(&members, options.weights, ranks)));
     parts.insert("frozen projections", held);
-    parts.insert("embedding and head", product(&[tables, element])?);
+    let table = product(&[dims.vocab as u64, dims.hidden as u64, element])?;
+    let embedding = if dims.tied {
+        0
+    } else if options.host_embedding {
+        ops.lookup_table_bytes(dims.vocab, dims.hidden)
+    } else {
+        table
+    };
+    parts.insert("embedding and head", table.saturating_add(embedding));
     parts.insert("norms and biases", (other - tables) * 4);
     if let Some(sites) = &sites {
         let modules = dims.modules();
@@ -79,7 +91,7 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
                 .zip(sites)
                 .filter_map(|(m, s)| s.map(|s| [s.rank * m.in_features, s.rank * m.out_features, if s.bias { m.out_features } else { 0 }]));
             parts.insert("optimizer states", lengths.flatten().filter(|len| *len > 0).map(|len| state_bytes(len, &optimizer)).sum());
-            let layout = Layout::new(&dims, sites, &options.recompute)?;
+            let layout = Layout::new(&dims, sites, &options.recompute, options.offload)?;
             workspace(ops, &dims, &layout, options.max_tokens, &mut parts)?;
         }
     }
@@ -158,7 +170,7 @@ fn workspace<O: Ops>(ops: &O, dims: &Dims, layout: &Layout, tokens: usize, parts
     if shared > 0 {
         parts.insert(SHARED, product(&[tokens, shared])?);
     }
-    let streams = (dims.layers + 1 - layout.first) as u64;
+    let streams = Streams::<O>::on_device(dims.layers, layout.first, layout.offload) as u64;
     parts.insert(STREAM, product(&[tokens, streams, h as u64, element])?);
     let widest = layout.widths(|_| true).unwrap_or_default();
     let pairs = pair(h, widest.o.max(widest.down)) + pair(2 * i, widest.gate_up) + pair(qkv, widest.qkv);

@@ -33,6 +33,8 @@ pub struct Choice {
     pub recompute: Recompute,
     /// Positions whose logits exist at the same time in the loss.
     pub loss_rows: usize,
+    /// Whether layer inputs wait outside of the device's memory, and the embedding lies there.
+    pub offload: bool,
     /// What it holds, by part.
     pub memory: MemoryPlan,
     /// Predicted seconds of a micro-batch of `max_tokens`, where the backend knows its rates.
@@ -64,17 +66,17 @@ pub fn choose<O: Ops>(
         (Goal::Auto, Some(bytes), None) => Some((bytes as f64 * (1.0 - MARGIN)) as u64),
         (_, bytes, _) => bytes,
     };
-    let candidate = |weights: WeightPlan, keeps: &[Keep], loss_rows: usize| -> Result<Choice> {
+    let candidate = |weights: WeightPlan, keeps: &[Keep], loss_rows: usize, offload: bool| -> Result<Choice> {
         let recompute = Recompute::Each(keeps.to_vec());
-        let with = PlanOptions { recompute: recompute.clone(), weights, loss_rows, ..options.clone() };
+        let with = PlanOptions { recompute: recompute.clone(), weights, loss_rows, offload, host_embedding: offload, ..options.clone() };
         let memory = plan(ops, config, Some(adapter), &with)?;
         let seconds = match ops.rates() {
             Some(rates) => Some(seconds(&dims, adapter, &rates, options.max_tokens, sequence, weights, keeps)?),
             None => None,
         };
-        Ok(Choice { weights, recompute, loss_rows, memory, seconds })
+        Ok(Choice { weights, recompute, loss_rows, offload, memory, seconds })
     };
-    let smallest = candidate(WeightPlan::Packed, &vec![Keep::Input; dims.layers], LOSS_ROWS[1].min(options.max_tokens))?;
+    let smallest = candidate(WeightPlan::Packed, &vec![Keep::Input; dims.layers], LOSS_ROWS[1].min(options.max_tokens), true)?;
     if goal == Goal::Smallest {
         return fits(smallest, budget, &dims, options);
     }
@@ -83,7 +85,7 @@ pub fn choose<O: Ops>(
         for loss_rows in LOSS_ROWS {
             // Layers give up what they keep one by one, what is cheap first.
             let fitting = first_that(2 * dims.layers + 1, |given_up| {
-                let choice = candidate(weights, &keeps(dims.layers, given_up), loss_rows)?;
+                let choice = candidate(weights, &keeps(dims.layers, given_up), loss_rows, false)?;
                 Ok(budget.is_none_or(|b| choice.memory.total() <= b).then_some(choice))
             })?;
             let Some(choice) = fitting else { continue };

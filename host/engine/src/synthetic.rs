@@ -2,43 +2,31 @@
 
 use std::sync::Arc;
 
-use trainer_kernels::ops::{Ops, Random, WeightPlan};
-use trainer_model::{AdapterConfig, ModelConfig};
+use trainer_kernels::ops::{Ops, Random};
+use trainer_model::ModelConfig;
 
 use crate::adapter::sites;
 use crate::error::{OpsContext, Result};
-use crate::model::{Layer, Model};
+use crate::model::{Layer, Model, ModelOptions};
 use crate::modules::{Dims, Projection};
 use crate::workspace::MidWidths;
 
-/// How a synthetic model is made.
-#[derive(Clone, Debug)]
-pub struct Synthetic<'a> {
-    /// How frozen weights are held.
-    pub plan: WeightPlan,
-    /// Whether projections are in NF4 with double quantization.
-    pub nf4: bool,
-    /// The adapter that there should be room for.
-    pub adapter: Option<&'a AdapterConfig>,
-    /// What the weights are a function of.
-    pub seed: u64,
-}
-
 impl<O: Ops> Model<O> {
     /// A model with random weights: projections normal with deviation `1 / sqrt(in)`, so that activations keep their size from layer to layer, the
-    /// embedding with 0.02 as the original's initialisation, and norms of 1.
+    /// embedding with 0.02 as the original's initialisation, and norms of 1; with `nf4` the projections are quantized with double quantization. The
+    /// weights are a function of the seed.
     ///
     /// # Errors
     /// A configuration that cannot be run, or memory that the backend has not got.
-    pub fn synthetic(ops: Arc<O>, config: &ModelConfig, how: &Synthetic<'_>) -> Result<Arc<Self>> {
+    pub fn synthetic(ops: Arc<O>, config: &ModelConfig, options: &ModelOptions<'_>, nf4: bool, seed: u64) -> Result<Arc<Self>> {
         let dims = Dims::new(config)?;
-        let sites = how.adapter.map(|config| sites(config, &dims)).transpose()?;
+        let sites = options.adapter.map(|config| sites(config, &dims)).transpose()?;
         let ones = |len: usize, what: &'static str| ops.vector(&vec![1.0; len]).at(|| what.into());
-        let mut seed = how.seed;
+        let mut seed = seed;
         let mut random = |deviation: f32| {
             // A group draws its members' weights from the seeds that follow.
             seed = seed.wrapping_add(8);
-            Random { seed, deviation, nf4: how.nf4 }
+            Random { seed, deviation, nf4 }
         };
         let mut layers = Vec::with_capacity(dims.layers);
         for number in 0..dims.layers {
@@ -47,7 +35,7 @@ impl<O: Ops> Model<O> {
                 let members: Vec<(usize, usize)> = projections.iter().map(|p| dims.features(*p)).collect();
                 let inner = members.first().map_or(1, |m| m.1);
                 let random = random(1.0 / (inner as f32).sqrt());
-                ops.random_group(&members, random, how.plan, ranks).at(|| format!("layer {number}, {}", projections[0].path()))
+                ops.random_group(&members, random, options.weights, ranks).at(|| format!("layer {number}, {}", projections[0].path()))
             };
             layers.push(Layer {
                 input_norm: ones(dims.hidden, "norm")?,
@@ -61,11 +49,17 @@ impl<O: Ops> Model<O> {
             });
         }
         let final_norm = ones(dims.hidden, "norm")?;
-        let embedding = ops.random_table(dims.vocab, dims.hidden, random(0.02)).at(|| "the embedding".into())?;
+        let host_embedding = options.host_embedding && !dims.tied;
+        let embedding = if host_embedding {
+            ops.random_lookup_table(dims.vocab, dims.hidden, random(0.02))
+        } else {
+            ops.random_table(dims.vocab, dims.hidden, random(0.02))
+        };
+        let embedding = embedding.at(|| "the embedding".into())?;
         let head =
             if dims.tied { None } else { Some(ops.random_table(dims.vocab, dims.hidden, random(0.02)).at(|| "the output head".into())?) };
         let biases = vec![None; dims.modules().len()];
-        Ok(Self::assemble(ops, config, dims, how.plan, embedding, head, layers, final_norm, biases))
+        Ok(Self::assemble(ops, config, dims, (options.weights, host_embedding), embedding, head, layers, final_norm, biases))
     }
 }
 

@@ -20,6 +20,8 @@ pub struct TrainOptions {
     pub max_tokens: usize,
     /// Which layers are computed again in the backward.
     pub recompute: Recompute,
+    /// Whether layer inputs wait outside of the device's memory from forward to backward.
+    pub offload: bool,
     /// The optimizer.
     pub optimizer: AdamWConfig,
     /// Gradients of a larger norm are scaled down to it; `None`: never.
@@ -118,6 +120,8 @@ impl<O: Ops> Trainer<O> {
             &PlanOptions {
                 max_tokens: options.max_tokens,
                 recompute: options.recompute.clone(),
+                offload: options.offload,
+                host_embedding: model.host_embedding(),
                 optimizer: Some(options.optimizer),
                 weights: model.weight_plan(),
                 loss_rows: options.loss_rows,
@@ -126,7 +130,7 @@ impl<O: Ops> Trainer<O> {
         )?;
         model.ops().set_loss_rows(options.loss_rows);
         let sites = sites(adapter.config(), model.dims())?;
-        let layout = Layout::new(model.dims(), &sites, &options.recompute)?;
+        let layout = Layout::new(model.dims(), &sites, &options.recompute, options.offload)?;
         let gradients = Gradients::new(model.ops(), &adapter)?;
         let mut states = Vec::new();
         for lora in adapter.loras.iter().flatten() {

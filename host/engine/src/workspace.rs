@@ -121,11 +121,13 @@ pub(crate) struct Layout {
     pub holds: Vec<Hold>,
     /// Per layer.
     pub mids: Vec<MidWidths>,
+    /// Whether layer inputs wait outside of the device's memory.
+    pub offload: bool,
 }
 
 impl Layout {
     /// Decides for each layer.
-    pub fn new(dims: &Dims, sites: &[Option<Site>], recompute: &Recompute) -> Result<Layout> {
+    pub fn new(dims: &Dims, sites: &[Option<Site>], recompute: &Recompute, offload: bool) -> Result<Layout> {
         recompute.check(dims.layers)?;
         let first = sites
             .iter()
@@ -150,7 +152,7 @@ impl Layout {
             });
         }
         let mids = (0..dims.layers).map(|layer| MidWidths::of(sites, layer)).collect();
-        Ok(Layout { first, holds, mids })
+        Ok(Layout { first, holds, mids, offload })
     }
 
     /// Widths of what lies between A and B that a layer keeps in buffers of its own, apart from the inputs that it belongs to.
@@ -168,11 +170,6 @@ impl Layout {
     pub fn widths(&self, of: impl Fn(&Hold) -> bool) -> Option<MidWidths> {
         let mut some = self.holds.iter().zip(&self.mids).filter(|(h, _)| of(h)).map(|(_, m)| *m);
         some.next().map(|first| some.fold(first, MidWidths::max))
-    }
-
-    /// The residual stream's buffer at a layer's input; `layer` = number of layers: after the last one.
-    pub fn stream(&self, layer: usize) -> usize {
-        layer.saturating_sub(self.first)
     }
 }
 
@@ -357,13 +354,105 @@ impl<O: Ops> Kept<O> {
     }
 }
 
+/// Layer inputs on the device at the same time where they wait outside: one in use, one on its way out or back, one being made.
+const RING: usize = 3;
+
+/// The residual stream at the input of every layer that has a backward, and after the last.
+pub(crate) struct Streams<O: Ops> {
+    /// The lowest layer with a backward. Layers below share its buffer.
+    first: usize,
+    /// One for each stream, or [`RING`] that take turns.
+    device: Vec<O::Tensor>,
+    /// Where streams wait from forward to backward, from [`Streams::first`] on; empty if they stay on the device.
+    outside: Vec<O::Offloaded>,
+}
+
+impl<O: Ops> Streams<O> {
+    fn new(make: &mut Maker<'_, O>, dims: &Dims, first: usize, offload: bool) -> Result<Self> {
+        let count = dims.layers + 1 - first;
+        let offload = offload && count > RING;
+        let on_device = if offload { RING } else { count };
+        let device = (0..on_device).map(|_| make.tensor(STREAM, dims.hidden)).collect::<Result<Vec<_>>>()?;
+        let mut outside = Vec::new();
+        if offload {
+            for _ in 0..count - RING {
+                let room =
+                    make.ops.offloaded(make.rows, dims.hidden).at(|| format!("layer inputs outside: {} x {}", make.rows, dims.hidden))?;
+                outside.push(room);
+            }
+        }
+        Ok(Streams { first, device, outside })
+    }
+
+    /// How many buffers on the device streams take for a layout.
+    pub fn on_device(layers: usize, first: usize, offload: bool) -> usize {
+        let count = layers + 1 - first;
+        if offload && count > RING { RING } else { count }
+    }
+
+    fn place(&self, layer: usize) -> usize {
+        layer.saturating_sub(self.first) % self.device.len().max(1)
+    }
+
+    /// The input of a layer; `layer` = number of layers: what comes out of the last.
+    pub fn get(&self, layer: usize) -> Result<&O::Tensor> {
+        self.device.get(self.place(layer)).ok_or_else(|| absent("stream"))
+    }
+
+    /// As [`Streams::get`], to be filled: what took the place before has left it then.
+    pub fn fill(&mut self, ops: &O, layer: usize) -> Result<&mut O::Tensor> {
+        let place = self.place(layer);
+        let index = layer.saturating_sub(self.first);
+        // In the first round, what a forward without a backward has left: its last ones.
+        let before = match index.checked_sub(RING) {
+            Some(before) => before..before + 1,
+            None => self.outside.len().saturating_sub(RING)..self.outside.len(),
+        };
+        for outside in self.outside.get(before).unwrap_or_default() {
+            ops.settle(outside).at(|| format!("the input of layer {layer}"))?;
+        }
+        self.device.get_mut(place).ok_or_else(|| absent("stream"))
+    }
+
+    /// A layer's input is complete: it can be on its way out.
+    pub fn filled(&mut self, ops: &O, n: usize, layer: usize) -> Result<()> {
+        let place = self.place(layer);
+        let index = layer.checked_sub(self.first);
+        match (self.device.get(place), index.and_then(|i| self.outside.get_mut(i))) {
+            (Some(from), Some(to)) => ops.offload(n, from, to).at(|| format!("the input of layer {layer}, on its way out")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The backward of a layer begins: its input is there, and that of the layer below on its way.
+    pub fn backward(&mut self, ops: &O, n: usize, layer: usize) -> Result<()> {
+        let index = layer.saturating_sub(self.first);
+        if let Some(outside) = self.outside.get(index) {
+            ops.settle(outside).at(|| format!("the input of layer {layer}, back"))?;
+        }
+        // Those of the last layers have never left.
+        match index.checked_sub(1) {
+            Some(below) if below < self.outside.len() => self.bring(ops, n, layer - 1),
+            _ => Ok(()),
+        }
+    }
+
+    fn bring(&mut self, ops: &O, n: usize, layer: usize) -> Result<()> {
+        let place = self.place(layer);
+        match (self.device.get_mut(place), self.outside.get_mut(layer.saturating_sub(self.first))) {
+            (Some(to), Some(from)) => ops.fetch(n, from, to).at(|| format!("the input of layer {layer}, on its way back")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// All buffers of a training step.
 pub(crate) struct Workspace<O: Ops> {
     /// Rows of every buffer.
     pub tokens: usize,
     pub layout: Layout,
-    /// The residual stream at the input of every layer that has a backward, and after the last; see [`Layout::stream`].
-    pub streams: Vec<O::Tensor>,
+    /// The residual stream.
+    pub streams: Streams<O>,
     /// What the layers keep.
     pub kept: Kept<O>,
     pub hidden: O::Tensor,
@@ -391,7 +480,7 @@ impl<O: Ops> Workspace<O> {
             return Err(EngineError::Setting { name: "max_tokens", value: tokens.to_string(), expected: "1 to 2^32 - 1" });
         }
         let make = &mut Maker::new(ops, tokens);
-        let streams = (layout.first..=dims.layers).map(|_| make.tensor(STREAM, dims.hidden)).collect::<Result<Vec<_>>>()?;
+        let streams = Streams::new(make, dims, layout.first, layout.offload)?;
         let kept = Kept::new(make, dims, &layout)?;
         let a = dims.attention;
         let widest = layout.widths(|_| true).unwrap_or_default();

@@ -210,10 +210,14 @@ fn the_plan_is_what_is_allocated() {
                 optimizer: Some(optimizer),
                 weights: model.weight_plan(),
                 loss_rows: LOSS_ROWS,
+                offload: false,
+                host_embedding: false,
+                offload: false,
                 generation: Some(generation),
             };
             let planned = plan(model.ops(), model.config(), Some(&config), &options).unwrap();
-            let train = TrainOptions { max_tokens: 77, recompute, optimizer, max_grad_norm: None, seed: 1, loss_rows: LOSS_ROWS };
+            let train =
+                TrainOptions { max_tokens: 77, recompute, optimizer, max_grad_norm: None, seed: 1, loss_rows: LOSS_ROWS, offload: false };
             let trainer = Trainer::new(model.clone(), adapter(&model, config, 1), train).unwrap();
             assert!(!trainer.workspace_bytes().is_empty());
             for (part, bytes) in trainer.workspace_bytes() {

@@ -52,6 +52,7 @@ fn trainer(model: &std::sync::Arc<Model<Cpu>>, adapter: Adapter<Cpu>, max_tokens
         max_grad_norm: None,
         seed: 1,
         loss_rows: LOSS_ROWS,
+        offload: false,
     };
     Trainer::new(model.clone(), adapter, options).unwrap()
 }

@@ -44,7 +44,15 @@ impl Run {
         };
         let longest = rows.iter().map(|r| r.ids.len()).max().unwrap();
         let max_grad_norm = settings["max_grad_norm"].as_f64().filter(|n| *n > 0.0);
-        let options = TrainOptions { max_tokens: batch * longest, recompute, optimizer, max_grad_norm, seed: 3407, loss_rows: LOSS_ROWS };
+        let options = TrainOptions {
+            max_tokens: batch * longest,
+            recompute,
+            optimizer,
+            max_grad_norm,
+            seed: 3407,
+            loss_rows: LOSS_ROWS,
+            offload: false,
+        };
         let trainer = Trainer::new(model, adapter, options).unwrap();
         let accumulation = settings["accumulation"].as_u64().unwrap() as usize;
         Run { trainer, rows, curve, batch, accumulation }

@@ -204,6 +204,7 @@ impl<O: Ops> Assembly<O> {
             max_grad_norm: (self.recipe.train.max_grad_norm > 0.0).then_some(self.recipe.train.max_grad_norm),
             seed: self.recipe.train.seed,
             loss_rows: LOSS_ROWS,
+            offload: false,
         };
         let packing = self.recipe.data.packing.then(|| packed_tokens(&self.choice));
         Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing })

@@ -287,7 +287,7 @@ impl Device {
             return Err(CudaError::Shape { op: "write_tensor", what: "the values", got: values.len(), need });
         }
         let values: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
-        self.copy_rows(rows, cols, |copy| {
+        self.copy_rows(&self.stream, rows, cols, |copy| {
             copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
             copy.srcHost = values.as_ptr().cast();
             copy.srcPitch = 2 * cols;
@@ -308,7 +308,7 @@ impl Device {
             return Err(CudaError::Shape { op: "read_tensor", what: "the tensor's rows", got: t.rows(), need: n.to_string() });
         }
         let mut values = vec![bf16::ZERO; n * t.cols()];
-        self.copy_rows(n, t.cols(), |copy| {
+        self.copy_rows(&self.stream, n, t.cols(), |copy| {
             copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
             copy.dstHost = values.as_mut_ptr().cast();
             copy.dstPitch = 2 * t.cols();
@@ -322,7 +322,7 @@ impl Device {
 
     /// Copies rows of `cols` values between places that `describe` fills in.
     #[expect(unsafe_code, reason = "the driver's interface")]
-    fn copy_rows(&self, rows: usize, cols: usize, describe: impl FnOnce(&mut sys::CUDA_MEMCPY2D)) -> Result<()> {
+    fn copy_rows(&self, stream: &CudaStream, rows: usize, cols: usize, describe: impl FnOnce(&mut sys::CUDA_MEMCPY2D)) -> Result<()> {
         if rows == 0 || cols == 0 {
             return Ok(());
         }
@@ -348,7 +348,7 @@ impl Device {
         describe(&mut copy);
         self.context.bind_to_thread()?;
         // SAFETY: both places hold `rows` rows of `cols` values at their pitches: checked by the callers.
-        Ok(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()?)
+        Ok(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.cu_stream()) }.result()?)
     }
 
     /// Copies the first `n` rows of a tensor to another of the same width.
@@ -364,13 +364,31 @@ impl Device {
                 need: format!("{} and {n} rows", from.cols()),
             });
         }
-        self.copy_rows(n, from.cols(), |copy| {
+        self.copy_rows(&self.stream, n, from.cols(), |copy| {
             copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
             copy.srcDevice = from.ptr();
             copy.srcPitch = 2 * from.stride();
             copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
             copy.dstDevice = to.ptr();
             copy.dstPitch = 2 * to.stride();
+        })
+    }
+
+    /// Copies the first `n` rows of a tensor to (`out`) or from pinned host memory at `address`, without gaps there, on some stream. That the memory is
+    /// large enough is the caller's promise.
+    pub(crate) fn copy_outside(&self, stream: &CudaStream, n: usize, t: &Tensor, address: u64, out: bool) -> Result<()> {
+        if n > t.rows() {
+            return Err(CudaError::Shape { op: "copy_outside", what: "the tensor's rows", got: t.rows(), need: n.to_string() });
+        }
+        self.copy_rows(stream, n, t.cols(), |copy| {
+            let (card, host) = (sys::CUmemorytype::CU_MEMORYTYPE_DEVICE, sys::CUmemorytype::CU_MEMORYTYPE_HOST);
+            if out {
+                (copy.srcMemoryType, copy.srcDevice, copy.srcPitch) = (card, t.ptr(), 2 * t.stride());
+                (copy.dstMemoryType, copy.dstHost, copy.dstPitch) = (host, address as *mut c_void, 2 * t.cols());
+            } else {
+                (copy.srcMemoryType, copy.srcHost, copy.srcPitch) = (host, address as *const c_void, 2 * t.cols());
+                (copy.dstMemoryType, copy.dstDevice, copy.dstPitch) = (card, t.ptr(), 2 * t.stride());
+            }
         })
     }
 

@@ -102,6 +102,14 @@ pub enum CudaError {
     /// A weight cannot be quantized as asked for.
     #[error(transparent)]
     Nf4(#[from] trainer_kernels::nf4::Nf4Error),
+    /// Host memory cannot be had or pinned.
+    #[error("no pinned host memory for {what}: {bytes} bytes; free host memory, or raise the limit of locked memory (ulimit -l)")]
+    Pinned {
+        /// What it was for.
+        what: String,
+        /// How much.
+        bytes: u64,
+    },
     /// cublasLt cannot be used or reports an error.
     #[error("cublasLt: {0}")]
     CublasLt(String),

@@ -179,6 +179,62 @@ impl Drop for Memory {
     }
 }
 
+/// Pinned host memory: the card reads and writes it by itself, while the host goes on.
+pub struct Pinned {
+    address: *mut u8,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+// SAFETY: an allocation without owner thread.
+#[expect(unsafe_code, reason = "the driver's allocator")]
+unsafe impl Send for Pinned {}
+// SAFETY: only its address is shared; the host looks inside through `&mut` alone.
+#[expect(unsafe_code, reason = "the driver's allocator")]
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    /// So many bytes, with unspecified contents.
+    ///
+    /// # Errors
+    /// The host has not got them, or they cannot be pinned.
+    #[expect(unsafe_code, reason = "the driver's allocator")]
+    pub fn new(context: &Arc<CudaContext>, bytes: usize, what: &str) -> Result<Self> {
+        context.bind_to_thread()?;
+        // SAFETY: the context is current; freed in `drop`.
+        let address = unsafe { result::malloc_host(bytes.max(1), 0) };
+        let refused = |_| CudaError::Pinned { what: what.to_owned(), bytes: bytes as u64 };
+        Ok(Self { address: address.map_err(refused)?.cast(), bytes, context: Arc::clone(context) })
+    }
+
+    /// The address, the same for host and card.
+    pub fn ptr(&self) -> u64 {
+        self.address as u64
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The bytes, for the host. Nothing of the card's may be under way.
+    #[expect(unsafe_code, reason = "the driver's allocator")]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: our own allocation of that size, initialised or not: bytes of a fresh allocation are zero pages or old data, all valid.
+        unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    #[expect(unsafe_code, reason = "the driver's allocator")]
+    fn drop(&mut self) {
+        let _ = self.context.bind_to_thread();
+        // The card may still be copying: the context's work is waited for first.
+        let _ = self.context.synchronize();
+        // SAFETY: allocated in `new`, freed once.
+        let _ = unsafe { result::free_host(self.address.cast()) };
+    }
+}
+
 /// `len` values in device memory.
 pub struct Buffer<T> {
     memory: Arc<Memory>,

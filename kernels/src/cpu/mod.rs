@@ -161,6 +161,7 @@ impl Ops for Cpu {
     type Batch = Batch;
     type Cache = Cache;
     type State = OptimizerState;
+    type Offloaded = Tensor;
 
     /// `cpu-f32-fma`, or `cpu-f32` where products are rounded before they are added: the two give different bits.
     fn describe(&self) -> String {
@@ -236,6 +237,23 @@ impl Ops for Cpu {
 
     fn table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Result<Table> {
         self.make_table(weight, rows, cols)
+    }
+
+    fn offloaded(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::new(rows, cols)
+    }
+
+    /// Here both sides are the same memory: a copy, done at once.
+    fn offload(&self, n: usize, from: &Tensor, to: &mut Tensor) -> Result<()> {
+        self.copy(n, from, to)
+    }
+
+    fn fetch(&self, n: usize, from: &mut Tensor, to: &mut Tensor) -> Result<()> {
+        self.copy(n, from, to)
+    }
+
+    fn settle(&self, _of: &Tensor) -> Result<()> {
+        Ok(())
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>> {

@@ -61,7 +61,8 @@ impl Cuda {
     ) -> Outcome<Vec<f64>> {
         let op = "cross_entropy";
         batch.check_rows(op, n)?;
-        let (vocab, cols) = (head.0.rows(), head.0.cols());
+        let head = head.on_card(op)?;
+        let (vocab, cols) = (head.rows(), head.cols());
         if hidden.cols() != cols || hidden.rows() < n {
             return Err(OpsError::Shape { op, what: "hidden", got: hidden.cols(), need: cols });
         }
@@ -93,7 +94,7 @@ impl Cuda {
                 let set = RowSet { rows: &batch.wanted_rows, first, count: rows, largest: last };
                 self.device.gather_rows(set, hidden, &mut s.gathered)?;
                 let logits = Out::floats(&mut s.logits, 0, rows, vocab)?;
-                let (x, w) = (Matrix::tensor(&s.gathered, rows)?, Matrix::tensor(&head.0, vocab)?);
+                let (x, w) = (Matrix::tensor(&s.gathered, rows)?, Matrix::tensor(head, vocab)?);
                 self.gemm(x, Op::N, w, Op::T, logits, rows, vocab, cols, 1.0, 0.0)?;
                 let gradient = dhidden.is_some().then_some(&mut s.d_logits);
                 self.device.cross_entropy_rows(rows, vocab, &s.logits, &batch.targets, &factors, first, &mut losses, gradient)?;
@@ -117,7 +118,8 @@ impl Cuda {
 
     pub(super) fn all_logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {
         let op = "logits";
-        let (vocab, cols) = (head.0.rows(), head.0.cols());
+        let head = head.on_card(op)?;
+        let (vocab, cols) = (head.rows(), head.cols());
         if hidden.cols() != cols || hidden.rows() < n {
             return Err(OpsError::Shape { op, what: "hidden", got: hidden.cols(), need: cols });
         }
@@ -131,7 +133,7 @@ impl Cuda {
             let rows = chunk.min(n - first);
             let x = Matrix { ptr: hidden.ptr() + 2 * (first * hidden.stride()) as u64, rows, cols, stride: hidden.stride() };
             let out = Out::floats(&mut buffer, 0, rows, vocab)?;
-            self.gemm(x, Op::N, Matrix::tensor(&head.0, vocab)?, Op::T, out, rows, vocab, cols, 1.0, 0.0)?;
+            self.gemm(x, Op::N, Matrix::tensor(head, vocab)?, Op::T, out, rows, vocab, cols, 1.0, 0.0)?;
             if let Some(to) = logits.get_mut(first * vocab..(first + rows) * vocab) {
                 buffer.read_at(0, to)?;
             }

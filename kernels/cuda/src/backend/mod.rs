@@ -4,9 +4,11 @@ mod cached;
 mod linear;
 mod loss;
 mod optimizer;
+mod outside;
 mod types;
 
 pub use linear::Group;
+pub use outside::Offloaded;
 pub use types::{Batch, Param, Table};
 
 use crate::blaslt::BlasLt;
@@ -17,6 +19,7 @@ use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
 use crate::nvrtc::Nvrtc;
 use crate::ranges::ALIGNMENT;
+use cudarc::driver::CudaStream;
 use crate::{CudaError, Result as CudaResult};
 use linear::Extended;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,6 +69,8 @@ pub struct Cuda {
     name: String,
     angles: Mutex<Option<Arc<Angles>>>,
     scratch: Mutex<Scratch>,
+    /// The stream of copies to and from the host.
+    copies: Mutex<Option<Arc<CudaStream>>>,
     dropped: Mutex<Option<Tensor>>,
     loss: Mutex<Option<loss::Scratch>>,
     attention: Mutex<Option<AttentionScratch>>,
@@ -99,6 +104,7 @@ impl Cuda {
             name,
             angles: Mutex::default(),
             scratch: Mutex::default(),
+            copies: Mutex::default(),
             dropped: Mutex::default(),
             loss: Mutex::default(),
             attention: Mutex::default(),
@@ -158,6 +164,7 @@ impl Ops for Cuda {
     type Batch = Batch;
     type Cache = KvCache;
     type State = DeviceState;
+    type Offloaded = Offloaded;
 
     fn describe(&self) -> String {
         format!("cuda-bf16 {} cublasLt {}", self.device.arch().name(), self.blas.version())
@@ -299,11 +306,39 @@ impl Ops for Cuda {
     fn random_table(&self, rows: usize, cols: usize, random: Random) -> Outcome<Table> {
         let mut t = Tensor::new(self.device.arena(), rows, cols, "a random table")?;
         self.device.random_normal(random.seed, random.deviation, &mut t)?;
-        Ok(Table(t))
+        Ok(Table::Card(t))
     }
 
     fn table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Outcome<Table> {
-        Ok(Table(self.dense(weight, rows, cols)?))
+        Ok(Table::Card(self.dense(weight, rows, cols)?))
+    }
+
+    fn lookup_table(&self, weight: HostMatrix<'_>, rows: usize, cols: usize) -> Outcome<Table> {
+        self.table_outside(weight, rows, cols)
+    }
+
+    fn random_lookup_table(&self, rows: usize, cols: usize, random: Random) -> Outcome<Table> {
+        self.random_outside(rows, cols, random.seed, random.deviation)
+    }
+
+    fn lookup_table_bytes(&self, _rows: usize, _cols: usize) -> u64 {
+        0
+    }
+
+    fn offloaded(&self, rows: usize, cols: usize) -> Outcome<Offloaded> {
+        self.room_outside(rows, cols)
+    }
+
+    fn offload(&self, n: usize, from: &Tensor, to: &mut Offloaded) -> Outcome<()> {
+        self.carry(n, true, from, to)
+    }
+
+    fn fetch(&self, n: usize, from: &mut Offloaded, to: &mut Tensor) -> Outcome<()> {
+        self.carry(n, false, to, from)
+    }
+
+    fn settle(&self, of: &Offloaded) -> Outcome<()> {
+        self.wait_for(of)
     }
 
     fn vector(&self, values: &[f32]) -> Outcome<Floats> {
@@ -316,11 +351,16 @@ impl Ops for Cuda {
     }
 
     fn embed(&self, batch: &Batch, table: &Table, out: &mut Tensor) -> Outcome<()> {
-        let rows = table.0.rows();
+        let rows = table.rows();
         if batch.n > 0 && batch.largest_id as usize >= rows {
             return Err(OpsError::Index { op: "embed", what: "token id", index: batch.largest_id.into(), limit: rows as u64 });
         }
-        Ok(self.device.embed(batch.n, &batch.ids, batch.largest_id, &table.0, out)?)
+        Ok(match table {
+            Table::Card(t) => self.device.embed(batch.n, &batch.ids, batch.largest_id, t, out)?,
+            Table::Outside { memory, rows, cols } => {
+                self.device.embed_pinned(batch.n, &batch.ids, batch.largest_id, (memory.ptr(), *rows, *cols), out)?;
+            }
+        })
     }
 
     fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Outcome<()> {

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::device::Device;
 use crate::launch::{MaskRows, Sequences};
-use crate::memory::{Buffer, Floats, Tensor};
+use crate::memory::{Buffer, Floats, Pinned, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};
 use trainer_kernels::ops::{HostBatch, OpsError};
 
@@ -43,12 +43,40 @@ impl Param {
 }
 
 /// A dense table in bf16, `[rows, cols]`.
-pub struct Table(pub(super) Tensor);
+pub enum Table {
+    /// On the card.
+    Card(Tensor),
+    /// In pinned host memory, for lookups alone.
+    Outside {
+        /// Rows without gaps.
+        memory: Pinned,
+        /// Rows.
+        rows: usize,
+        /// Values of a row.
+        cols: usize,
+    },
+}
+
+impl Table {
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Table::Card(t) => t.rows(),
+            Table::Outside { rows, .. } => *rows,
+        }
+    }
+
+    /// The table as an operand.
+    pub(super) fn on_card(&self, op: &'static str) -> std::result::Result<&Tensor, OpsError> {
+        match self {
+            Table::Card(t) => Ok(t),
+            Table::Outside { .. } => Err(OpsError::Device(format!("{op}: the table lies in host memory, for lookups alone"))),
+        }
+    }
+}
 
 /// A position whose prediction counts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
-    pub row: u32,
     pub weight: f32,
     pub sequence: u32,
 }
@@ -118,7 +146,7 @@ impl Batch {
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for (row, ((&target, &weight), &sequence)) in batch.targets.iter().zip(&batch.weights).zip(sequence_of).enumerate() {
             if weight != 0.0 {
-                wanted.push(Wanted { row: row as u32, weight, sequence });
+                wanted.push(Wanted { weight, sequence });
                 rows.push(row as u32);
                 targets.push(target);
             }

@@ -74,18 +74,30 @@ impl Device {
     /// # Errors
     /// Buffers that do not fit.
     pub fn embed(&self, n: usize, ids: &Buffer<u32>, largest_id: u32, table: &Tensor, out: &mut Tensor) -> Result<()> {
+        rows("embed", "the table", table, 0, table.cols())?;
+        self.embed_from(n, ids, largest_id, (table.ptr(), table.rows(), table.cols(), table.stride()), out)
+    }
+
+    /// As [`Self::embed`], from a table in pinned host memory without gaps: address, rows and columns are the caller's promise.
+    pub(crate) fn embed_pinned(&self, n: usize, ids: &Buffer<u32>, largest_id: u32, table: (u64, usize, usize), out: &mut Tensor) -> Result<()> {
+        let (ptr, rows, cols) = table;
+        self.embed_from(n, ids, largest_id, (ptr, rows, cols, cols), out)
+    }
+
+    fn embed_from(&self, n: usize, ids: &Buffer<u32>, largest_id: u32, table: (u64, usize, usize, usize), out: &mut Tensor) -> Result<()> {
         let op = "embed";
-        let v = vectors(op, "the width", table.cols())?;
+        let (ptr, table_rows, cols, stride) = table;
+        let v = vectors(op, "the width", cols)?;
         least(op, "ids", ids.len(), Some(n))?;
         if n == 0 {
             return Ok(());
         }
-        if largest_id as usize >= table.rows() {
-            return Err(fail(op, "the largest token id", largest_id as usize, format_args!("less than {}", table.rows())));
+        if largest_id as usize >= table_rows {
+            return Err(fail(op, "the largest token id", largest_id as usize, format_args!("less than {table_rows}")));
         }
-        let (st, so) = (rows(op, "the table", table, 0, table.cols())?, rows(op, "the output", out, n, table.cols())?);
+        let (st, so) = (vectors(op, "the table's stride", stride)?, rows(op, "the output", out, n, cols)?);
         let total = n as u64 * u64::from(v);
-        launch!(self, op, flat(op, total)?, ids.ptr(), table.ptr(), st, v, total, out.ptr(), so);
+        launch!(self, op, flat(op, total)?, ids.ptr(), ptr, st, v, total, out.ptr(), so);
         Ok(())
     }
 
