@@ -212,7 +212,6 @@ fn the_plan_is_what_is_allocated() {
                 loss_rows: LOSS_ROWS,
                 offload: false,
                 host_embedding: false,
-                offload: false,
                 generation: Some(generation),
             };
             let planned = plan(model.ops(), model.config(), Some(&config), &options).unwrap();
