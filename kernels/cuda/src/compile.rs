@@ -32,6 +32,26 @@ pub const SOURCES: &[Source] = &[
         kernels: &["swiglu", "swiglu_backward", "add", "embed", "squares_partial", "squares_total"],
         only: None,
     },
+    Source {
+        file: "attention.cu",
+        text: concat!(include_str!("attention_mma.cu"), include_str!("attention.cu")),
+        kernels: &["attention_32", "attention_64", "attention_128"],
+        only: None,
+    },
+    Source {
+        file: "attention_backward.cu",
+        text: concat!(include_str!("attention_mma.cu"), include_str!("attention_backward.cu")),
+        kernels: &[
+            "attention_delta",
+            "attention_dq_32",
+            "attention_dq_64",
+            "attention_dq_128",
+            "attention_dkv_32",
+            "attention_dkv_64",
+            "attention_dkv_128",
+        ],
+        only: None,
+    },
 ];
 
 impl Source {

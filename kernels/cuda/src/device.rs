@@ -76,6 +76,7 @@ pub struct Device {
     arch: Arch,
     multiprocessors: u32,
     shared_limit: u32,
+    portable: bool,
 }
 
 impl Device {
@@ -102,7 +103,7 @@ impl Device {
         let shared_limit = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let stream = context.new_stream()?;
         let arena = Arena::new(Arc::clone(&context), Arc::clone(&stream));
-        Ok(Self { context, stream, arena, functions, arch, multiprocessors, shared_limit })
+        Ok(Self { context, stream, arena, functions, arch, multiprocessors, shared_limit, portable: false })
     }
 
     /// The architecture that the kernels were compiled for.
@@ -138,6 +139,16 @@ impl Device {
     /// Whether there is a kernel of this name for this card.
     pub fn has(&self, name: &str) -> bool {
         self.functions.contains_key(name)
+    }
+
+    /// From now on kernels that every card runs are chosen even where this card has better ones: for checks and comparisons.
+    pub fn use_portable_kernels(&mut self, portable: bool) {
+        self.portable = portable;
+    }
+
+    /// Whether a kernel that only this generation of cards runs is to be chosen.
+    pub(crate) fn prefers(&self, name: &str) -> bool {
+        !self.portable && self.has(name)
     }
 
     /// Launches a kernel; its arguments must be of the sizes that the kernel declares. Use [`crate::launch::launch`].
@@ -303,7 +314,12 @@ impl Device {
     /// Rows or columns that do not fit, or the driver's.
     pub fn copy_tensor(&self, n: usize, from: &Tensor, to: &mut Tensor) -> Result<()> {
         if from.cols() != to.cols() || n > from.rows() || n > to.rows() {
-            return Err(CudaError::Shape { op: "copy", what: "the target's columns", got: to.cols(), need: format!("{} and {n} rows", from.cols()) });
+            return Err(CudaError::Shape {
+                op: "copy",
+                what: "the target's columns",
+                got: to.cols(),
+                need: format!("{} and {n} rows", from.cols()),
+            });
         }
         self.copy_rows(n, from.cols(), |copy| {
             copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
@@ -342,7 +358,8 @@ fn load(image: &[u8], kernels: &[&'static str], functions: &mut HashMap<&'static
     for &name in kernels {
         let c_name = CString::new(name).map_err(|_| CudaError::NoKernel { name, arch: "any: its name has a NUL" })?;
         // SAFETY: the module is loaded and never unloaded.
-        let handle = unsafe { result::module::get_function(module, c_name) }.map_err(|_| CudaError::NoKernel { name, arch: "this card" })?;
+        let handle =
+            unsafe { result::module::get_function(module, c_name) }.map_err(|_| CudaError::NoKernel { name, arch: "this card" })?;
         let mut parameters = Vec::new();
         while parameters.len() < MOST_PARAMETERS {
             let (mut offset, mut size) = (0usize, 0usize);

@@ -7,11 +7,13 @@ use crate::memory::Tensor;
 use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
+mod attention;
 mod elementwise;
 mod nf4;
 mod norm;
 mod rope;
 
+pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
 pub use elementwise::SumScratch;
 pub use nf4::DeviceNf4;
 pub use rope::{Angles, POSITIONS};
