@@ -56,6 +56,26 @@ pub const SOURCES: &[Source] = &[
         kernels: &["nf4_quantize_bf16", "nf4_quantize_f32", "nest_scales", "random_normal"],
         only: None,
     },
+    Source {
+        file: "attention.cu",
+        text: concat!(include_str!("attention_mma.cu"), include_str!("attention.cu")),
+        kernels: &["attention_32", "attention_64", "attention_128"],
+        only: None,
+    },
+    Source {
+        file: "attention_backward.cu",
+        text: concat!(include_str!("attention_mma.cu"), include_str!("attention_backward.cu")),
+        kernels: &[
+            "attention_delta",
+            "attention_dq_32",
+            "attention_dq_64",
+            "attention_dq_128",
+            "attention_dkv_32",
+            "attention_dkv_64",
+            "attention_dkv_128",
+        ],
+        only: None,
+    },
 ];
 
 impl Source {

@@ -79,6 +79,7 @@ pub struct Device {
     multiprocessors: u32,
     shared_limit: u32,
     profile: Profile,
+    portable: bool,
 }
 
 impl Device {
@@ -105,7 +106,7 @@ impl Device {
         let shared_limit = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let stream = context.new_stream()?;
         let arena = Arena::new(Arc::clone(&context), Arc::clone(&stream));
-        Ok(Self { context, stream, arena, functions, arch, multiprocessors, shared_limit, profile: Profile::default() })
+        Ok(Self { context, stream, arena, functions, arch, multiprocessors, shared_limit, profile: Profile::default(), portable: false })
     }
 
     /// The architecture that the kernels were compiled for.
@@ -166,6 +167,16 @@ impl Device {
     /// Whether there is a kernel of this name for this card.
     pub fn has(&self, name: &str) -> bool {
         self.functions.contains_key(name)
+    }
+
+    /// From now on kernels that every card runs are chosen even where this card has better ones: for checks and comparisons.
+    pub fn use_portable_kernels(&mut self, portable: bool) {
+        self.portable = portable;
+    }
+
+    /// Whether a kernel that only this generation of cards runs is to be chosen.
+    pub(crate) fn prefers(&self, name: &str) -> bool {
+        !self.portable && self.has(name)
     }
 
     /// Launches a kernel; its arguments must be of the sizes that the kernel declares. Use [`crate::launch::launch`].

@@ -9,6 +9,7 @@ use cudarc::driver::LaunchConfig;
 
 mod adamw;
 mod attention;
+mod cache;
 mod elementwise;
 mod lora;
 mod loss;
@@ -18,7 +19,8 @@ mod quantize;
 mod rope;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
-pub use attention::{AttentionScratch, KvCache, Sequences, attention_scratch_bytes};
+pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
+pub use cache::KvCache;
 pub use elementwise::SumScratch;
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use loss::RowSet;

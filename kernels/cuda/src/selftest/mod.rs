@@ -8,6 +8,7 @@ use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels::ops::{Ops, OpsError};
 
 mod adamw;
+mod attention;
 mod elementwise;
 mod lora;
 mod loss;
@@ -56,7 +57,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "loss", "adamw", "lora", "quantize"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -74,6 +75,7 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "adamw" => checks.all_adamw()?,
             "lora" => checks.all_lora()?,
             "quantize" => checks.all_quantize()?,
+            "attention" => checks.all_attention()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }
