@@ -96,6 +96,14 @@ impl Machine {
     }
 }
 
+/// The version of NVIDIA's driver, where the system tells.
+pub(crate) fn driver_version() -> Option<String> {
+    // `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  ...`, or `NVIDIA UNIX Open Kernel Module for x86_64  580...`
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let is_version = |w: &&str| w.contains('.') && w.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.lines().next()?.split_whitespace().find(is_version).map(str::to_owned)
+}
+
 /// How much memory a backend has held so far, for reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryUse {

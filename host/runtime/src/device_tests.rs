@@ -55,6 +55,5 @@ fn the_cpu_is_always_there() {
     let device = Device { backend: DeviceBackend::Cpu, threads: trainer_config::Count::Exactly(1), ..Device::default() };
     let open = open_device(&device).unwrap();
     assert_eq!((open.threads, open.info.kind, open.info.compute_capability), (1, DeviceKind::Cpu, None));
-    let Backend::Cpu(cpu) = open.backend else { panic!("not the CPU") };
-    assert!(cpu.memory_use().arena.is_none());
+    assert!(crate::with_ops!(open.backend, ops => ops.memory_use()).arena.is_none());
 }

@@ -4,6 +4,7 @@
 
 mod adapter;
 mod device;
+mod doctor;
 mod error;
 mod model;
 mod planning;
@@ -14,6 +15,7 @@ pub use adapter::adapter_digest;
 pub use device::{
     Backend, DeviceInfo, DeviceKind, Gauge, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, open_device, unusable,
 };
+pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
 pub use model::{Base, load_base};
 pub use planning::{Choice, PlanRequest, choose_plan, memory_limit};

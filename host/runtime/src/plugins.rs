@@ -178,9 +178,14 @@ impl Plugins {
     }
 }
 
-/// Where compiled components are kept between runs: the user's cache folder (XDG Base Directory Specification). None if there is no home.
+/// Where compiled components are kept between runs.
 fn cache_dir() -> Option<PathBuf> {
+    Some(cache_base()?.join("components"))
+}
+
+/// The program's folder in the user's cache (XDG Base Directory Specification). None if there is no home.
+pub(crate) fn cache_base() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
     let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
-    Some(base.join("trainer").join("components"))
+    Some(base.join("trainer"))
 }

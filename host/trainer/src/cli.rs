@@ -30,6 +30,16 @@ pub enum Command {
     Plugin(PluginCommand),
     /// Measure this machine: training and decoding speed, the data path, plugin overheads.
     Bench(BenchArgs),
+    /// Show what this machine offers: processor, cards, driver, libraries; what is missing and how to get it.
+    Doctor {
+        /// As one JSON object: to a file, or to standard output (alone or with -).
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+        json: Option<PathBuf>,
+    },
+    /// Check a device: every kernel against its reference on the CPU, and whole models against reference data.
+    Selftest(SelftestArgs),
+    /// Show how a run would use the device's memory, part by part.
+    Plan(PlanArgs),
     /// The compiler child: reads a component, writes machine code. Not for people.
     #[command(name = trainer_plugin_host::COMPILER_SUBCOMMAND, hide = true, disable_help_flag = true)]
     CompileComponent {
@@ -40,7 +50,7 @@ pub enum Command {
 }
 
 /// Flags that change the recipe, shared by commands.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct RecipeArgs {
     /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator). It takes the place of
     /// the recipe's plugin for every kind that it exports. May be repeated.
@@ -203,6 +213,48 @@ pub enum PluginCommand {
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
         json: Option<PathBuf>,
     },
+}
+
+/// `trainer selftest`
+#[derive(Debug, Args)]
+pub struct SelftestArgs {
+    /// Which checks: groups of kernels (with a card) or of reference data (ref-...). Absent: all.
+    #[arg(value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// What is checked: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+    /// A folder of reference data, such as tests/reference of the source tree: holds the whole engine against what the Python packages compute.
+    #[arg(long, value_name = "DIR")]
+    pub reference: Option<PathBuf>,
+    /// The seed of the kernels' random inputs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Compute threads.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Every comparison as one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// `trainer plan`
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The recipe, a TOML file. Absent: the defaults.
+    pub recipe: Option<PathBuf>,
+    /// The flags over it.
+    #[command(flatten)]
+    pub over: RecipeArgs,
+    /// The memory in GiB that the plan may fill (device.memory_limit).
+    #[arg(long, value_name = "GIB")]
+    pub memory_limit: Option<f64>,
+    /// How memory is traded for speed: auto, fastest or smallest (device.plan).
+    #[arg(long, value_name = "PLAN")]
+    pub plan: Option<String>,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
 }
 
 /// `trainer bench`

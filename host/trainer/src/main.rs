@@ -27,6 +27,9 @@ fn main() -> ExitCode {
         Command::Plugin(PluginCommand::Inspect { plugin, json }) => commands::plugin::inspect(&plugin, json.as_deref()),
         Command::Plugin(PluginCommand::List { kind, json }) => commands::plugin::list(kind, json.as_deref()),
         Command::Bench(args) => commands::bench::run(args),
+        Command::Doctor { json } => commands::doctor::run(json.as_deref()),
+        Command::Selftest(args) => commands::selftest::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
         Command::CompileComponent { .. } => Ok(ExitCode::SUCCESS),
     };
     match result {

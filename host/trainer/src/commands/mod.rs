@@ -1,10 +1,13 @@
 //! One file per command.
 
 pub mod bench;
+pub mod doctor;
 pub mod eval;
 pub mod generate;
+pub mod plan;
 pub mod plugin;
 pub mod run;
+pub mod selftest;
 
 use anyhow::Result;
 use trainer_config::{Override, Recipe};

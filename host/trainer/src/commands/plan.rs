@@ -1,0 +1,112 @@
+//! `trainer plan`
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+use trainer_config::Recipe;
+use trainer_engine::Recompute;
+use trainer_kernels::ops::{Ops, WeightPlan};
+use trainer_runtime::{DeviceInfo, open_device, with_ops};
+use trainer_train::Assembly;
+
+use crate::cli::PlanArgs;
+use crate::output::{check_json, put, write_json};
+use crate::ui::plan_table;
+
+/// A plan as JSON.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    /// This program's version.
+    pub trainer: &'static str,
+    /// What it is for.
+    pub device: DeviceInfo,
+    /// The backend's own description.
+    pub backend: String,
+    /// The model.
+    pub model: String,
+    /// What was asked for: auto, fastest or smallest.
+    pub goal: String,
+    /// Samples in a micro-batch and micro-batches in a step, as the recipe has them.
+    pub batch: usize,
+    /// See `batch`.
+    pub accumulation: usize,
+    /// The most tokens in a micro-batch.
+    pub max_tokens: usize,
+    /// `packed`: the weights stay as they are stored and are unpacked for each use; `unpacked`: once.
+    pub weights: &'static str,
+    /// Layers that are computed again in the backward.
+    pub recomputed_layers: usize,
+    /// Layers of the model.
+    pub layers: usize,
+    /// Bytes by part.
+    pub parts: BTreeMap<String, u64>,
+    /// Bytes of all parts.
+    pub total: u64,
+    /// Bytes that may be used; none where there is no limit.
+    pub limit: Option<u64>,
+    /// Predicted speed, where the backend predicts one.
+    pub tokens_per_second: Option<f64>,
+}
+
+/// Runs the command.
+pub fn run(args: &PlanArgs) -> Result<ExitCode> {
+    check_json(args.json.as_deref())?;
+    let recipe = recipe(args)?;
+    let open = open_device(&recipe.device)?;
+    with_ops!(open.backend, ops => {
+        let assembly = Assembly::new(recipe, ops.clone(), open.threads, open.info)?;
+        show(&plan(&assembly, ops.as_ref()), args.json.as_deref())
+    })
+}
+
+/// The recipe with the command's two flags over it.
+fn recipe(args: &PlanArgs) -> Result<Recipe> {
+    let mut over = args.over.clone();
+    over.set.extend(args.memory_limit.map(|gib| format!("device.memory_limit={gib}")));
+    over.set.extend(args.plan.as_deref().map(|plan| format!("device.plan={}", super::toml_string(plan))));
+    super::recipe(args.recipe.as_deref(), &over)
+}
+
+fn plan<O: Ops>(assembly: &Assembly<O>, ops: &O) -> Plan {
+    let (recipe, choice, lock) = (assembly.recipe(), assembly.choice(), assembly.lock());
+    Plan {
+        trainer: env!("CARGO_PKG_VERSION"),
+        device: assembly.device().clone(),
+        backend: ops.describe(),
+        model: recipe.model.source.to_string(),
+        goal: recipe.device.plan.to_string(),
+        batch: recipe.train.batch,
+        accumulation: recipe.train.accumulation,
+        max_tokens: choice.max_tokens,
+        weights: match choice.weights {
+            WeightPlan::Unpacked => "unpacked",
+            WeightPlan::Packed => "packed",
+        },
+        recomputed_layers: recomputed(&choice.recompute, lock.plan.recompute.len()),
+        layers: lock.plan.recompute.len(),
+        parts: choice.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
+        total: choice.memory.total(),
+        limit: choice.limit,
+        tokens_per_second: None,
+    }
+}
+
+/// How many of the layers are computed again.
+pub fn recomputed(recompute: &Recompute, layers: usize) -> usize {
+    match recompute {
+        Recompute::None => 0,
+        Recompute::All => layers,
+        Recompute::Layers(list) => list.len(),
+    }
+}
+
+fn show(plan: &Plan, json: Option<&Path>) -> Result<ExitCode> {
+    match json {
+        Some(target) => write_json(target, plan)?,
+        None => put(format_args!("{}", plan_table(plan))),
+    }
+    Ok(ExitCode::SUCCESS)
+}
