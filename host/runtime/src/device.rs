@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
+use trainer_kernels_cuda::backend::{Cuda, CudaOptions};
 use trainer_kernels_cuda::compile::Arch;
 use trainer_kernels_cuda::probe::{Probe, probe};
 
@@ -16,6 +17,8 @@ use crate::RuntimeError;
 pub enum Backend {
     /// The CPU.
     Cpu(Arc<Cpu>),
+    /// An NVIDIA card.
+    Cuda(Arc<Cuda>),
 }
 
 /// Runs an expression with whichever backend there is under one name: `with_ops!(device.backend, ops => work(ops))`.
@@ -24,6 +27,7 @@ macro_rules! with_ops {
     ($backend:expr, $ops:ident => $body:expr) => {
         match $backend {
             $crate::Backend::Cpu($ops) => $body,
+            $crate::Backend::Cuda($ops) => $body,
         }
     };
 }
@@ -109,7 +113,7 @@ pub(crate) fn driver_version() -> Option<String> {
 pub struct MemoryUse {
     /// The most that the backend's own arena had handed out at a time, in bytes; none without an arena.
     pub arena: Option<u64>,
-    /// The most that the system or the driver says the process held, in bytes.
+    /// The most that the system says this process held, or the driver that the card held for all, in bytes.
     pub system: Option<u64>,
 }
 
@@ -117,6 +121,14 @@ pub struct MemoryUse {
 pub trait Gauge {
     /// The highest marks so far.
     fn memory_use(&self) -> MemoryUse;
+
+    /// Waits until everything that was begun is done, for timing.
+    ///
+    /// # Errors
+    /// The device's: a fault of earlier work among them.
+    fn synchronize(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
 }
 
 impl Gauge for Cpu {
@@ -127,6 +139,21 @@ impl Gauge for Cpu {
             line.trim().split(' ').next()?.parse::<u64>().ok()?.checked_mul(1024)
         };
         MemoryUse { arena: None, system: peak() }
+    }
+}
+
+impl Gauge for Cuda {
+    fn memory_use(&self) -> MemoryUse {
+        let system = self.device().context().bind_to_thread().ok().and_then(|()| {
+            let (free, total) = trainer_kernels_cuda::device::memory().ok()?;
+            Some(total.saturating_sub(free) as u64)
+        });
+        // The arena gives nothing back before the end, so what the driver counts now is the most that it ever was.
+        MemoryUse { arena: Some(self.usage().peak), system }
+    }
+
+    fn synchronize(&self) -> Result<(), RuntimeError> {
+        self.device().synchronize().map_err(|e| RuntimeError::Device(e.into()))
     }
 }
 
@@ -216,6 +243,11 @@ pub fn open_device(device: &Device) -> Result<OpenDevice, RuntimeError> {
     }
 }
 
+/// The memory limit of a recipe in bytes; none: all that there is.
+pub fn limit_in_bytes(device: &Device) -> Option<u64> {
+    (device.memory_limit > 0.0).then(|| (device.memory_limit * f64::from(1 << 30)) as u64)
+}
+
 fn open_cpu(device: &Device, reason: String) -> Result<OpenDevice, RuntimeError> {
     let threads = threads(device);
     let cpu = Cpu::new(CpuOptions { threads })?;
@@ -238,8 +270,24 @@ fn threads(device: &Device) -> usize {
 
 /// Opens a card that [`unusable`] has nothing against.
 fn open_card(device: &Device, found: &Probe, ordinal: usize, reason: String) -> Result<OpenDevice, RuntimeError> {
-    let _ = (threads(device), found, reason);
-    Err(RuntimeError::NoCard { ordinal, why: "this version has no CUDA engine yet".to_owned() })
+    let options = CudaOptions { ordinal, memory_limit: limit_in_bytes(device), ..CudaOptions::default() };
+    let cuda = Cuda::open(options).map_err(|e| RuntimeError::NoCard { ordinal, why: e.to_string() })?;
+    let card = found.cards.get(ordinal);
+    let driver = match (driver_version(), &found.driver) {
+        (Some(version), Some(serves)) => Some(format!("{version}, CUDA {serves}")),
+        (version, serves) => version.or_else(|| serves.as_ref().map(|s| format!("for CUDA {s}"))),
+    };
+    let info = DeviceInfo {
+        kind: DeviceKind::Cuda,
+        name: cuda.card().to_owned(),
+        ordinal: Some(ordinal),
+        compute_capability: card.map(|c| format!("{}.{}", c.compute_capability[0], c.compute_capability[1])),
+        driver,
+        memory: card.map(|c| c.memory as u64),
+        reason,
+    };
+    tracing::info!("{} computes: {}", info.name, info.reason);
+    Ok(OpenDevice { backend: Backend::Cuda(Arc::new(cuda)), threads: threads(device), info })
 }
 
 #[cfg(test)]
