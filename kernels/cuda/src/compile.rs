@@ -56,6 +56,7 @@ pub const SOURCES: &[Source] = &[
         kernels: &["nf4_quantize_bf16", "nf4_quantize_f32", "nest_scales", "random_normal"],
         only: None,
     },
+    Source { file: "sampling.cu", text: include_str!("sampling.cu"), kernels: &["sample_rows", "penalise"], only: None },
 ];
 
 impl Source {
