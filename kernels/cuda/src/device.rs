@@ -232,7 +232,7 @@ impl Device {
     /// # Errors
     /// Values that are no whole rows, or the driver's.
     pub fn tensor(&self, cols: usize, values: &[f32]) -> Result<Tensor> {
-        let rows = if cols == 0 { 0 } else { values.len() / cols };
+        let rows = values.len().checked_div(cols).unwrap_or(0);
         let mut t = Tensor::new(&self.arena, rows, cols, "a tensor")?;
         self.write_tensor(values, &mut t)?;
         Ok(t)
