@@ -76,6 +76,7 @@ pub const SOURCES: &[Source] = &[
         ],
         only: None,
     },
+    Source { file: "sampling.cu", text: include_str!("sampling.cu"), kernels: &["sample_rows", "penalise"], only: None },
 ];
 
 impl Source {

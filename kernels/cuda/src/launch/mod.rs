@@ -17,6 +17,7 @@ mod nf4;
 mod norm;
 mod quantize;
 mod rope;
+mod sampling;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
@@ -27,6 +28,7 @@ pub use loss::RowSet;
 pub use nf4::DeviceNf4;
 pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS};
+pub use sampling::{BROKEN, ON_HOST};
 
 /// The error of an argument that does not fit.
 pub(crate) fn fail(op: &'static str, what: &'static str, got: usize, need: impl std::fmt::Display) -> CudaError {
