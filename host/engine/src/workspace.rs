@@ -40,7 +40,8 @@ pub enum Recompute {
 }
 
 impl Recompute {
-    pub(crate) fn keep(&self, layer: usize) -> Keep {
+    /// What a layer keeps.
+    pub fn keep(&self, layer: usize) -> Keep {
         match self {
             Recompute::None => Keep::All,
             Recompute::All => Keep::Input,

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
+use trainer_kernels::ops::Ops;
 use trainer_kernels_cuda::compile::Arch;
 use trainer_kernels_cuda::probe::{Probe, probe};
+use trainer_kernels_cuda::{Cuda, CudaOptions};
 
 use crate::RuntimeError;
 
@@ -16,6 +18,8 @@ use crate::RuntimeError;
 pub enum Backend {
     /// The CPU.
     Cpu(Arc<Cpu>),
+    /// An NVIDIA card.
+    Cuda(Arc<Cuda>),
 }
 
 /// Runs an expression with whichever backend there is under one name: `with_ops!(device.backend, ops => work(ops))`.
@@ -24,6 +28,7 @@ macro_rules! with_ops {
     ($backend:expr, $ops:ident => $body:expr) => {
         match $backend {
             $crate::Backend::Cpu($ops) => $body,
+            $crate::Backend::Cuda($ops) => $body,
         }
     };
 }
@@ -127,6 +132,13 @@ impl Gauge for Cpu {
             line.trim().split(' ').next()?.parse::<u64>().ok()?.checked_mul(1024)
         };
         MemoryUse { arena: None, system: peak() }
+    }
+}
+
+impl Gauge for Cuda {
+    fn memory_use(&self) -> MemoryUse {
+        let held = trainer_kernels_cuda::device::memory().ok().map(|(free, total)| (total - free) as u64);
+        MemoryUse { arena: Some(self.usage().peak), system: held }
     }
 }
 
@@ -238,8 +250,20 @@ fn threads(device: &Device) -> usize {
 
 /// Opens a card that [`unusable`] has nothing against.
 fn open_card(device: &Device, found: &Probe, ordinal: usize, reason: String) -> Result<OpenDevice, RuntimeError> {
-    let _ = (threads(device), found, reason);
-    Err(RuntimeError::NoCard { ordinal, why: "this version has no CUDA engine yet".to_owned() })
+    let memory_limit = (device.memory_limit > 0.0).then(|| (device.memory_limit * f64::from(1 << 30)) as u64);
+    let options = CudaOptions { ordinal, memory_limit, ..CudaOptions::default() };
+    let cuda = Cuda::open(options).map_err(|e| RuntimeError::NoCard { ordinal, why: e.to_string() })?;
+    let card = found.cards.get(ordinal);
+    let info = DeviceInfo {
+        kind: DeviceKind::Cuda,
+        name: cuda.card().to_owned(),
+        ordinal: Some(ordinal),
+        compute_capability: card.map(|c| format!("{}.{}", c.compute_capability[0], c.compute_capability[1])),
+        driver: found.driver.clone(),
+        memory: cuda.memory_available(),
+        reason,
+    };
+    Ok(OpenDevice { backend: Backend::Cuda(Arc::new(cuda)), threads: threads(device), info })
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! How a run uses its memory: what the recipe leaves open is decided here, once, for training, planning and benchmarks alike.
 
 use trainer_config::{Device, DevicePlan};
-use trainer_engine::{LOSS_ROWS, MemoryPlan, PlanOptions, Recompute, plan};
+use trainer_engine::planner::{self, Goal};
+use trainer_engine::{EngineError, LOSS_ROWS, MemoryPlan, PlanOptions, Recompute};
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{AdapterConfig, ModelConfig};
@@ -35,14 +36,20 @@ pub struct PlanRequest<'a> {
 pub struct Choice {
     /// How frozen weights are held.
     pub weights: WeightPlan,
-    /// Which layers are computed again.
+    /// What layers keep from forward to backward.
     pub recompute: Recompute,
+    /// Positions whose logits exist at the same time in the loss.
+    pub loss_rows: usize,
+    /// Whether layer inputs and the embedding lie in host memory.
+    pub offload: bool,
     /// The most tokens in a micro-batch.
     pub max_tokens: usize,
     /// What it holds, by part.
     pub memory: MemoryPlan,
     /// Bytes that may be used.
     pub limit: Option<u64>,
+    /// Predicted tokens per second of full micro-batches, where the backend predicts.
+    pub tokens_per_second: Option<f64>,
 }
 
 impl Choice {
@@ -66,61 +73,69 @@ pub fn memory_limit(device: &Device, info: &DeviceInfo) -> Option<u64> {
     }
 }
 
-/// Chooses. The candidates go from the fastest to the one that needs the least memory.
+/// Chooses: a packed micro-batch where memory allows, else one that the longest sample fills; see [`trainer_engine::planner`].
 ///
 /// # Errors
 /// [`RuntimeError::DoesNotFit`] with the setting that would make it fit; sizes that make no sense.
 pub fn choose_plan<O: Ops>(ops: &O, request: &PlanRequest<'_>) -> Result<Choice, RuntimeError> {
-    let roomy = request.longest.max(request.packed);
-    let mut candidates = vec![
-        (WeightPlan::Unpacked, Recompute::None, roomy),
-        (WeightPlan::Packed, Recompute::None, roomy),
-        (WeightPlan::Unpacked, Recompute::All, roomy),
-        (WeightPlan::Packed, Recompute::All, roomy),
-    ];
-    if request.longest < roomy {
-        candidates.extend([Recompute::None, Recompute::All].map(|recompute| (WeightPlan::Packed, recompute, request.longest)));
-    }
-    candidates.retain(|c| request.recompute.as_ref().is_none_or(|fixed| *fixed == c.1));
-    let candidates = match request.goal {
-        DevicePlan::Auto => candidates.as_slice(),
-        DevicePlan::Fastest => candidates.get(..1).unwrap_or_default(),
-        DevicePlan::Smallest => candidates.get(candidates.len().saturating_sub(1)..).unwrap_or_default(),
+    let goal = match request.goal {
+        DevicePlan::Auto => Goal::Auto,
+        DevicePlan::Fastest => Goal::Fastest,
+        DevicePlan::Smallest => Goal::Smallest,
     };
-    let mut least = u64::MAX;
-    for (weights, recompute, max_tokens) in candidates {
-        let memory = with(ops, request, *weights, recompute, *max_tokens)?;
-        if request.limit.is_none_or(|limit| memory.total() <= limit) {
-            let (weights, max_tokens) = (*weights, *max_tokens);
-            return Ok(Choice { weights, recompute: recompute.clone(), max_tokens, memory, limit: request.limit });
+    let roomy = request.longest.max(request.packed);
+    let sizes = match goal {
+        Goal::Smallest => vec![request.longest],
+        _ if roomy > request.longest => vec![roomy, request.longest],
+        _ => vec![roomy],
+    };
+    let (mut least, mut budget) = (u64::MAX, 0);
+    for max_tokens in sizes {
+        let options = options(request, max_tokens);
+        let fixed = request.recompute.as_ref();
+        match planner::choose(ops, request.config, request.adapter, &options, fixed, request.longest, goal, request.limit) {
+            Ok(choice) => {
+                return Ok(Choice {
+                    weights: choice.weights,
+                    recompute: choice.recompute,
+                    loss_rows: choice.loss_rows,
+                    offload: choice.offload,
+                    max_tokens,
+                    memory: choice.memory,
+                    limit: request.limit,
+                    tokens_per_second: choice.seconds.map(|s| max_tokens as f64 / s),
+                });
+            }
+            Err(EngineError::DoesNotFit { need, budget: had, .. }) => (least, budget) = (least.min(need), had),
+            Err(e) => return Err(e.into()),
         }
-        least = least.min(memory.total());
     }
-    let limit = request.limit.unwrap_or(0);
-    Err(RuntimeError::DoesNotFit { need: least, limit, help: remedy(ops, request, limit)? })
+    Err(RuntimeError::DoesNotFit { need: least, limit: budget, help: remedy(ops, request, budget)? })
 }
 
-fn with<O: Ops>(
-    ops: &O,
-    request: &PlanRequest<'_>,
-    weights: WeightPlan,
-    recompute: &Recompute,
-    max_tokens: usize,
-) -> Result<MemoryPlan, RuntimeError> {
-    let options = PlanOptions {
+fn options(request: &PlanRequest<'_>, max_tokens: usize) -> PlanOptions {
+    PlanOptions {
         max_tokens,
-        recompute: recompute.clone(),
+        recompute: Recompute::None,
+        offload: false,
         optimizer: Some(request.optimizer),
-        weights,
+        weights: WeightPlan::Unpacked,
+        host_embedding: false,
         loss_rows: LOSS_ROWS,
         generation: None,
-    };
-    Ok(plan(ops, request.config, Some(request.adapter), &options)?)
+    }
+}
+
+/// Bytes of the smallest plan for micro-batches of so many tokens.
+fn smallest<O: Ops>(ops: &O, request: &PlanRequest<'_>, tokens: usize) -> Result<u64, RuntimeError> {
+    let options = options(request, tokens);
+    let choice = planner::choose(ops, request.config, request.adapter, &options, None, tokens, Goal::Smallest, Some(u64::MAX))?;
+    Ok(choice.memory.total())
 }
 
 /// The setting that would make a run fit.
 fn remedy<O: Ops>(ops: &O, request: &PlanRequest<'_>, limit: u64) -> Result<String, RuntimeError> {
-    let total = |tokens: usize| with(ops, request, WeightPlan::Packed, &Recompute::All, tokens).map(|m| m.total());
+    let total = |tokens: usize| smallest(ops, request, tokens);
     let smallest = total(request.longest)?;
     if smallest <= limit {
         let recompute =

@@ -41,8 +41,7 @@ fn under_a_limit_auto_takes_what_fits_and_never_more() {
 fn what_does_not_fit_is_refused_with_the_setting_that_would() {
     let least = with_goal(DevicePlan::Smallest, None, None).unwrap().memory.total();
     let error = |goal, limit, recompute| with_goal(goal, Some(limit), recompute).unwrap_err().to_string();
-    let fastest = error(DevicePlan::Fastest, least, None);
-    assert!(fastest.contains("device.plan = \"auto\" makes it fit"), "{fastest}");
+    assert!(with_goal(DevicePlan::Fastest, Some(least), None).unwrap().memory.total() <= least);
     let fixed = error(DevicePlan::Auto, least, Some(Recompute::None));
     assert!(fixed.contains("train.recompute = \"auto\""), "{fixed}");
     let long = error(DevicePlan::Auto, least - 1, None);

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde_json::Value;
-use trainer_engine::{Adapter, GenOptions, GenRequest, GenResult, Generator, Model, Recompute, TrainOptions, Trainer};
+use trainer_engine::{Adapter, GenOptions, GenRequest, GenResult, Generator, LOSS_ROWS, Model, Recompute, TrainOptions, Trainer};
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_kernels::sampling::SamplingParams;
@@ -42,6 +42,8 @@ impl<O: Ops> Checks<'_, O> {
             optimizer: AdamWConfig::default(),
             max_grad_norm: None,
             seed: 1,
+            loss_rows: LOSS_ROWS,
+            offload: false,
         };
         Trainer::new(model.clone(), adapter, options).of("training buffers")
     }

@@ -98,7 +98,7 @@ impl<O: Ops> Checks<'_, O> {
     fn through_device(&self, weight: &Nf4, rows: usize, cols: usize, plan: WeightPlan) -> std::result::Result<Vec<f32>, OpsError> {
         let ops = self.ops.as_ref();
         let member = HostLinear { weight: HostMatrix::Nf4(weight), out_features: rows, in_features: cols, bias: None };
-        let group = ops.group(&[member], plan)?;
+        let group = ops.group(&[member], plan, 0)?;
         let n = u32::try_from(cols).unwrap_or(u32::MAX);
         let batch = ops.batch(&HostBatch {
             ids: vec![0; cols],

@@ -11,7 +11,7 @@ use trainer_config::{
 use trainer_data::{
     FeedbackPlan, MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
 };
-use trainer_engine::{Adapter, LOSS_ROWS, MemoryPlan, Model, Recompute, Schedule, TrainOptions, Trainer};
+use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Recompute, Schedule, TrainOptions, Trainer};
 use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
 use trainer_kernels::ops::Ops;
@@ -112,7 +112,7 @@ impl<O: Ops> Assembly<O> {
                 accumulation: recipe.train.accumulation,
                 packing: recipe.data.packing,
                 max_tokens: choice.max_tokens,
-                recompute: vec![choice.recompute == Recompute::All; base.config.num_hidden_layers],
+                recompute: (0..base.config.num_hidden_layers).map(|layer| choice.recompute.keep(layer) != Keep::All).collect(),
                 weights: weights_name(&recipe, &choice, ops.as_ref()),
                 steps,
                 algorithms: BTreeMap::from([
@@ -186,8 +186,9 @@ impl<O: Ops> Assembly<O> {
     /// # Errors
     /// Memory, or an adapter to start from that does not fit.
     pub fn work(&self) -> Result<Work<O>, TrainError> {
-        let model = Model::new(self.ops.clone(), &self.base.config, &self.base.weights, self.choice.weights)?;
         let config = adapter_config(&self.recipe);
+        let options = ModelOptions { weights: self.choice.weights, adapter: Some(&config), host_embedding: self.choice.offload };
+        let model = Model::with_options(self.ops.clone(), &self.base.config, &self.base.weights, &options)?;
         let adapter = match &self.recipe.adapter.from {
             None => Adapter::init(&model, config, self.recipe.train.seed)?,
             Some(folder) => {
@@ -203,8 +204,8 @@ impl<O: Ops> Assembly<O> {
             optimizer: optimizer(&self.recipe),
             max_grad_norm: (self.recipe.train.max_grad_norm > 0.0).then_some(self.recipe.train.max_grad_norm),
             seed: self.recipe.train.seed,
-            loss_rows: LOSS_ROWS,
-            offload: false,
+            loss_rows: self.choice.loss_rows,
+            offload: self.choice.offload,
         };
         let packing = self.recipe.data.packing.then(|| packed_tokens(&self.choice));
         Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing })

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use trainer_config::Recipe;
-use trainer_engine::Recompute;
+use trainer_engine::{Keep, Recompute};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_runtime::{DeviceInfo, open_device, with_ops};
 use trainer_train::Assembly;
@@ -90,17 +90,13 @@ fn plan<O: Ops>(assembly: &Assembly<O>, ops: &O) -> Plan {
         parts: choice.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
         total: choice.memory.total(),
         limit: choice.limit,
-        tokens_per_second: None,
+        tokens_per_second: choice.tokens_per_second,
     }
 }
 
-/// How many of the layers are computed again.
+/// How many of the layers compute something again.
 pub fn recomputed(recompute: &Recompute, layers: usize) -> usize {
-    match recompute {
-        Recompute::None => 0,
-        Recompute::All => layers,
-        Recompute::Layers(list) => list.len(),
-    }
+    (0..layers).filter(|&layer| recompute.keep(layer) != Keep::All).count()
 }
 
 fn show(plan: &Plan, json: Option<&Path>) -> Result<ExitCode> {

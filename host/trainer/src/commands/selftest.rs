@@ -93,9 +93,14 @@ pub fn run(args: &SelftestArgs) -> Result<ExitCode> {
 fn check_kernels(backend: &Backend, groups: &[String], args: &SelftestArgs, quiet: bool) -> Result<Option<Vec<Comparison>>> {
     match backend {
         Backend::Cpu(_) if groups.is_empty() => Ok(None),
-        Backend::Cpu(_) => {
-            let _ = (args, quiet, show_kernel);
-            bail!("{} are checks of a card's kernels: --device cuda", groups.join(", "))
+        Backend::Cpu(_) => bail!("{} are checks of a card's kernels: --device cuda", groups.join(", ")),
+        Backend::Cuda(ops) => {
+            let compared = trainer_kernels_cuda::selftest::run(ops.device(), groups, args.seed, &mut |c| {
+                if !quiet {
+                    show_kernel(c);
+                }
+            })?;
+            Ok(Some(compared))
         }
     }
 }
