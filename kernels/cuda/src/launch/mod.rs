@@ -8,11 +8,14 @@ use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
 mod elementwise;
+mod gemm;
+mod lora_gemm;
 mod nf4;
 mod norm;
 mod rope;
 
 pub use elementwise::SumScratch;
+pub use lora_gemm::{LoraIn, LoraOut, MidPlan};
 pub use nf4::DeviceNf4;
 pub use rope::{Angles, POSITIONS};
 

@@ -8,6 +8,7 @@ use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels::ops::{Ops, OpsError};
 
 mod elementwise;
+mod gemm;
 mod nf4;
 mod norm;
 mod rope;
@@ -52,7 +53,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "gemm", "lora_gemm"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -66,6 +67,8 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "norm" => checks.all_norm()?,
             "rope" => checks.all_rope()?,
             "elementwise" => checks.all_elementwise()?,
+            "gemm" => checks.all_gemm()?,
+            "lora_gemm" => checks.all_lora_gemm()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }
