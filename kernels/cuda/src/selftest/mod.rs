@@ -12,6 +12,7 @@ mod attention;
 mod elementwise;
 mod lora;
 mod loss;
+mod gemm;
 mod nf4;
 mod norm;
 mod quantize;
@@ -58,7 +59,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize", "sampling"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize", "sampling", "gemm", "lora_gemm"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -78,6 +79,8 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "quantize" => checks.all_quantize()?,
             "attention" => checks.all_attention()?,
             "sampling" => checks.all_sampling()?,
+            "gemm" => checks.all_gemm()?,
+            "lora_gemm" => checks.all_lora_gemm()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }
