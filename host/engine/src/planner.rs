@@ -46,46 +46,58 @@ const LOSS_ROWS: [usize; 2] = [1024, 256];
 /// What is left free under [`Goal::Auto`]: for the driver, other programs, and what evaluation makes for itself.
 const MARGIN: f64 = 0.04;
 
-/// Chooses. `options` gives everything that is not a choice (its `recompute`, `weights` and `loss_rows` are ignored); `sequence` is the typical length of
-/// a sample, for the prediction; `limit` is a number of bytes in place of what the device says it has.
+/// Chooses. `options` gives everything that is not a choice (its `recompute`, `offload`, `host_embedding`, `weights` and `loss_rows` are ignored);
+/// `fixed` takes the choice of what layers keep away; `sequence` is the typical length of a sample, for the prediction; `limit` is a number of bytes in
+/// place of what the device says it has.
 ///
 /// # Errors
-/// [`EngineError::DoesNotFit`] if not even the smallest plan fits, with what would.
+/// [`EngineError::DoesNotFit`] if nothing fits, with what would.
+#[expect(clippy::too_many_arguments, reason = "a plan depends on everything that is planned")]
 pub fn choose<O: Ops>(
     ops: &O,
     config: &ModelConfig,
     adapter: &AdapterConfig,
     options: &PlanOptions,
+    fixed: Option<&Recompute>,
     sequence: usize,
     goal: Goal,
     limit: Option<u64>,
 ) -> Result<Choice> {
     let dims = Dims::new(config)?;
-    let available = limit.or_else(|| ops.memory_available());
-    let budget = match (goal, available, limit) {
-        (Goal::Auto, Some(bytes), None) => Some((bytes as f64 * (1.0 - MARGIN)) as u64),
-        (_, bytes, _) => bytes,
+    let layers = dims.layers;
+    let available = ops.memory_available();
+    let budget = match (goal, limit, available) {
+        (_, Some(bytes), _) => Some(bytes),
+        (Goal::Auto, None, Some(bytes)) => Some((bytes as f64 * (1.0 - MARGIN)) as u64),
+        (_, None, bytes) => bytes,
     };
-    let candidate = |weights: WeightPlan, keeps: &[Keep], loss_rows: usize, offload: bool| -> Result<Choice> {
-        let recompute = Recompute::Each(keeps.to_vec());
+    let candidate = |weights: WeightPlan, given_up: usize, loss_rows: usize, offload: bool| -> Result<Choice> {
+        let keeps: Vec<Keep> = match fixed {
+            Some(fixed) => (0..layers).map(|layer| fixed.keep(layer)).collect(),
+            None => keeps(layers, given_up),
+        };
+        let recompute = canonical(&keeps);
+        let loss_rows = loss_rows.min(options.max_tokens.max(1));
         let with = PlanOptions { recompute: recompute.clone(), weights, loss_rows, offload, host_embedding: offload, ..options.clone() };
         let memory = plan(ops, config, Some(adapter), &with)?;
         let seconds = match ops.rates() {
-            Some(rates) => Some(seconds(&dims, adapter, &rates, options.max_tokens, sequence, weights, keeps)?),
+            Some(rates) => Some(seconds(&dims, adapter, &rates, options.max_tokens, sequence, weights, &keeps)?),
             None => None,
         };
         Ok(Choice { weights, recompute, loss_rows, offload, memory, seconds })
     };
-    let smallest = candidate(WeightPlan::Packed, &vec![Keep::Input; dims.layers], LOSS_ROWS[1].min(options.max_tokens), true)?;
+    // Where nothing is known to be scarce, host and device are the same memory.
+    let smallest = candidate(WeightPlan::Packed, 2 * layers, LOSS_ROWS[1], available.is_some())?;
     if goal == Goal::Smallest {
         return fits(smallest, budget, &dims, options);
     }
+    let tries = if fixed.is_some() { 1 } else { 2 * layers + 1 };
     let mut best: Option<Choice> = None;
     for weights in [WeightPlan::Unpacked, WeightPlan::Packed] {
         for loss_rows in LOSS_ROWS {
             // Layers give up what they keep one by one, what is cheap first.
-            let fitting = first_that(2 * dims.layers + 1, |given_up| {
-                let choice = candidate(weights, &keeps(dims.layers, given_up), loss_rows, false)?;
+            let fitting = first_that(tries, |given_up| {
+                let choice = candidate(weights, given_up, loss_rows, false)?;
                 Ok(budget.is_none_or(|b| choice.memory.total() <= b).then_some(choice))
             })?;
             let Some(choice) = fitting else { continue };
@@ -97,6 +109,15 @@ pub fn choose<O: Ops>(
     match best {
         Some(choice) => Ok(choice),
         None => fits(smallest, budget, &dims, options),
+    }
+}
+
+/// The shortest way to say what layers keep.
+fn canonical(keeps: &[Keep]) -> Recompute {
+    match keeps.first() {
+        Some(Keep::All) if keeps.iter().all(|k| *k == Keep::All) => Recompute::None,
+        Some(Keep::Input) if keeps.iter().all(|k| *k == Keep::Input) => Recompute::All,
+        _ => Recompute::Each(keeps.to_vec()),
     }
 }
 

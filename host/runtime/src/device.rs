@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
-use trainer_kernels_cuda::backend::{Cuda, CudaOptions};
 use trainer_kernels_cuda::compile::Arch;
 use trainer_kernels_cuda::probe::{Probe, probe};
+use trainer_kernels_cuda::{Cuda, CudaOptions};
 
 use crate::RuntimeError;
 

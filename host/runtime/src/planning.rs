@@ -2,7 +2,7 @@
 
 use trainer_config::DevicePlan;
 use trainer_engine::planner::{Choice, Goal, choose};
-use trainer_engine::{EngineError, Keep, LOSS_ROWS, PlanOptions, Recompute, plan};
+use trainer_engine::{EngineError, Keep, LOSS_ROWS, PlanOptions, Recompute};
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{AdapterConfig, ModelConfig};
@@ -100,7 +100,7 @@ pub fn choose_plan<O: Ops>(ops: &O, request: &PlanRequest<'_>) -> Result<Planned
 fn with_tokens<O: Ops>(ops: &O, request: &PlanRequest<'_>, max_tokens: usize) -> Result<Choice, EngineError> {
     let options = PlanOptions {
         max_tokens,
-        recompute: request.recompute.clone().unwrap_or_default(),
+        recompute: Recompute::None,
         offload: false,
         optimizer: Some(request.optimizer),
         weights: WeightPlan::Unpacked,
@@ -114,22 +114,8 @@ fn with_tokens<O: Ops>(ops: &O, request: &PlanRequest<'_>, max_tokens: usize) ->
         DevicePlan::Smallest => Goal::Smallest,
     };
     let sequence = request.sequence.min(max_tokens);
-    let Some(recompute) = &request.recompute else {
-        return choose(ops, request.config, request.adapter, &options, sequence, goal, request.limit);
-    };
-    // The recipe has decided about activations; weights are left to choose.
-    let budget = request.limit.or_else(|| ops.memory_available());
-    let weights: &[WeightPlan] = if goal == Goal::Smallest { &[WeightPlan::Packed] } else { &[WeightPlan::Unpacked, WeightPlan::Packed] };
-    let mut least = None;
-    for &weights in weights {
-        let memory = plan(ops, request.config, Some(request.adapter), &PlanOptions { weights, ..options.clone() })?;
-        if budget.is_none_or(|b| memory.total() <= b) {
-            return Ok(Choice { weights, recompute: recompute.clone(), loss_rows: LOSS_ROWS, offload: false, memory, seconds: None });
-        }
-        least = Some(memory.total());
-    }
-    let layers = request.config.num_hidden_layers;
-    Err(EngineError::DoesNotFit { need: least.unwrap_or(0), budget: budget.unwrap_or(0), layers, tokens: max_tokens, possible: 0 })
+    let fixed = request.recompute.as_ref();
+    choose(ops, request.config, request.adapter, &options, fixed, sequence, goal, request.limit)
 }
 
 /// The setting that would make a run fit.

@@ -172,10 +172,14 @@ extern "C" __global__ void __launch_bounds__(256) zero_grads(const Entry* __rest
     const uint2 chunk = chunks[blockIdx.x];
     float* g = entries[chunk.x].grad;
     const u64 len = entries[chunk.x].len, first = (u64)chunk.y * CHUNK;
-    const float zeros[8] = {};
+    // Neighbouring threads write neighbouring vectors.
 #pragma unroll
-    for (u32 i = 0; i < CHUNK / 2048; ++i) {
-        u64 at = first + i * 2048 + 8 * threadIdx.x;
-        if (at < len) write8(g, at, len, zeros);
+    for (u32 i = 0; i < CHUNK / 1024; ++i) {
+        u64 at = first + i * 1024 + 4 * threadIdx.x;
+        if (at + 4 <= len) {
+            *(float4*)(g + at) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        } else {
+            for (u64 j = at; j < len; ++j) g[j] = 0.0f;
+        }
     }
 }

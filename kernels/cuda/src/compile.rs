@@ -76,6 +76,37 @@ pub const SOURCES: &[Source] = &[
         ],
         only: None,
     },
+    Source { file: "sampling.cu", text: include_str!("sampling.cu"), kernels: &["sample_rows", "penalise"], only: None },
+    Source {
+        file: "gemm.cu",
+        text: concat!(include_str!("mma.cu"), "#line 1 \"gemm.cu\"\n", include_str!("gemm.cu")),
+        kernels: &["gemm_nt_256", "gemm_nn_256", "gemm_tn_256", "gemm_tt_256", "gemm_nt_128", "gemm_nn_128", "gemm_tn_128", "gemm_tt_128"],
+        only: None,
+    },
+    Source {
+        file: "lora_gemm.cu",
+        text: concat!(include_str!("mma.cu"), "#line 1 \"lora_gemm.cu\"\n", include_str!("lora_gemm.cu")),
+        kernels: &[
+            "lora_mid_1_32",
+            "lora_mid_1_64",
+            "lora_mid_1_96",
+            "lora_mid_4_32",
+            "lora_mid_4_64",
+            "lora_mid_4_96",
+            "lora_mid_4_128",
+            "lora_sum",
+            "lora_backward_32_2",
+            "lora_backward_32_1",
+            "lora_backward_64_1",
+            "lora_backward_sum",
+            "lora_da_32",
+            "lora_da_64",
+            "lora_da_96",
+            "lora_da_128",
+            "lora_da_sum",
+        ],
+        only: None,
+    },
 ];
 
 impl Source {
@@ -217,7 +248,12 @@ mod tests {
         for source in SOURCES {
             assert_eq!(source.text.matches("extern \"C\" __global__").count(), source.kernels.len(), "{}", source.file);
             for kernel in source.kernels {
-                assert!(source.text.contains(&format!(" {kernel}(")), "{kernel}");
+                assert!(
+                    [" ", "("]
+                        .iter()
+                        .any(|c| source.text.contains(&format!("{c}{kernel}(")) || source.text.contains(&format!("{c}{kernel},"))),
+                    "{kernel}"
+                );
             }
             assert!(!source.full_text().contains("#include"), "kernels are free of headers");
         }

@@ -108,16 +108,27 @@ extern "C" __global__ void __launch_bounds__(1024) logits_argmax(const float* __
     // Above: the logit as an unsigned number in the order of floats; below: the complement of its index. The largest of these is the answer.
     u64 best = 0;
     bool broken = false;
-    for (u32 at = 4 * threadIdx.x; at < vocab; at += 4 * blockDim.x) {
-        float4 v = four(x, at, vocab, whole);
-        float y[4] = {v.x, v.y, v.z, v.w};
+    // Four loads in flight for each thread: few rows leave a multiprocessor nothing but its latency.
+    const u32 step = 4 * blockDim.x;
+    for (u32 start = 4 * threadIdx.x; start < vocab; start += 4 * step) {
+        float4 v[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            broken |= !(y[j] <= 3.402823466e38f);
-            u32 bits = __float_as_uint(y[j] + 0.0f);  // -0 becomes 0: they are equal
-            bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-            u64 key = (u64)bits << 32 | (u32)~(at + j);
-            if (y[j] > __int_as_float(0xff800000) && key > best) best = key;
+        for (int i = 0; i < 4; ++i)
+            if (start + i * step < vocab) v[i] = four(x, start + i * step, vocab, whole);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            u32 at = start + i * step;
+            if (at >= vocab) break;
+            float y[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (at + j >= vocab) break;
+                broken |= !(y[j] <= 3.402823466e38f);
+                u32 bits = __float_as_uint(y[j] + 0.0f);  // -0 becomes 0: they are equal
+                bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+                u64 key = (u64)bits << 32 | (u32)~(at + j);
+                if (y[j] > __int_as_float(0xff800000) && key > best) best = key;
+            }
         }
     }
     if (broken) best = ~0ull;

@@ -11,7 +11,7 @@ use half::bf16;
 const ROW_THREADS: u32 = 1024;
 
 /// The vocabulary as the kernels take it: small enough that four rounds past its end do not wrap.
-fn vocabulary(op: &'static str, vocab: usize) -> Result<u32> {
+pub(super) fn vocabulary(op: &'static str, vocab: usize) -> Result<u32> {
     u32::try_from(vocab).ok().filter(|v| (1..=1 << 30).contains(v)).ok_or_else(|| fail(op, "the vocabulary", vocab, "from 1 to 2^30"))
 }
 

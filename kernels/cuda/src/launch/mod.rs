@@ -13,10 +13,13 @@ mod cache;
 mod elementwise;
 mod lora;
 mod loss;
+mod gemm;
+mod lora_gemm;
 mod nf4;
 mod norm;
 mod quantize;
 mod rope;
+mod sampling;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
@@ -24,9 +27,11 @@ pub use cache::KvCache;
 pub use elementwise::SumScratch;
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use loss::RowSet;
+pub use lora_gemm::{LoraIn, LoraOut, MidPlan};
 pub use nf4::DeviceNf4;
 pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS};
+pub use sampling::{BROKEN, ON_HOST};
 
 /// The error of an argument that does not fit.
 pub(crate) fn fail(op: &'static str, what: &'static str, got: usize, need: impl std::fmt::Display) -> CudaError {

@@ -12,10 +12,12 @@ mod attention;
 mod elementwise;
 mod lora;
 mod loss;
+mod gemm;
 mod nf4;
 mod norm;
 mod quantize;
 mod rope;
+mod sampling;
 
 /// Relative error of a bf16 result whose inputs are exact: rounding alone gives about 0.0017 (uniform in half a unit of 2⁻⁸).
 pub const BF16: f64 = 3e-3;
@@ -57,7 +59,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize", "sampling", "gemm", "lora_gemm"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -76,6 +78,9 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "lora" => checks.all_lora()?,
             "quantize" => checks.all_quantize()?,
             "attention" => checks.all_attention()?,
+            "sampling" => checks.all_sampling()?,
+            "gemm" => checks.all_gemm()?,
+            "lora_gemm" => checks.all_lora_gemm()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }
