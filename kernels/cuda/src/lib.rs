@@ -7,6 +7,7 @@
 pub mod cache;
 pub mod compile;
 pub mod device;
+pub mod graph;
 pub mod launch;
 pub mod memory;
 pub mod nvrtc;

@@ -7,11 +7,15 @@ use crate::memory::Tensor;
 use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
+mod cached;
+mod decode;
 mod elementwise;
 mod nf4;
 mod norm;
 mod rope;
 
+pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
+pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember};
 pub use elementwise::SumScratch;
 pub use nf4::DeviceNf4;
 pub use rope::{Angles, POSITIONS};
@@ -73,3 +77,11 @@ macro_rules! launch {
     };
 }
 pub(crate) use launch;
+
+/// [`launch`] of a kernel that waits by itself for the one before it.
+macro_rules! launch_early {
+    ($device:expr, $name:expr, $config:expr, $($arg:expr),+ $(,)?) => {
+        $device.launch_early($name, $config, &[$($crate::device::Arg::from($arg)),+])?
+    };
+}
+pub(crate) use launch_early;

@@ -7,6 +7,7 @@ use serde::Serialize;
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels::ops::{Ops, OpsError};
 
+mod decode;
 mod elementwise;
 mod nf4;
 mod norm;
@@ -52,7 +53,7 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise"];
+pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "decode"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -66,6 +67,7 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "norm" => checks.all_norm()?,
             "rope" => checks.all_rope()?,
             "elementwise" => checks.all_elementwise()?,
+            "decode" => checks.all_decode()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }
