@@ -198,10 +198,12 @@ pub struct AdamWItem<'a, P, S> {
 }
 
 /// What a backend's own buffers depend on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ScratchNeed {
     /// The most token rows of a call.
     pub tokens: usize,
+    /// Every kind of group: its members' output features and ranks, and its input features.
+    pub groups: Vec<(Vec<(usize, usize)>, usize)>,
     /// Output features, input features and ranks of the group with the largest matrix.
     pub largest_group: (usize, usize, usize),
     /// How frozen weights are held.

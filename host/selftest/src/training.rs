@@ -102,7 +102,15 @@ impl<O: Ops> Checks<'_, O> {
         let model = self.model(run.model, WeightPlan::Unpacked)?;
         let adapter = Adapter::load(&model, &self.files.adapter(run.adapter)?).of(&run.name)?;
         let recompute = run.recompute.clone();
-        let options = TrainOptions { max_tokens: batch * longest, recompute, optimizer, max_grad_norm, seed: 3407, loss_rows: LOSS_ROWS, offload: false };
+        let options = TrainOptions {
+            max_tokens: batch * longest,
+            recompute,
+            optimizer,
+            max_grad_norm,
+            seed: 3407,
+            loss_rows: LOSS_ROWS,
+            offload: false,
+        };
         let mut trainer = Trainer::new(model, adapter, options).of(&run.name)?;
         let steps = json.get("steps").cloned().unwrap_or_default();
         // The largest errors over the run: a line for each step of each would bury everything else.

@@ -2,7 +2,7 @@
 
 use super::types::{Batch, Table};
 use super::{Cuda, Outcome};
-use crate::launch::RowSet;
+use crate::launch::{MOST_SMALL_ROWS, RowSet};
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor};
 use half::bf16;
@@ -127,10 +127,15 @@ impl Cuda {
         let mut logits = Vec::new();
         logits.try_reserve_exact(len).map_err(|_| OpsError::Memory { what: op.into(), bytes: len as u64 * 4 })?;
         logits.resize(len, 0.0f32);
-        let chunk = self.loss_rows.load(Ordering::Relaxed).clamp(1, n.max(1));
+        let chunk = self.loss_rows.load(Ordering::Relaxed).clamp(MOST_SMALL_ROWS, n.max(MOST_SMALL_ROWS));
         let mut buffer = self.device.buffer::<f32>(chunk * vocab, "logits")?;
         for first in (0..n).step_by(chunk) {
             let rows = chunk.min(n - first);
+            if n <= MOST_SMALL_ROWS {
+                self.device.bf16_linear_small(n, hidden, head, &mut buffer)?;
+                buffer.read_at(0, &mut logits)?;
+                break;
+            }
             let x = Matrix { ptr: hidden.ptr() + 2 * (first * hidden.stride()) as u64, rows, cols, stride: hidden.stride() };
             let out = Out::floats(&mut buffer, 0, rows, vocab)?;
             self.gemm(x, Op::N, Matrix::tensor(head, vocab)?, Op::T, out, rows, vocab, cols, 1.0, 0.0)?;
