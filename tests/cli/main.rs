@@ -4,6 +4,7 @@
 
 mod custom_data;
 mod determinism;
+mod devices;
 mod dry_run;
 mod errors;
 mod generate;

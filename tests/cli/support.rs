@@ -139,6 +139,11 @@ pub fn prebuilt(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/prebuilt").canonicalize().unwrap().join(file)
 }
 
+/// The reference data.
+pub fn reference() -> PathBuf {
+    trainer_test_support::reference().canonicalize().unwrap()
+}
+
 /// `run`, the short settings, and further arguments.
 pub fn short<'a>(more: &[&'a str]) -> Vec<&'a str> {
     ["run"].iter().chain(&SHORT).chain(more).copied().collect()

@@ -402,9 +402,9 @@ section! {
 choices! {
     /// How memory is traded for speed.
     pub enum DevicePlan {
-        /// The fastest plan that fits the memory.
+        /// The fastest plan that fits the memory, with a margin where the card says how much it has.
         Auto = "auto",
-        /// The fastest plan; the run is refused if it does not fit.
+        /// The fastest plan that fits.
         Fastest = "fastest",
         /// The plan that needs the least memory.
         Smallest = "smallest",

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use trainer_config::{DataPath, Recipe, SourceFormat};
 use trainer_data::Source;
-use trainer_engine::{Finish, GenOptions, GenRequest, Generator, Model};
+use trainer_engine::{Adapter, Finish, GenOptions, GenRequest, Generator, Model};
 use trainer_kernels::ops::Ops;
 use trainer_kernels::sampling::SamplingParams;
 use trainer_plugin_host::template::{Piece, PromptRequest, Rendered, Template};
@@ -167,12 +167,13 @@ pub struct Generated {
     pub finish: Finish,
 }
 
-/// Generates one answer, giving its text to `on_text` as it grows, whole characters only. `on_text` can end it.
+/// Generates one answer with an adapter beside the model's weights, if any, giving its text to `on_text` as it grows, whole characters only. `on_text` can end it.
 ///
 /// # Errors
 /// The engine fails, or refuses the prompt.
 pub fn generate_one<O: Ops>(
     model: Arc<Model<O>>,
+    adapter: Option<&Adapter<O>>,
     base: &Base,
     question: Question,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -196,7 +197,7 @@ pub fn generate_one<O: Ops>(
         max_new_tokens: question.max_new_tokens,
         stop_ids: question.stop_ids,
     };
-    let results = generator.generate(None, vec![request], &mut |event| {
+    let results = generator.generate(adapter, vec![request], &mut |event| {
         let Some(id) = event.token else { return ControlFlow::Continue(()) };
         let piece = decoder.push(id);
         text.push_str(piece);
@@ -261,11 +262,13 @@ pub struct Panel {
 
 /// A model that can be judged.
 pub struct Candidate<'a, O: Ops> {
-    /// The model, with any adapter folded in.
+    /// The model, with any adapter folded in that is not in `live`.
     pub model: Arc<Model<O>>,
     /// The base that it comes from.
     pub base: &'a Base,
-    /// sha256 of the adapter that is folded in.
+    /// The adapter beside the model's weights, where it is not folded in.
+    pub live: Option<&'a Adapter<O>>,
+    /// sha256 of the adapter, folded in or not.
     pub adapter: Option<String>,
 }
 
@@ -316,7 +319,7 @@ impl Panel {
         let base = candidate.base;
         let subject = Subject {
             model: candidate.model.clone(),
-            adapter: None,
+            adapter: candidate.live,
             slots: self.slots,
             tokenizer: &base.tokenizer,
             stop_ids: &speaker.stop_ids,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use serde::Serialize;
 use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
-use trainer_kernels::ops::Ops;
 use trainer_kernels_cuda::compile::Arch;
 use trainer_kernels_cuda::probe::{Probe, probe};
 use trainer_kernels_cuda::{Cuda, CudaOptions};
@@ -114,7 +113,7 @@ pub(crate) fn driver_version() -> Option<String> {
 pub struct MemoryUse {
     /// The most that the backend's own arena had handed out at a time, in bytes; none without an arena.
     pub arena: Option<u64>,
-    /// The most that the system or the driver says the process held, in bytes.
+    /// The most that the system says this process held, or the driver that the card held for all, in bytes.
     pub system: Option<u64>,
 }
 
@@ -122,6 +121,14 @@ pub struct MemoryUse {
 pub trait Gauge {
     /// The highest marks so far.
     fn memory_use(&self) -> MemoryUse;
+
+    /// Waits until everything that was begun is done, for timing.
+    ///
+    /// # Errors
+    /// The device's: a fault of earlier work among them.
+    fn synchronize(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
 }
 
 impl Gauge for Cpu {
@@ -137,8 +144,16 @@ impl Gauge for Cpu {
 
 impl Gauge for Cuda {
     fn memory_use(&self) -> MemoryUse {
-        let held = trainer_kernels_cuda::device::memory().ok().map(|(free, total)| (total - free) as u64);
-        MemoryUse { arena: Some(self.usage().peak), system: held }
+        let system = self.device().context().bind_to_thread().ok().and_then(|()| {
+            let (free, total) = trainer_kernels_cuda::device::memory().ok()?;
+            Some(total.saturating_sub(free) as u64)
+        });
+        // The arena gives nothing back before the end, so what the driver counts now is the most that it ever was.
+        MemoryUse { arena: Some(self.usage().peak), system }
+    }
+
+    fn synchronize(&self) -> Result<(), RuntimeError> {
+        self.device().synchronize().map_err(|e| RuntimeError::Device(e.into()))
     }
 }
 
@@ -228,6 +243,11 @@ pub fn open_device(device: &Device) -> Result<OpenDevice, RuntimeError> {
     }
 }
 
+/// The memory limit of a recipe in bytes; none: all that there is.
+pub fn limit_in_bytes(device: &Device) -> Option<u64> {
+    (device.memory_limit > 0.0).then(|| (device.memory_limit * f64::from(1 << 30)) as u64)
+}
+
 fn open_cpu(device: &Device, reason: String) -> Result<OpenDevice, RuntimeError> {
     let threads = threads(device);
     let cpu = Cpu::new(CpuOptions { threads })?;
@@ -250,19 +270,23 @@ fn threads(device: &Device) -> usize {
 
 /// Opens a card that [`unusable`] has nothing against.
 fn open_card(device: &Device, found: &Probe, ordinal: usize, reason: String) -> Result<OpenDevice, RuntimeError> {
-    let memory_limit = (device.memory_limit > 0.0).then(|| (device.memory_limit * f64::from(1 << 30)) as u64);
-    let options = CudaOptions { ordinal, memory_limit, ..CudaOptions::default() };
+    let options = CudaOptions { ordinal, memory_limit: limit_in_bytes(device), ..CudaOptions::default() };
     let cuda = Cuda::open(options).map_err(|e| RuntimeError::NoCard { ordinal, why: e.to_string() })?;
     let card = found.cards.get(ordinal);
+    let driver = match (driver_version(), &found.driver) {
+        (Some(version), Some(serves)) => Some(format!("{version}, CUDA {serves}")),
+        (version, serves) => version.or_else(|| serves.as_ref().map(|s| format!("for CUDA {s}"))),
+    };
     let info = DeviceInfo {
         kind: DeviceKind::Cuda,
         name: cuda.card().to_owned(),
         ordinal: Some(ordinal),
         compute_capability: card.map(|c| format!("{}.{}", c.compute_capability[0], c.compute_capability[1])),
-        driver: found.driver.clone(),
-        memory: cuda.memory_available(),
+        driver,
+        memory: card.map(|c| c.memory as u64),
         reason,
     };
+    tracing::info!("{} computes: {}", info.name, info.reason);
     Ok(OpenDevice { backend: Backend::Cuda(Arc::new(cuda)), threads: threads(device), info })
 }
 

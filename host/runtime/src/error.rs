@@ -92,7 +92,7 @@ pub enum RuntimeError {
         why: String,
     },
     /// No plan fits the memory.
-    #[error("the run needs {need} with the plan that was asked for, but {limit} may be used: {help}", need = gib(*need), limit = gib(*limit))]
+    #[error("the run needs at least {need}, but {limit} may be used: {help}", need = gib(*need), limit = gib(*limit))]
     DoesNotFit {
         /// Bytes of the smallest plan that was allowed.
         need: u64,

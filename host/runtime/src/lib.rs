@@ -13,11 +13,12 @@ mod sources;
 
 pub use adapter::adapter_digest;
 pub use device::{
-    Backend, DeviceInfo, DeviceKind, Gauge, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, open_device, unusable,
+    Backend, DeviceInfo, DeviceKind, Gauge, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, limit_in_bytes, open_device,
+    unusable,
 };
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
 pub use model::{Base, load_base};
-pub use planning::{Choice, PlanRequest, choose_plan, memory_limit};
+pub use planning::{PlanRequest, Planned, choose_plan, inference_weights};
 pub use plugins::{PluginArg, Plugins, apply_plugin, compiler_command, find_plugin};
 pub use sources::{eval_source, open_sources, source_digest, source_spec};

@@ -1,13 +1,12 @@
 //! How a run uses its memory: what the recipe leaves open is decided here, once, for training, planning and benchmarks alike.
 
-use trainer_config::{Device, DevicePlan};
-use trainer_engine::planner::{self, Goal};
-use trainer_engine::{EngineError, LOSS_ROWS, MemoryPlan, PlanOptions, Recompute};
+use trainer_config::DevicePlan;
+use trainer_engine::planner::{Choice, Goal, choose};
+use trainer_engine::{EngineError, Keep, LOSS_ROWS, PlanOptions, Recompute};
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{AdapterConfig, ModelConfig};
 
-use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{RuntimeError, gib};
 
 /// What is to be planned.
@@ -23,98 +22,83 @@ pub struct PlanRequest<'a> {
     pub longest: usize,
     /// Tokens that shorter samples are packed to where memory allows.
     pub packed: usize,
+    /// The typical length of a sample, for the prediction of speed.
+    pub sequence: usize,
     /// What the recipe fixes about recomputation.
     pub recompute: Option<Recompute>,
     /// How memory is traded for speed.
     pub goal: DevicePlan,
-    /// Bytes that may be used.
+    /// Bytes that may be used, in place of what the device has.
     pub limit: Option<u64>,
 }
 
 /// What was chosen.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Choice {
-    /// How frozen weights are held.
-    pub weights: WeightPlan,
-    /// What layers keep from forward to backward.
-    pub recompute: Recompute,
-    /// Positions whose logits exist at the same time in the loss.
-    pub loss_rows: usize,
-    /// Whether layer inputs and the embedding lie in host memory.
-    pub offload: bool,
+pub struct Planned {
+    /// How weights, activations and the loss are held, and what that takes.
+    pub choice: Choice,
     /// The most tokens in a micro-batch.
     pub max_tokens: usize,
-    /// What it holds, by part.
-    pub memory: MemoryPlan,
-    /// Bytes that may be used.
+    /// Tokens that samples are packed to.
+    pub packed: usize,
+    /// Bytes that may be used; none where there is no limit.
     pub limit: Option<u64>,
-    /// Predicted tokens per second of full micro-batches, where the backend predicts.
-    pub tokens_per_second: Option<f64>,
 }
 
-impl Choice {
+impl Planned {
+    /// What each layer keeps.
+    pub fn keeps(&self, layers: usize) -> Vec<Keep> {
+        (0..layers).map(|layer| self.choice.recompute.keep(layer)).collect()
+    }
+
     /// How the frozen weights are held, in words: `unpacked to f32`.
     pub fn weights_text<O: Ops>(&self, ops: &O) -> &'static str {
-        match (self.weights, ops.element_bytes()) {
+        match (self.choice.weights, ops.element_bytes()) {
             (WeightPlan::Unpacked, 4) => "unpacked to f32",
             (WeightPlan::Unpacked, _) => "unpacked to bf16",
             (WeightPlan::Packed, _) => "unpacked for each use",
         }
     }
-}
 
-/// Bytes that a recipe's settings and the device leave to a plan; none where there is no limit.
-pub fn memory_limit(device: &Device, info: &DeviceInfo) -> Option<u64> {
-    match (device.memory_limit, info.kind) {
-        (gib, _) if gib > 0.0 => Some((gib * f64::from(1 << 30)) as u64),
-        (_, DeviceKind::Cuda) => info.memory,
-        // What else runs on the machine is not ours to know, and the system can swap.
-        (_, DeviceKind::Cpu) => None,
+    /// Predicted training speed, where the backend knows its rates.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        self.choice.seconds.map(|s| self.max_tokens as f64 / s.max(1e-12))
     }
 }
 
-/// Chooses: a packed micro-batch where memory allows, else one that the longest sample fills; see [`trainer_engine::planner`].
+/// Chooses: with room for packed micro-batches if that fits, else for the longest sample alone.
 ///
 /// # Errors
 /// [`RuntimeError::DoesNotFit`] with the setting that would make it fit; sizes that make no sense.
-pub fn choose_plan<O: Ops>(ops: &O, request: &PlanRequest<'_>) -> Result<Choice, RuntimeError> {
-    let goal = match request.goal {
-        DevicePlan::Auto => Goal::Auto,
-        DevicePlan::Fastest => Goal::Fastest,
-        DevicePlan::Smallest => Goal::Smallest,
-    };
+pub fn choose_plan<O: Ops>(ops: &O, request: &PlanRequest<'_>) -> Result<Planned, RuntimeError> {
     let roomy = request.longest.max(request.packed);
-    let sizes = match goal {
-        Goal::Smallest => vec![request.longest],
+    let sizes = match request.goal {
+        DevicePlan::Smallest => vec![request.longest],
         _ if roomy > request.longest => vec![roomy, request.longest],
         _ => vec![roomy],
     };
-    let (mut least, mut budget) = (u64::MAX, 0);
+    let mut refused = None;
     for max_tokens in sizes {
-        let options = options(request, max_tokens);
-        let fixed = request.recompute.as_ref();
-        match planner::choose(ops, request.config, request.adapter, &options, fixed, request.longest, goal, request.limit) {
+        match with_tokens(ops, request, max_tokens) {
             Ok(choice) => {
-                return Ok(Choice {
-                    weights: choice.weights,
-                    recompute: choice.recompute,
-                    loss_rows: choice.loss_rows,
-                    offload: choice.offload,
-                    max_tokens,
-                    memory: choice.memory,
-                    limit: request.limit,
-                    tokens_per_second: choice.seconds.map(|s| max_tokens as f64 / s),
-                });
+                let limit = request.limit.or_else(|| ops.memory_available());
+                return Ok(Planned { choice, max_tokens, packed: request.packed.min(max_tokens), limit });
             }
-            Err(EngineError::DoesNotFit { need, budget: had, .. }) => (least, budget) = (least.min(need), had),
+            Err(e @ EngineError::DoesNotFit { .. }) => refused = Some(e),
             Err(e) => return Err(e.into()),
         }
     }
-    Err(RuntimeError::DoesNotFit { need: least, limit: budget, help: remedy(ops, request, budget)? })
+    match refused {
+        Some(EngineError::DoesNotFit { need, budget, possible, .. }) => {
+            Err(RuntimeError::DoesNotFit { need, limit: budget, help: remedy(request, need, possible) })
+        }
+        Some(e) => Err(e.into()),
+        None => Err(EngineError::Overflow("the plan").into()),
+    }
 }
 
-fn options(request: &PlanRequest<'_>, max_tokens: usize) -> PlanOptions {
-    PlanOptions {
+fn with_tokens<O: Ops>(ops: &O, request: &PlanRequest<'_>, max_tokens: usize) -> Result<Choice, EngineError> {
+    let options = PlanOptions {
         max_tokens,
         recompute: Recompute::None,
         offload: false,
@@ -123,41 +107,37 @@ fn options(request: &PlanRequest<'_>, max_tokens: usize) -> PlanOptions {
         host_embedding: false,
         loss_rows: LOSS_ROWS,
         generation: None,
-    }
-}
-
-/// Bytes of the smallest plan for micro-batches of so many tokens.
-fn smallest<O: Ops>(ops: &O, request: &PlanRequest<'_>, tokens: usize) -> Result<u64, RuntimeError> {
-    let options = options(request, tokens);
-    let choice = planner::choose(ops, request.config, request.adapter, &options, None, tokens, Goal::Smallest, Some(u64::MAX))?;
-    Ok(choice.memory.total())
+    };
+    let goal = match request.goal {
+        DevicePlan::Auto => Goal::Auto,
+        DevicePlan::Fastest => Goal::Fastest,
+        DevicePlan::Smallest => Goal::Smallest,
+    };
+    let sequence = request.sequence.min(max_tokens);
+    let fixed = request.recompute.as_ref();
+    choose(ops, request.config, request.adapter, &options, fixed, sequence, goal, request.limit)
 }
 
 /// The setting that would make a run fit.
-fn remedy<O: Ops>(ops: &O, request: &PlanRequest<'_>, limit: u64) -> Result<String, RuntimeError> {
-    let total = |tokens: usize| smallest(ops, request, tokens);
-    let smallest = total(request.longest)?;
-    if smallest <= limit {
-        let recompute =
-            if request.recompute.as_ref().is_some_and(|r| *r != Recompute::All) { " and train.recompute = \"auto\"" } else { "" };
-        return Ok(format!("device.plan = \"auto\"{recompute} makes it fit ({} at the least)", gib(smallest)));
+fn remedy(request: &PlanRequest<'_>, need: u64, possible: u64) -> String {
+    if request.recompute.is_some() {
+        return "train.recompute = \"auto\" leaves more to choose from".to_owned();
     }
-    // Memory grows with the tokens, so halving finds the longest that fits, to within a factor of two.
-    let mut tokens = request.longest;
-    while tokens > 16 {
-        tokens /= 2;
-        if total(tokens)? <= limit {
-            return Ok(format!(
-                "data.max_seq_length = {tokens} with device.plan = \"smallest\" makes it fit; the smallest plan for micro-batches of {} tokens needs {}",
-                request.longest,
-                gib(smallest)
-            ));
-        }
+    // Whole multiples read better, and the estimate of tokens that fit is no more exact than that.
+    match possible / 64 * 64 {
+        0 => format!("even the smallest plan needs {}; raise device.memory_limit, or take a smaller model or rank", gib(need)),
+        tokens => format!("data.max_seq_length = {tokens} makes it fit"),
     }
-    Ok(format!(
-        "no setting makes this model fit; it needs at least {}: raise device.memory_limit, or take a smaller model",
-        gib(total(16)?)
-    ))
+}
+
+/// How weights are held for generation alone: unpacked if the device has room for that, else as they are stored.
+pub fn inference_weights<O: Ops>(ops: &O, config: &ModelConfig) -> WeightPlan {
+    let parameters = config.parameters().saturating_mul(ops.element_bytes() as u64);
+    // As much again is left for the cache, activations and other programs.
+    match ops.memory_available() {
+        Some(bytes) if parameters > bytes / 2 => WeightPlan::Packed,
+        _ => WeightPlan::Unpacked,
+    }
 }
 
 #[cfg(test)]

@@ -42,8 +42,8 @@ impl<O: Ops> Checks<'_, O> {
             optimizer: AdamWConfig::default(),
             max_grad_norm: None,
             seed: 1,
-            loss_rows: LOSS_ROWS,
             offload: false,
+            loss_rows: LOSS_ROWS,
         };
         Trainer::new(model.clone(), adapter, options).of("training buffers")
     }

@@ -20,8 +20,8 @@ use trainer_model::{AdapterBias, AdapterConfig, ModelDigest, ModelFiles};
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
-    Base, Choice, DeviceInfo, Machine, PlanRequest, Plugins, adapter_digest, choose_plan, compiler_command, load_base, memory_limit,
-    open_sources, source_digest,
+    Base, DeviceInfo, DeviceKind, Machine, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command, limit_in_bytes,
+    load_base, open_sources, source_digest,
 };
 use trainer_text::SpecialMode;
 
@@ -29,8 +29,11 @@ use crate::error::TrainError;
 use crate::events::{Banner, Event, PluginInfo, SourceInfo, When};
 use crate::lock::{Lock, MachineLock, ModelLock, PlanLock, PluginLock, Recorded, SourceLock, VERSION, libraries};
 
-/// Tokens that samples are packed to where the recipe packs: enough rows for the matrix kernels to be efficient, few enough to stay in cache.
+/// Tokens that samples are packed to on the CPU where the recipe packs: enough rows for the matrix kernels to be efficient, few enough to stay
+/// in cache.
 const PACKED_TOKENS: usize = 2048;
+/// The same on a card, at the least: what the longest sample needs is there for packing too.
+const PACKED_TOKENS_ON_CARD: usize = 4096;
 
 /// Everything that a recipe names, loaded.
 pub struct Assembly<O: Ops> {
@@ -45,7 +48,7 @@ pub struct Assembly<O: Ops> {
     sources: Vec<Arc<Source>>,
     panel: Option<Panel>,
     plugins: Vec<Arc<Plugin>>,
-    choice: Choice,
+    planned: Planned,
     lock: Lock,
 }
 
@@ -89,7 +92,8 @@ impl<O: Ops> Assembly<O> {
         let panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
         let sources = open_sources(&recipe)?;
         let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
-        let choice = choose(ops.as_ref(), &recipe, &base, &device)?;
+        let planned = choose(ops.as_ref(), &recipe, &base, &device)?;
+        let keeps = planned.keeps(base.config.num_hidden_layers);
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
         let lock = Lock {
@@ -111,14 +115,11 @@ impl<O: Ops> Assembly<O> {
                 micro_batch: recipe.train.batch,
                 accumulation: recipe.train.accumulation,
                 packing: recipe.data.packing,
-                max_tokens: choice.max_tokens,
-                recompute: (0..base.config.num_hidden_layers).map(|layer| choice.recompute.keep(layer) != Keep::All).collect(),
-                weights: weights_name(&recipe, &choice, ops.as_ref()),
+                max_tokens: planned.max_tokens,
+                recompute: keeps.iter().map(|k| *k != Keep::All).collect(),
+                weights: weights_name(&recipe, &planned, ops.as_ref()),
                 steps,
-                algorithms: BTreeMap::from([
-                    ("evaluation".to_owned(), "merged adapter".to_owned()),
-                    ("packed micro-batch".to_owned(), format!("{} tokens", packed_tokens(&choice))),
-                ]),
+                algorithms: algorithms(&planned, &keeps, device.kind),
             },
             machine: MachineLock::of(ops.describe(), &device),
             libraries: libraries(),
@@ -131,7 +132,7 @@ impl<O: Ops> Assembly<O> {
                 driver: device.driver.clone(),
             },
         };
-        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, choice, lock, recipe })
+        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, planned, lock, recipe })
     }
 
     /// The recipe.
@@ -151,12 +152,12 @@ impl<O: Ops> Assembly<O> {
 
     /// The memory plan.
     pub fn memory(&self) -> &MemoryPlan {
-        &self.choice.memory
+        &self.planned.choice.memory
     }
 
     /// What was chosen where the recipe leaves it open.
-    pub fn choice(&self) -> &Choice {
-        &self.choice
+    pub fn planned(&self) -> &Planned {
+        &self.planned
     }
 
     /// What computes.
@@ -186,28 +187,29 @@ impl<O: Ops> Assembly<O> {
     /// # Errors
     /// Memory, or an adapter to start from that does not fit.
     pub fn work(&self) -> Result<Work<O>, TrainError> {
+        let choice = &self.planned.choice;
         let config = adapter_config(&self.recipe);
-        let options = ModelOptions { weights: self.choice.weights, adapter: Some(&config), host_embedding: self.choice.offload };
-        let model = Model::with_options(self.ops.clone(), &self.base.config, &self.base.weights, &options)?;
+        let how = ModelOptions { weights: choice.weights, adapter: Some(&config), host_embedding: choice.offload };
+        let model = Model::with_options(self.ops.clone(), &self.base.config, &self.base.weights, &how)?;
         let adapter = match &self.recipe.adapter.from {
-            None => Adapter::init(&model, config, self.recipe.train.seed)?,
+            None => Adapter::init(&model, config.clone(), self.recipe.train.seed)?,
             Some(folder) => {
                 let mut host = trainer_model::Adapter::read(&ModelFiles::dir(folder))?;
                 // The values are the folder's, what is done with them is the recipe's; the engine refuses shapes that do not fit.
-                host.config = config;
+                host.config = config.clone();
                 Adapter::load(&model, &host)?
             }
         };
         let options = TrainOptions {
-            max_tokens: self.choice.max_tokens,
-            recompute: self.choice.recompute.clone(),
+            max_tokens: self.planned.max_tokens,
+            recompute: choice.recompute.clone(),
+            offload: choice.offload,
+            loss_rows: choice.loss_rows,
             optimizer: optimizer(&self.recipe),
             max_grad_norm: (self.recipe.train.max_grad_norm > 0.0).then_some(self.recipe.train.max_grad_norm),
             seed: self.recipe.train.seed,
-            loss_rows: self.choice.loss_rows,
-            offload: self.choice.offload,
         };
-        let packing = self.recipe.data.packing.then(|| packed_tokens(&self.choice));
+        let packing = self.recipe.data.packing.then_some(self.planned.packed);
         Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing })
     }
 
@@ -266,14 +268,20 @@ impl<O: Ops> Assembly<O> {
         Ok(adapter)
     }
 
-    /// The model that evaluation and generation use: the adapter is folded into dense weights, which decode faster.
-    fn candidate(&self, work: &Work<O>, when: When) -> Result<Candidate<'_, O>, TrainError> {
+    /// The model that evaluation and generation use: on the CPU the adapter is folded into dense weights, which decode faster; on a card, whose
+    /// memory a second model may not fit, it stays beside them.
+    fn candidate<'a>(&'a self, work: &'a Work<O>, when: When) -> Result<Candidate<'a, O>, TrainError> {
+        let base = &self.base;
         if when == When::Before {
-            return Ok(Candidate { model: work.model.clone(), base: &self.base, adapter: None });
+            return Ok(Candidate { model: work.model.clone(), base, live: None, adapter: None });
         }
         let adapter = self.peft_adapter(work)?;
-        let model = Model::merged(self.ops.clone(), &self.base.config, &self.base.weights, &adapter)?;
-        Ok(Candidate { model, base: &self.base, adapter: Some(adapter_digest(&adapter)?) })
+        let digest = Some(adapter_digest(&adapter)?);
+        if self.device.kind != DeviceKind::Cpu {
+            return Ok(Candidate { model: work.model.clone(), base, live: Some(work.trainer.adapter()), adapter: digest });
+        }
+        let model = Model::merged(self.ops.clone(), &base.config, &base.weights, &adapter)?;
+        Ok(Candidate { model, base, live: None, adapter: digest })
     }
 
     /// Evaluates the base or the trained model and writes the report; none if the recipe has nothing to evaluate.
@@ -316,7 +324,8 @@ impl<O: Ops> Assembly<O> {
             skip_special: true,
         };
         on_event(Event::SamplePrompt(&s.prompt));
-        let answer = generate_one(self.candidate(work, When::After)?.model, &self.base, question, &mut |text| {
+        let candidate = self.candidate(work, When::After)?;
+        let answer = generate_one(candidate.model, candidate.live, &self.base, question, &mut |text| {
             on_event(Event::SampleText(text));
             ControlFlow::Continue(())
         })?;
@@ -337,7 +346,7 @@ impl<O: Ops> Assembly<O> {
             device: self.device.clone(),
             machine: Machine::this(),
             model: self.base.name.clone(),
-            quantization: weights_name(recipe, &self.choice, self.ops.as_ref()),
+            quantization: weights_name(recipe, &self.planned, self.ops.as_ref()),
             parameters: work.model.parameters(),
             trainable: work.trainer.adapter().parameters(),
             plugins: self.plugins.iter().map(plugin_info).collect(),
@@ -358,7 +367,7 @@ impl<O: Ops> Assembly<O> {
             batch: recipe.train.batch,
             accumulation: recipe.train.accumulation,
             steps: self.steps(),
-            memory: self.choice.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
+            memory: self.planned.choice.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
             dir: dir.to_owned(),
             resumed_after,
         })
@@ -477,27 +486,46 @@ fn recompute(recipe: &Recipe) -> Option<Recompute> {
 }
 
 /// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows.
-fn choose<O: Ops>(ops: &O, recipe: &Recipe, base: &Base, device: &DeviceInfo) -> Result<Choice, TrainError> {
+fn choose<O: Ops>(ops: &O, recipe: &Recipe, base: &Base, device: &DeviceInfo) -> Result<Planned, TrainError> {
+    let longest = recipe.data.max_seq_length;
     let request = PlanRequest {
         config: &base.config,
         adapter: &adapter_config(recipe),
         optimizer: optimizer(recipe),
-        longest: recipe.data.max_seq_length,
-        packed: PACKED_TOKENS,
+        longest,
+        packed: match device.kind {
+            DeviceKind::Cpu => PACKED_TOKENS,
+            DeviceKind::Cuda => PACKED_TOKENS_ON_CARD.max(longest),
+        },
+        sequence: longest,
         recompute: recompute(recipe),
         goal: recipe.device.plan,
-        limit: memory_limit(&recipe.device, device),
+        limit: limit_in_bytes(&recipe.device),
     };
     Ok(choose_plan(ops, &request)?)
 }
 
-/// Tokens that samples are packed to.
-fn packed_tokens(choice: &Choice) -> usize {
-    PACKED_TOKENS.min(choice.max_tokens)
+/// What else of the plan decides bits, or on a card the speed.
+fn algorithms(planned: &Planned, keeps: &[Keep], kind: DeviceKind) -> BTreeMap<String, String> {
+    let packed = ("packed micro-batch".to_owned(), format!("{} tokens", planned.packed));
+    let mut all = BTreeMap::from([packed]);
+    let mut add = |name: &str, text: String| all.insert(name.to_owned(), text);
+    match kind {
+        DeviceKind::Cpu => add("evaluation", "merged adapter".to_owned()),
+        DeviceKind::Cuda => {
+            let count = |keep: Keep| keeps.iter().filter(|k| **k == keep).count();
+            let (whole, lean, input) = (count(Keep::All), count(Keep::Lean), count(Keep::Input));
+            add("kept activations", format!("all of {whole} layers, products of {lean}, inputs of {input}"));
+            add("layer inputs", if planned.choice.offload { "in host memory" } else { "on the card" }.to_owned());
+            add("loss", format!("{} positions at a time", planned.choice.loss_rows));
+            add("evaluation", "adapter beside the weights".to_owned())
+        }
+    };
+    all
 }
 
-fn weights_name<O: Ops>(recipe: &Recipe, choice: &Choice, ops: &O) -> String {
-    let how = choice.weights_text(ops);
+fn weights_name<O: Ops>(recipe: &Recipe, planned: &Planned, ops: &O) -> String {
+    let how = planned.weights_text(ops);
     match recipe.model.quantization {
         Quantization::Nf4 => format!("nf4 (double-quantized), {how}"),
         Quantization::None if ops.element_bytes() == 4 => "f32".to_owned(),

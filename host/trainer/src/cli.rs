@@ -262,6 +262,36 @@ pub struct PlanArgs {
 pub struct BenchArgs {
     /// Which parts: train, decode, data, plugins. Absent: all.
     pub parts: Vec<String>,
+    /// Measure train or decode with random weights of this shape instead of the main job: nano, 0.6b, 1.7b, 4b, 8b, 14b or 32b.
+    #[arg(long, value_name = "SHAPE")]
+    pub shape: Option<String>,
+    /// Sequences in a micro-batch (train, default 2), or answers at once (decode, default 1).
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub batch: Option<usize>,
+    /// Micro-batches in a step (default 4).
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub accum: Option<usize>,
+    /// Tokens of a sequence (default 2048).
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub seq: Option<usize>,
+    /// Optimizer steps, the first two of which are not counted (default 8).
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub steps: Option<usize>,
+    /// How memory is traded for speed: auto, fastest or smallest (device.plan).
+    #[arg(long, value_name = "PLAN", requires = "shape")]
+    pub plan: Option<String>,
+    /// The memory in GiB that the plan may fill (device.memory_limit).
+    #[arg(long, value_name = "GIB", requires = "shape")]
+    pub memory_limit: Option<f64>,
+    /// What large products are computed in on a card: bf16 or fp8.
+    #[arg(long, value_name = "TYPE", requires = "shape")]
+    pub precision: Option<String>,
+    /// Tokens of each prompt (decode, default 128).
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub prompt: Option<usize>,
+    /// New tokens of each answer (decode, default 256).
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub new: Option<usize>,
     /// What computes: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,

@@ -3,6 +3,7 @@
 #[macro_use]
 mod output;
 mod cli;
+mod clock;
 mod commands;
 mod ui;
 
@@ -14,6 +15,8 @@ use clap::Parser;
 use cli::{Cli, Command, PluginCommand};
 
 fn main() -> ExitCode {
+    // The first look fixes the process's start.
+    let _ = clock::since_start();
     let cli = Cli::parse();
     // The compiler child speaks to its parent only; it sets its own limits before it does anything else.
     if let Command::CompileComponent { args } = cli.command {

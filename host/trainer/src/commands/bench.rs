@@ -4,6 +4,7 @@ mod data;
 mod decode;
 mod figure;
 mod plugins;
+mod synthetic;
 mod train;
 
 use std::process::ExitCode;
@@ -45,6 +46,9 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     if let Some(unknown) = args.parts.iter().find(|p| !PARTS.contains(&p.as_str())) {
         bail!("there is nothing called {unknown} to measure; say some of {}, or nothing for all", PARTS.join(", "));
+    }
+    if let Some(shape) = &args.shape {
+        return synthetic::run(&args, shape);
     }
     let load_before = load();
     let mut place = Place { device: args.device.clone(), threads: args.threads };

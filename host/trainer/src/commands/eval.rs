@@ -7,16 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use trainer_config::{Override, Recipe};
-use trainer_engine::Model;
 use trainer_eval::{Candidate, Panel, Report, Speaker};
-use trainer_kernels::ops::{Ops, WeightPlan};
-use trainer_model::{Adapter, ModelFiles};
+use trainer_kernels::ops::Ops;
 use trainer_runtime::{Plugins, adapter_digest, apply_plugin, compiler_command, load_base, open_device, with_ops};
 use trainer_train::When;
 use trainer_train::rundir::{RunDir, default_path};
 
+use super::Loaded;
 use crate::cli::EvalArgs;
 use crate::output::{check_json, interruption, json_on_stdout, write_json};
 use crate::ui::{Progress, terminal};
@@ -47,16 +46,11 @@ fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Report> {
     let mut plugins = Plugins::new(&target.recipe, compiler_command()?)?;
     let speaker = Speaker::new(&target.recipe, &base, &mut plugins)?;
     let panel = Panel::new(&target.recipe, &mut plugins)?;
-    let (model, adapter) = match &target.adapter {
-        None => (Model::new(ops, &base.config, &base.weights, WeightPlan::Unpacked)?, None),
-        Some(folder) => {
-            let adapter = Adapter::read(&ModelFiles::dir(folder)).with_context(|| format!("the adapter in {}", folder.display()))?;
-            (Model::merged(ops, &base.config, &base.weights, &adapter)?, Some(adapter_digest(&adapter)?))
-        }
-    };
+    let loaded = Loaded::new(ops, &base, target.adapter.as_deref())?;
+    let adapter = loaded.host.as_ref().map(adapter_digest).transpose()?;
     let stop = interruption()?;
     let mut progress = Progress::new(terminal() && !quiet);
-    let candidate = Candidate { model, base: &base, adapter };
+    let candidate = Candidate { model: loaded.model, base: &base, live: loaded.live.as_ref(), adapter };
     let report = panel.judge(&candidate, &speaker, &target.folder, "eval", &mut |p| {
         if !quiet {
             progress.evaluating(When::After, p.done, p.total);

@@ -6,16 +6,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use trainer_config::Recipe;
-use trainer_engine::{Finish, Model};
+use trainer_engine::Finish;
 use trainer_eval::{Question, Speaker, conversation, generate_one};
-use trainer_kernels::ops::{Ops, WeightPlan};
+use trainer_kernels::ops::Ops;
 use trainer_kernels::sampling::SamplingParams;
-use trainer_model::{Adapter, ModelFiles};
 use trainer_runtime::{Plugins, compiler_command, load_base, open_device, with_ops};
 use trainer_text::SpecialMode;
 
+use super::Loaded;
 use crate::cli::GenerateArgs;
 use crate::output::{check_json, interruption, json_on_stdout, write_json};
 
@@ -48,13 +48,7 @@ fn answer<O: Ops>(ops: Arc<O>, args: &GenerateArgs, recipe: &Recipe) -> Result<E
     } else {
         (base.tokenizer.encode(&args.prompt, SpecialMode::Parse)?, base.eos.clone())
     };
-    let model = match &args.adapter {
-        None => Model::new(ops, &base.config, &base.weights, WeightPlan::Unpacked)?,
-        Some(folder) => {
-            let adapter = Adapter::read(&ModelFiles::dir(folder)).with_context(|| format!("the adapter in {}", folder.display()))?;
-            Model::merged(ops, &base.config, &base.weights, &adapter)?
-        }
-    };
+    let loaded = Loaded::new(ops, &base, args.adapter.as_deref())?;
     let params = SamplingParams {
         temperature: f64::from(args.temperature),
         top_k: u32::try_from(args.top_k).unwrap_or(u32::MAX),
@@ -72,7 +66,7 @@ fn answer<O: Ops>(ops: Arc<O>, args: &GenerateArgs, recipe: &Recipe) -> Result<E
         stop_ids,
         skip_special: args.chat,
     };
-    let answer = generate_one(model, &base, question, &mut |text| {
+    let answer = generate_one(loaded.model, loaded.live.as_ref(), &base, question, &mut |text| {
         if streams {
             let mut out = std::io::stdout().lock();
             if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {

@@ -9,11 +9,51 @@ pub mod plugin;
 pub mod run;
 pub mod selftest;
 
-use anyhow::Result;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
 use trainer_config::{Override, Recipe};
-use trainer_runtime::apply_plugin;
+use trainer_engine::{Adapter, Model};
+use trainer_kernels::ops::{Ops, WeightPlan};
+use trainer_model::{Adapter as HostAdapter, ModelFiles};
+use trainer_runtime::{Base, apply_plugin, inference_weights};
 
 use crate::cli::RecipeArgs;
+
+/// A model that is to answer, with its adapter.
+pub struct Loaded<O: Ops> {
+    /// The model, with the adapter folded in unless it is in `live`.
+    pub model: Arc<Model<O>>,
+    /// The adapter beside the weights, where folding it in would take more memory than there is.
+    pub live: Option<Adapter<O>>,
+    /// The adapter as its files have it.
+    pub host: Option<HostAdapter>,
+}
+
+impl<O: Ops> Loaded<O> {
+    /// Puts a base model with the adapter of a folder on a device.
+    ///
+    /// # Errors
+    /// The adapter cannot be read, or does not fit the model; memory.
+    pub fn new(ops: Arc<O>, base: &Base, adapter: Option<&Path>) -> Result<Self> {
+        let weights = inference_weights(ops.as_ref(), &base.config);
+        let host = adapter
+            .map(|folder| HostAdapter::read(&ModelFiles::dir(folder)).with_context(|| format!("the adapter in {}", folder.display())))
+            .transpose()?;
+        Ok(match (host, weights) {
+            (Some(host), WeightPlan::Unpacked) => {
+                let model = Model::merged(ops, &base.config, &base.weights, &host)?;
+                Self { model, live: None, host: Some(host) }
+            }
+            (host, _) => {
+                let model = Model::new(ops, &base.config, &base.weights, weights)?;
+                let live = host.as_ref().map(|host| Adapter::load(&model, host)).transpose()?;
+                Self { model, live, host }
+            }
+        })
+    }
+}
 
 /// A value that TOML reads back as the same string.
 pub fn toml_string(text: &str) -> String {
@@ -27,7 +67,7 @@ fn overrides(set: &[String], more: &[(&str, String)]) -> Result<Vec<Override>> {
 }
 
 /// The recipe of a file or the default one, with the flags over it.
-pub fn recipe(file: Option<&std::path::Path>, args: &RecipeArgs) -> Result<Recipe> {
+pub fn recipe(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe> {
     let mut more = Vec::new();
     let mut add = |key, value: Option<String>| more.extend(value.map(|v| (key, v)));
     add("train.max_steps", args.max_steps.map(|n| n.to_string()));

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use trainer_config::Recipe;
-use trainer_engine::{Keep, Recompute};
+use trainer_engine::Keep;
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_runtime::{DeviceInfo, open_device, with_ops};
 use trainer_train::Assembly;
@@ -37,10 +37,12 @@ pub struct Plan {
     pub max_tokens: usize,
     /// `packed`: the weights stay as they are stored and are unpacked for each use; `unpacked`: once.
     pub weights: &'static str,
-    /// Layers that are computed again in the backward.
-    pub recomputed_layers: usize,
-    /// Layers of the model.
-    pub layers: usize,
+    /// What each layer keeps from forward to backward.
+    pub keeps: Vec<Keep>,
+    /// Whether layer inputs wait in host memory, and the embedding lies there.
+    pub offload: bool,
+    /// Positions whose logits exist at the same time in the loss.
+    pub loss_rows: usize,
     /// Bytes by part.
     pub parts: BTreeMap<String, u64>,
     /// Bytes of all parts.
@@ -71,7 +73,8 @@ fn recipe(args: &PlanArgs) -> Result<Recipe> {
 }
 
 fn plan<O: Ops>(assembly: &Assembly<O>, ops: &O) -> Plan {
-    let (recipe, choice, lock) = (assembly.recipe(), assembly.choice(), assembly.lock());
+    let (recipe, planned) = (assembly.recipe(), assembly.planned());
+    let choice = &planned.choice;
     Plan {
         trainer: env!("CARGO_PKG_VERSION"),
         device: assembly.device().clone(),
@@ -80,23 +83,19 @@ fn plan<O: Ops>(assembly: &Assembly<O>, ops: &O) -> Plan {
         goal: recipe.device.plan.to_string(),
         batch: recipe.train.batch,
         accumulation: recipe.train.accumulation,
-        max_tokens: choice.max_tokens,
+        max_tokens: planned.max_tokens,
         weights: match choice.weights {
             WeightPlan::Unpacked => "unpacked",
             WeightPlan::Packed => "packed",
         },
-        recomputed_layers: recomputed(&choice.recompute, lock.plan.recompute.len()),
-        layers: lock.plan.recompute.len(),
+        keeps: planned.keeps(assembly.lock().plan.recompute.len()),
+        offload: choice.offload,
+        loss_rows: choice.loss_rows,
         parts: choice.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
         total: choice.memory.total(),
-        limit: choice.limit,
-        tokens_per_second: choice.tokens_per_second,
+        limit: planned.limit,
+        tokens_per_second: planned.tokens_per_second(),
     }
-}
-
-/// How many of the layers compute something again.
-pub fn recomputed(recompute: &Recompute, layers: usize) -> usize {
-    (0..layers).filter(|&layer| recompute.keep(layer) != Keep::All).count()
 }
 
 fn show(plan: &Plan, json: Option<&Path>) -> Result<ExitCode> {

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use trainer_engine::Keep;
+
 use crate::commands::plan::Plan;
 
 fn gib(bytes: u64) -> String {
@@ -15,8 +17,15 @@ pub fn plan_table(p: &Plan) -> String {
         let _ = writeln!(out, "  {name:<24} {text}");
     };
     line("frozen weights", if p.weights == "packed" { "unpacked for each use" } else { "unpacked once" }.to_owned());
-    line("recompute", format!("{} of {} layers", p.recomputed_layers, p.layers));
-    line("micro-batch", format!("up to {} tokens", p.max_tokens));
+    let count = |keep: Keep| p.keeps.iter().filter(|k| **k == keep).count();
+    let activations = [(Keep::All, "keep everything"), (Keep::Lean, "keep their products"), (Keep::Input, "keep their inputs")];
+    let held: Vec<String> =
+        activations.into_iter().filter(|(k, _)| count(*k) > 0).map(|(k, what)| format!("{} layers {what}", count(k))).collect();
+    line("activations", held.join(", "));
+    if p.offload {
+        line("host memory", "holds layer inputs and the embedding".to_owned());
+    }
+    line("micro-batch", format!("up to {} tokens, {} positions of the loss at a time", p.max_tokens, p.loss_rows));
     if let Some(speed) = p.tokens_per_second {
         line("predicted speed", format!("{speed:.0} tokens/s"));
     }
