@@ -618,6 +618,13 @@ pub trait Ops: Send + Sync {
     /// Logits of the first `n` rows of `hidden`, in host memory as f32, `[n, vocabulary]`.
     fn logits(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Vec<f32>>;
 
+    /// The likeliest token of each of the first `n` rows of `hidden`, the lowest of equals, chosen where the logits are; None where the backend leaves
+    /// the choice to the caller ([`Ops::logits`]), and inside for a row whose logits are not all numbers.
+    fn greedy(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Option<Vec<Option<u32>>>> {
+        let _ = (n, hidden, head);
+        Ok(None)
+    }
+
     // --- the optimizer -------------------------------------------------------------------------------------------------------------
 
     /// `Σ g²` over all gradients, each tensor summed in f64 in a fixed order, tensors in the given order.

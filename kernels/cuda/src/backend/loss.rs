@@ -116,6 +116,29 @@ impl Cuda {
         Ok(sums)
     }
 
+    /// The likeliest tokens; [`Ops::greedy`](trainer_kernels::ops::Ops::greedy).
+    pub(super) fn likeliest(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<Option<u32>>> {
+        let op = "greedy";
+        let head = head.on_card(op)?;
+        let vocab = head.rows();
+        let mut tokens = Vec::with_capacity(n);
+        for first in (0..n).step_by(MOST_SMALL_ROWS) {
+            let rows = MOST_SMALL_ROWS.min(n - first);
+            let mut held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.as_ref().is_none_or(|(logits, _)| logits.len() < rows * vocab) {
+                *held = None;
+                *held = Some((self.device.buffer(rows * vocab, "logits")?, self.device.buffer(MOST_SMALL_ROWS, "tokens")?));
+            }
+            let Some((logits, out)) = held.as_mut() else { continue };
+            self.device.bf16_linear_small(rows, &hidden.rows_from(first)?, head, logits)?;
+            self.device.logits_argmax(rows, vocab, logits, out)?;
+            let mut got = vec![0u32; rows];
+            out.read_at(0, &mut got)?;
+            tokens.extend(got.into_iter().map(|t| (t != u32::MAX).then_some(t)));
+        }
+        Ok(tokens)
+    }
+
     pub(super) fn all_logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {
         let op = "logits";
         let head = head.on_card(op)?;

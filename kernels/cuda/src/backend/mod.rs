@@ -75,6 +75,8 @@ pub struct Cuda {
     loss: Mutex<Option<loss::Scratch>>,
     attention: Mutex<Option<AttentionScratch>>,
     cached: Mutex<Option<cached::Scratch>>,
+    /// Logits and the tokens chosen from them.
+    chosen: Mutex<Option<(Floats, Buffer<u32>)>>,
     /// Partial sums of adapters' products.
     partial: Mutex<Option<Floats>>,
     optimizer: Mutex<optimizer::Lists>,
@@ -112,6 +114,7 @@ impl Cuda {
             loss: Mutex::default(),
             attention: Mutex::default(),
             cached: Mutex::default(),
+            chosen: Mutex::default(),
             partial: Mutex::default(),
             optimizer: Mutex::default(),
         })
@@ -579,6 +582,10 @@ impl Ops for Cuda {
 
     fn logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {
         self.all_logits(n, hidden, head)
+    }
+
+    fn greedy(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Option<Vec<Option<u32>>>> {
+        self.likeliest(n, hidden, head).map(Some)
     }
 
     fn grad_norm_sq(&self, grads: &[&Param]) -> Outcome<f64> {
