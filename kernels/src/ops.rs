@@ -198,10 +198,12 @@ pub struct AdamWItem<'a, P, S> {
 }
 
 /// What a backend's own buffers depend on.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ScratchNeed {
     /// The most token rows of a call.
     pub tokens: usize,
+    /// Every kind of group: its members' output features and ranks, and its input features.
+    pub groups: Vec<(Vec<(usize, usize)>, usize)>,
     /// Output features, input features and ranks of the group with the largest matrix.
     pub largest_group: (usize, usize, usize),
     /// How frozen weights are held.
@@ -615,6 +617,13 @@ pub trait Ops: Send + Sync {
 
     /// Logits of the first `n` rows of `hidden`, in host memory as f32, `[n, vocabulary]`.
     fn logits(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Vec<f32>>;
+
+    /// The likeliest token of each of the first `n` rows of `hidden`, the lowest of equals, chosen where the logits are; None where the backend leaves
+    /// the choice to the caller ([`Ops::logits`]), and inside for a row whose logits are not all numbers.
+    fn greedy(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Option<Vec<Option<u32>>>> {
+        let _ = (n, hidden, head);
+        Ok(None)
+    }
 
     // --- the optimizer -------------------------------------------------------------------------------------------------------------
 

@@ -162,6 +162,11 @@ impl Active {
         sampler.sample(logits, &self.history, &r.params, &stream, self.generated().len() as u32)
     }
 
+    /// Whether the likeliest token is always the next one.
+    fn is_greedy(&self) -> bool {
+        self.request.params.temperature == 0.0 && self.request.params.repetition_penalty == 1.0
+    }
+
     fn generated(&self) -> &[u32] {
         self.history.get(self.request.prompt_ids.len()..).unwrap_or_default()
     }
@@ -419,6 +424,18 @@ impl<O: Ops> Generator<O> {
             return Ok(());
         }
         let vocabulary = self.model.dims().vocab;
+        let greedy = |slot: &usize| run.slots.get(*slot).and_then(Option::as_ref).is_some_and(Active::is_greedy);
+        if slots.iter().all(greedy) {
+            finish(&self.model, rows, &mut self.buffers)?;
+            let chosen = self.model.ops().greedy(rows.len(), &self.buffers.last, self.model.head()).at(|| "choosing tokens".into())?;
+            // Where a row's logits are broken, the sampler says how: it is given all of them.
+            if let Some(tokens) = chosen.and_then(|tokens| tokens.into_iter().collect::<Option<Vec<u32>>>()) {
+                for (slot, token) in slots.iter().zip(tokens) {
+                    run.advance(*slot, Ok(token), self.options.cache_length);
+                }
+                return Ok(());
+            }
+        }
         let logits = self.logits(rows)?;
         let jobs: Vec<(&[f32], &Active)> = logits
             .chunks_exact(vocabulary)

@@ -9,7 +9,7 @@ use crate::error::{EngineError, Result};
 use crate::forward::GENERATION;
 use crate::generate::GenOptions;
 use crate::model::count;
-use crate::modules::{Dims, Projection};
+use crate::modules::{Dims, PROJECTIONS, Projection};
 use crate::workspace::{KEPT, Layout, MidWidths, Parts, Recompute, SCRATCH, SHARED, STREAM, Streams};
 
 /// What is to be held.
@@ -115,7 +115,19 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
         .flat_map(|layer| groups(&dims, widths(layer)))
         .map(|(members, ranks)| (members.iter().map(|m| m.0).sum::<usize>(), members.first().map_or(0, |m| m.1), ranks))
         .max_by_key(|(out, inner, ranks)| (out + ranks).saturating_mul(inner + ranks));
+    let mut kinds: Vec<(Vec<(usize, usize)>, usize)> = Vec::new();
+    for (layer, modules) in dims.modules().chunks_exact(PROJECTIONS).enumerate() {
+        for range in [0..3, 3..4, 4..6, 6..7] {
+            let rank = |i: usize| sites.as_ref().and_then(|s| s.get(layer * PROJECTIONS + i).copied().flatten()).map_or(0, |s| s.rank);
+            let members: Vec<(usize, usize)> = range.clone().filter_map(|i| Some((modules.get(i)?.out_features, rank(i)))).collect();
+            let kind = (members, modules.get(range.start).map_or(0, |m| m.in_features));
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+    }
     let need = ScratchNeed {
+        groups: kinds,
         tokens: options.max_tokens.max(options.generation.map_or(0, |g| g.rows())),
         largest_group: largest.unwrap_or_default(),
         plan: options.weights,

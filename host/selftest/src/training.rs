@@ -108,8 +108,8 @@ impl<O: Ops> Checks<'_, O> {
             optimizer,
             max_grad_norm,
             seed: 3407,
-            offload: false,
             loss_rows: LOSS_ROWS,
+            offload: false,
         };
         let mut trainer = Trainer::new(model, adapter, options).of(&run.name)?;
         let steps = json.get("steps").cloned().unwrap_or_default();

@@ -107,6 +107,36 @@ pub const SOURCES: &[Source] = &[
         ],
         only: None,
     },
+    Source {
+        file: "nf4_small.cu",
+        text: include_str!("nf4_small.cu"),
+        kernels: &[
+            "nf4_small_1_1",
+            "nf4_small_2_1",
+            "nf4_small_2_2",
+            "nf4_small_2_4",
+            "nf4_small_2_8",
+            "nf4_swiglu_1_1",
+            "nf4_swiglu_2_1",
+            "nf4_swiglu_2_2",
+            "nf4_swiglu_2_4",
+            "nf4_swiglu_2_8",
+            "bf16_small_1",
+            "bf16_small_2",
+            "bf16_small_4",
+            "bf16_small_8",
+            "nf4_small_any",
+            "bf16_small_any",
+            "lora_mid",
+        ],
+        only: None,
+    },
+    Source {
+        file: "decode.cu",
+        text: include_str!("decode.cu"),
+        kernels: &["cache_append", "qk_norm_rope_append", "attention_cached_128", "attention_cached_64", "attention_cached_32"],
+        only: None,
+    },
 ];
 
 impl Source {

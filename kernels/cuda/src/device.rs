@@ -46,6 +46,8 @@ pub enum Arg<'a> {
     Eight(u64),
     /// A matrix for the bulk copy engine.
     Map(&'a TensorMap),
+    /// A structure by value, laid out as the kernel's own; it starts at a multiple of its alignment.
+    Bytes(&'a [u64]),
 }
 macro_rules! arg {
     ($($t:ty => $v:ident, $to:expr);+ $(;)?) => {$(
@@ -62,6 +64,11 @@ arg! {
     f32 => v, Arg::Four(v.to_bits());
     u64 => v, Arg::Eight(v);
     f64 => v, Arg::Eight(v.to_bits());
+}
+impl<'a> From<&'a [u64]> for Arg<'a> {
+    fn from(words: &'a [u64]) -> Self {
+        Arg::Bytes(words)
+    }
 }
 impl<'a> From<&'a TensorMap> for Arg<'a> {
     fn from(map: &'a TensorMap) -> Self {
@@ -183,13 +190,27 @@ impl Device {
     ///
     /// # Errors
     /// A kernel or arguments that do not exist, more shared memory than the card has, or the driver's.
-    #[expect(unsafe_code, reason = "a kernel launch")]
     pub(crate) fn launch(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>]) -> Result<()> {
+        self.launch_as(name, config, args, false)
+    }
+
+    /// [`Self::launch`] of a kernel that may begin while the previous one ends: it must execute `griddepcontrol.wait` before it reads or writes
+    /// what another kernel writes or reads. On cards that lack the instruction, a plain launch. Use [`crate::launch::launch_early`].
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub(crate) fn launch_early(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>]) -> Result<()> {
+        self.launch_as(name, config, args, !matches!(self.arch, Arch::Sm80 | Arch::Sm86 | Arch::Sm89))
+    }
+
+    #[expect(unsafe_code, reason = "a kernel launch")]
+    fn launch_as(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>], early: bool) -> Result<()> {
         let function = self.functions.get(name).ok_or(CudaError::NoKernel { name, arch: self.arch.name() })?;
         let sizes = args.iter().map(|a| match a {
             Arg::Four(_) => 4,
             Arg::Eight(_) => 8,
             Arg::Map(_) => size_of::<TensorMap>(),
+            Arg::Bytes(words) => size_of_val(*words),
         });
         if !sizes.eq(function.parameters.iter().copied()) {
             return Err(CudaError::Arguments { name, got: args.len(), need: function.parameters.clone() });
@@ -204,6 +225,7 @@ impl Device {
                 Arg::Four(v) => std::ptr::from_ref(v).cast_mut().cast(),
                 Arg::Eight(v) => std::ptr::from_ref(v).cast_mut().cast(),
                 Arg::Map(v) => std::ptr::from_ref(*v).cast_mut().cast(),
+                Arg::Bytes(words) => words.as_ptr().cast_mut().cast(),
             };
         }
         self.context.bind_to_thread()?;
@@ -211,6 +233,29 @@ impl Device {
             &self.stream,
             || name.to_owned(),
             || {
+                if early {
+                    // SAFETY: a C structure of numbers and unions of numbers, for which zeros are valid.
+                    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+                    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+                    attribute.value.programmaticStreamSerializationAllowed = 1;
+                    let ((x, y, z), (bx, by, bz)) = (config.grid_dim, config.block_dim);
+                    let config = sys::CUlaunchConfig {
+                        gridDimX: x,
+                        gridDimY: y,
+                        gridDimZ: z,
+                        blockDimX: bx,
+                        blockDimY: by,
+                        blockDimZ: bz,
+                        sharedMemBytes: config.shared_mem_bytes,
+                        hStream: self.stream.cu_stream(),
+                        attrs: &raw mut attribute,
+                        numAttrs: 1,
+                    };
+                    // SAFETY: as below; the kernel itself waits for the one before it, as its launcher promises.
+                    unsafe { sys::cuLaunchKernelEx(&raw const config, function.handle, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+                        .result()?;
+                    return Ok(());
+                }
                 // SAFETY: the kernel exists and has arguments of these sizes; they outlive the call, which copies them; the launcher has
                 // checked every buffer against the sizes passed, and the one stream keeps launches in order.
                 Ok(unsafe {

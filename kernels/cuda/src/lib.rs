@@ -9,6 +9,7 @@ pub mod blaslt;
 pub mod cache;
 pub mod compile;
 pub mod device;
+pub mod graph;
 pub mod launch;
 pub mod matrix;
 pub mod memory;

@@ -1,31 +1,77 @@
-//! stub
-use super::{Batch, Cuda, Outcome};
-use crate::launch::KvCache;
+//! The key/value cache of generation.
+
+use super::types::Batch;
+use super::{Cuda, Outcome};
+use crate::launch::{CachedScratch, KvCache};
 use crate::memory::Tensor;
+use std::sync::PoisonError;
 use trainer_kernels::ops::{AttentionShape, OpsError};
+
+/// Scratch with what it serves.
+pub struct Scratch {
+    parts: CachedScratch,
+    rows: usize,
+    longest: usize,
+    shape: AttentionShape,
+}
+
 impl Cuda {
+    /// An error unless the cache has the batch's slots and positions.
+    fn check_cache(&self, op: &'static str, batch: &Batch, n: usize, cache: &KvCache) -> Outcome<()> {
+        batch.check_rows(op, n)?;
+        if batch.slots.len() != n {
+            return Err(OpsError::Shape { op, what: "the batch's slots", got: batch.slots.len(), need: n });
+        }
+        for (what, index, limit) in
+            [("cache slot", batch.largest_slot, cache.slots()), ("position", batch.largest_position, cache.length())]
+        {
+            if n > 0 && index as usize >= limit {
+                return Err(OpsError::Index { op, what, index: index.into(), limit: limit as u64 });
+            }
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is written")]
     pub(super) fn append(
         &self,
-        _batch: &Batch,
-        _n: usize,
-        _layer: usize,
-        _shape: AttentionShape,
-        _qk: &Tensor,
-        _qkv: &Tensor,
-        _cache: &mut KvCache,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        qkv: &Tensor,
+        cache: &mut KvCache,
     ) -> Outcome<()> {
-        Err(OpsError::Device("not yet".into()))
+        self.check_cache("cache_append", batch, n, cache)?;
+        Ok(self.device.cache_append(n, layer, &batch.positions, &batch.slots, shape, qk, qkv, cache)?)
     }
+
+    #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is read")]
     pub(super) fn attend_cache(
         &self,
-        _batch: &Batch,
-        _n: usize,
-        _layer: usize,
-        _shape: AttentionShape,
-        _qk: &Tensor,
-        _cache: &KvCache,
-        _out: &mut Tensor,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qk: &Tensor,
+        cache: &KvCache,
+        out: &mut Tensor,
     ) -> Outcome<()> {
-        Err(OpsError::Device("not yet".into()))
+        self.check_cache("attention_cached", batch, n, cache)?;
+        if n == 0 {
+            return Ok(());
+        }
+        let longest = batch.largest_position as usize + 1;
+        let mut held = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if !held.as_ref().is_some_and(|s| s.rows >= n && s.longest >= longest && s.shape == shape) {
+            *held = None;
+            // With room for some more tokens, so that a growing sequence does not ask anew at each.
+            let longest = longest.next_multiple_of(1024).min(cache.length());
+            *held = Some(Scratch { parts: self.device.cached_scratch(n, longest, shape)?, rows: n, longest, shape });
+        }
+        let Some(scratch) = held.as_mut() else { return Ok(()) };
+        let (positions, slots) = (&batch.positions, &batch.slots);
+        Ok(self.device.attention_cached(n, layer, shape, qk, cache, positions, slots, longest, &mut scratch.parts, out)?)
     }
 }

@@ -15,7 +15,7 @@
 
 use super::types::{Batch, Param};
 use super::{Cuda, Outcome};
-use crate::launch::{DeviceNf4, LoraPart, QuantSource};
+use crate::launch::{DeviceNf4, LoraIn, LoraOut, LoraPart, MOST_SMALL_ROWS, QuantSource, SmallLora, SmallMember};
 use crate::matrix::{Float, Matrix, Op, Out};
 use crate::memory::{Floats, Tensor};
 use std::sync::{Mutex, PoisonError};
@@ -315,12 +315,18 @@ impl Cuda {
             return Ok(());
         }
         let dropout = active(op, dropout)?;
+        // Training needs what lies between A and B.
+        if n <= MOST_SMALL_ROWS && dropout.is_none() && !batch.has_targets && self.small(n, x, w, lora, out)? {
+            return Ok(());
+        }
         self.with_weights(w, lora, &ranks, |e| {
             let xs = view(x, n, 0, inner);
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
-                    None => self.gemm(xs, Op::N, e.matrix(outer, r, 0, inner), Op::T, bf16(mid, 0, r), n, r, inner, 1.0, 0.0)?,
+                    None => self.with_partial(self.device.lora_mid_scratch_bytes(n, inner, r), |scratch| {
+                        Ok(self.device.lora_mid(n, x, e.matrix(outer, r, 0, inner), mid, scratch)?)
+                    })?,
                     Some(dropout) => {
                         batch.check_rows(op, n)?;
                         for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
@@ -387,17 +393,18 @@ impl Cuda {
             batch.check_rows(op, n)?;
         }
         self.with_weights(w, lora, &ranks, |e| {
+            let fused = dropout.is_none() && self.adapter_gradients(n, dy, x, mid, w, lora, &ranks, e, grads, dmid)?;
             for (i, ((m, l), g)) in w.members.iter().zip(lora).zip(grads.iter_mut()).enumerate() {
                 let (Some(start), Some(l)) = (ranks.starts.get(i).copied(), l.as_ref()) else { continue };
                 let rank = l.rank;
                 let dys = view(dy, n, m.column, m.out);
-                if rank > 0 {
+                if rank > 0 && !fused {
                     // dmid = dy · s B
                     let sb = e.matrix(m.column, m.out, inner + start, rank);
                     self.gemm(dys, Op::N, sb, Op::N, bf16(dmid, start, rank), n, rank, m.out, 1.0, 0.0)?;
                 }
                 let Some(g) = g.as_mut() else { continue };
-                if rank > 0 {
+                if rank > 0 && !fused {
                     let (need_a, need_b) = (rank * inner, rank * m.out);
                     if g.a_acc.values().len() != need_a || g.b_acc.values().len() != need_b {
                         return Err(shape(op, "the gradient of an adapter", g.a_acc.values().len(), need_a));
@@ -446,6 +453,89 @@ impl Cuda {
                 }
             }
         })
+    }
+
+    /// All gradients of a group's adapters in one pass over `dy` and one over `x`; false, and nothing done, where ranks are no whole vectors or some
+    /// member with an adapter has no gradient.
+    #[expect(clippy::too_many_arguments, reason = "what a gradient needs")]
+    fn adapter_gradients(
+        &self,
+        n: usize,
+        dy: &Tensor,
+        x: &Tensor,
+        mid: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        ranks: &Ranks,
+        e: &Extended,
+        grads: &mut [Option<LoraGrads<'_, Param>>],
+        dmid: &mut Tensor,
+    ) -> Outcome<bool> {
+        let inner = w.in_features;
+        let regular = ranks.ranks.iter().zip(grads.iter()).all(|(rank, g)| rank.is_multiple_of(8) && (*rank == 0 || g.is_some()));
+        if ranks.total == 0 || !regular {
+            return Ok(false);
+        }
+        let (mut outs, mut ins) = (Vec::new(), Vec::new());
+        for (((m, l), g), (&start, &rank)) in w.members.iter().zip(lora).zip(grads.iter_mut()).zip(ranks.starts.iter().zip(&ranks.ranks)) {
+            let (Some(l), Some(g)) = (l.as_ref().filter(|_| rank > 0), g.as_mut()) else { continue };
+            let LoraGrads { a_acc, b_acc, .. } = g;
+            if a_acc.values().len() != rank * inner || b_acc.values().len() != rank * m.out {
+                return Err(shape("linear_backward", "the gradient of an adapter", a_acc.values().len(), rank * inner));
+            }
+            let b = e.matrix(m.column, m.out, inner + start, rank);
+            outs.push(LoraOut { dy_from: m.column, out: m.out, mid_from: start, rank, b, db: b_acc.change(), scale: l.scale });
+            ins.push(LoraIn { mid_from: start, rank, da: a_acc.change() });
+        }
+        let members: Vec<(usize, usize)> = outs.iter().map(|o| (o.out, o.rank)).collect();
+        self.with_partial(self.partial_bytes(n, &members, inner), |scratch| {
+            self.device.lora_backward(n, dy, mid, &mut outs, dmid, scratch)?;
+            Ok(self.device.lora_da(n, dmid, x, &mut ins, scratch)?)
+        })?;
+        Ok(true)
+    }
+
+    /// Bytes of partial sums that a group with these outputs and ranks needs, forward and backward.
+    pub(super) fn partial_bytes(&self, n: usize, members: &[(usize, usize)], inner: usize) -> usize {
+        let ranks: usize = members.iter().map(|m| m.1.next_multiple_of(8)).sum();
+        let d = &self.device;
+        let with: Vec<(usize, usize)> = members.iter().filter(|m| m.1 > 0).copied().collect();
+        if with.is_empty() {
+            return 0;
+        }
+        d.lora_mid_scratch_bytes(n, inner, ranks).max(d.lora_backward_scratch_bytes(n, &with)).max(d.lora_da_scratch_bytes(n, inner, ranks))
+    }
+
+    /// Runs `work` with a buffer for so many bytes of partial sums.
+    fn with_partial<T>(&self, bytes: usize, work: impl FnOnce(&mut Floats) -> Outcome<T>) -> Outcome<T> {
+        let mut held = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_none_or(|f| f.bytes() < bytes) {
+            *held = None;
+            *held = Some(self.device.buffer(bytes.div_ceil(4), "adapters' partial sums")?);
+        }
+        match held.as_mut() {
+            Some(scratch) => work(scratch),
+            None => Err(OpsError::Device("no scratch for adapters: a bug in trainer-kernels-cuda".into())),
+        }
+    }
+
+    /// A few rows straight from packed weights; false, and nothing done, where the weights are not in NF4.
+    fn small(&self, n: usize, x: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], out: &mut Tensor) -> Outcome<bool> {
+        let mut members = Vec::with_capacity(w.members.len());
+        let mut ranks = 0;
+        for (m, l) in w.members.iter().zip(lora) {
+            let Some(Frozen::Nf4(weight)) = &m.frozen else { return Ok(false) };
+            let with = l.as_ref().filter(|l| l.rank > 0);
+            ranks += with.map_or(0, |l| l.rank);
+            members.push(SmallMember {
+                weight,
+                column: m.column,
+                lora: with.map(|l| SmallLora { a: l.a.values(), b: l.b.values(), rank: l.rank, scale: l.scale }),
+                bias: l.as_ref().and_then(|l| l.bias).map(Param::values).or(m.bias.as_ref()),
+            });
+        }
+        self.with_partial(4 * n * ranks.max(1), |mid| Ok(self.device.nf4_linear(n, x, &members, mid, out)?))?;
+        Ok(true)
     }
 
     /// Runs `work` with the dropped-out input of a member.

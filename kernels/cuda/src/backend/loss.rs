@@ -2,7 +2,7 @@
 
 use super::types::{Batch, Table};
 use super::{Cuda, Outcome};
-use crate::launch::RowSet;
+use crate::launch::{MOST_SMALL_ROWS, RowSet};
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor};
 use half::bf16;
@@ -116,6 +116,29 @@ impl Cuda {
         Ok(sums)
     }
 
+    /// The likeliest tokens; [`Ops::greedy`](trainer_kernels::ops::Ops::greedy).
+    pub(super) fn likeliest(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<Option<u32>>> {
+        let op = "greedy";
+        let head = head.on_card(op)?;
+        let vocab = head.rows();
+        let mut tokens = Vec::with_capacity(n);
+        for first in (0..n).step_by(MOST_SMALL_ROWS) {
+            let rows = MOST_SMALL_ROWS.min(n - first);
+            let mut held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+            if held.as_ref().is_none_or(|(logits, _)| logits.len() < rows * vocab) {
+                *held = None;
+                *held = Some((self.device.buffer(rows * vocab, "logits")?, self.device.buffer(MOST_SMALL_ROWS, "tokens")?));
+            }
+            let Some((logits, out)) = held.as_mut() else { continue };
+            self.device.bf16_linear_small(rows, &hidden.rows_from(first)?, head, logits)?;
+            self.device.logits_argmax(rows, vocab, logits, out)?;
+            let mut got = vec![0u32; rows];
+            out.read_at(0, &mut got)?;
+            tokens.extend(got.into_iter().map(|t| (t != u32::MAX).then_some(t)));
+        }
+        Ok(tokens)
+    }
+
     pub(super) fn all_logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {
         let op = "logits";
         let head = head.on_card(op)?;
@@ -127,10 +150,15 @@ impl Cuda {
         let mut logits = Vec::new();
         logits.try_reserve_exact(len).map_err(|_| OpsError::Memory { what: op.into(), bytes: len as u64 * 4 })?;
         logits.resize(len, 0.0f32);
-        let chunk = self.loss_rows.load(Ordering::Relaxed).clamp(1, n.max(1));
+        let chunk = self.loss_rows.load(Ordering::Relaxed).clamp(MOST_SMALL_ROWS, n.max(MOST_SMALL_ROWS));
         let mut buffer = self.device.buffer::<f32>(chunk * vocab, "logits")?;
         for first in (0..n).step_by(chunk) {
             let rows = chunk.min(n - first);
+            if n <= MOST_SMALL_ROWS {
+                self.device.bf16_linear_small(n, hidden, head, &mut buffer)?;
+                buffer.read_at(0, &mut logits)?;
+                break;
+            }
             let x = Matrix { ptr: hidden.ptr() + 2 * (first * hidden.stride()) as u64, rows, cols, stride: hidden.stride() };
             let out = Out::floats(&mut buffer, 0, rows, vocab)?;
             self.gemm(x, Op::N, Matrix::tensor(head, vocab)?, Op::T, out, rows, vocab, cols, 1.0, 0.0)?;

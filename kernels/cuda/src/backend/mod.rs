@@ -19,8 +19,8 @@ use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
 use crate::nvrtc::Nvrtc;
 use crate::ranges::ALIGNMENT;
-use cudarc::driver::CudaStream;
 use crate::{CudaError, Result as CudaResult};
+use cudarc::driver::CudaStream;
 use linear::Extended;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,6 +74,11 @@ pub struct Cuda {
     dropped: Mutex<Option<Tensor>>,
     loss: Mutex<Option<loss::Scratch>>,
     attention: Mutex<Option<AttentionScratch>>,
+    cached: Mutex<Option<cached::Scratch>>,
+    /// Logits and the tokens chosen from them.
+    chosen: Mutex<Option<(Floats, Buffer<u32>)>>,
+    /// Partial sums of adapters' products.
+    partial: Mutex<Option<Floats>>,
     optimizer: Mutex<optimizer::Lists>,
 }
 
@@ -108,6 +113,9 @@ impl Cuda {
             dropped: Mutex::default(),
             loss: Mutex::default(),
             attention: Mutex::default(),
+            cached: Mutex::default(),
+            chosen: Mutex::default(),
+            partial: Mutex::default(),
             optimizer: Mutex::default(),
         })
     }
@@ -201,6 +209,8 @@ impl Ops for Cuda {
         if need.plan == WeightPlan::Packed {
             parts.push(("unpacked weights", 2 * (out + ranks) as u64 * Extended::stride(inner, ranks) as u64));
         }
+        let partial = need.groups.iter().map(|(members, inner)| self.partial_bytes(need.tokens, members, *inner)).max();
+        parts.push(("adapters' partial sums", partial.unwrap_or(0) as u64));
         if need.training {
             parts.push(("loss", loss::loss_bytes(need.loss_rows, need.vocab, need.hidden)));
             parts.push(("attention scratch", attention_scratch_bytes(need.tokens, need.attention)));
@@ -572,6 +582,10 @@ impl Ops for Cuda {
 
     fn logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {
         self.all_logits(n, hidden, head)
+    }
+
+    fn greedy(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Option<Vec<Option<u32>>>> {
+        self.likeliest(n, hidden, head).map(Some)
     }
 
     fn grad_norm_sq(&self, grads: &[&Param]) -> Outcome<f64> {

@@ -96,7 +96,8 @@ impl Cuda {
     }
 
     fn empty_outside(&self, rows: usize, cols: usize) -> Outcome<Table> {
-        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(2)).ok_or(OpsError::Memory { what: "a table".into(), bytes: u64::MAX })?;
+        let bytes =
+            rows.checked_mul(cols).and_then(|n| n.checked_mul(2)).ok_or(OpsError::Memory { what: "a table".into(), bytes: u64::MAX })?;
         Ok(Table::Outside { memory: Pinned::new(self.device.context(), bytes, "a table")?, rows, cols })
     }
 }

@@ -79,7 +79,14 @@ impl Device {
     }
 
     /// As [`Self::embed`], from a table in pinned host memory without gaps: address, rows and columns are the caller's promise.
-    pub(crate) fn embed_pinned(&self, n: usize, ids: &Buffer<u32>, largest_id: u32, table: (u64, usize, usize), out: &mut Tensor) -> Result<()> {
+    pub(crate) fn embed_pinned(
+        &self,
+        n: usize,
+        ids: &Buffer<u32>,
+        largest_id: u32,
+        table: (u64, usize, usize),
+        out: &mut Tensor,
+    ) -> Result<()> {
         let (ptr, rows, cols) = table;
         self.embed_from(n, ids, largest_id, (ptr, rows, cols, cols), out)
     }

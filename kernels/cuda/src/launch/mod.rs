@@ -9,12 +9,13 @@ use cudarc::driver::LaunchConfig;
 
 mod adamw;
 mod attention;
-mod cache;
+mod cached;
+mod decode;
 mod elementwise;
-mod lora;
-mod loss;
 mod gemm;
+mod lora;
 mod lora_gemm;
+mod loss;
 mod nf4;
 mod norm;
 mod quantize;
@@ -23,11 +24,12 @@ mod sampling;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
-pub use cache::KvCache;
+pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
+pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember};
 pub use elementwise::SumScratch;
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
-pub use loss::RowSet;
 pub use lora_gemm::{LoraIn, LoraOut, MidPlan};
+pub use loss::RowSet;
 pub use nf4::DeviceNf4;
 pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS};
@@ -90,3 +92,11 @@ macro_rules! launch {
     };
 }
 pub(crate) use launch;
+
+/// [`launch`] of a kernel that waits by itself for the one before it.
+macro_rules! launch_early {
+    ($device:expr, $name:expr, $config:expr, $($arg:expr),+ $(,)?) => {
+        $device.launch_early($name, $config, &[$($crate::device::Arg::from($arg)),+])?
+    };
+}
+pub(crate) use launch_early;

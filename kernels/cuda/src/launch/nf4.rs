@@ -10,6 +10,8 @@ use trainer_kernels::nf4::{Absmax, Nf4};
 pub struct DeviceNf4 {
     pub(crate) packed: Buffer<u8>,
     pub(crate) code: Floats,
+    /// The same code points, in host memory.
+    pub(crate) host_code: [f32; 16],
     /// Codes of the scales; one unused entry when the scales are plain.
     pub(crate) codes: Buffer<u8>,
     pub(crate) map: Floats,
@@ -69,6 +71,7 @@ impl Device {
         Ok(DeviceNf4 {
             packed: self.upload(w.packed(), "NF4 values")?,
             code: self.floats(w.code().as_slice())?,
+            host_code: *w.code(),
             codes,
             map,
             absmax,

@@ -92,6 +92,7 @@ impl Device {
         Ok(DeviceNf4 {
             packed,
             code: self.floats(&NF4_CODE)?,
+            host_code: NF4_CODE,
             codes,
             map,
             absmax,

@@ -9,10 +9,11 @@ use trainer_kernels::ops::{Ops, OpsError};
 
 mod adamw;
 mod attention;
+mod decode;
 mod elementwise;
+mod gemm;
 mod lora;
 mod loss;
-mod gemm;
 mod nf4;
 mod norm;
 mod quantize;
@@ -59,7 +60,8 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] = &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize", "sampling", "gemm", "lora_gemm"];
+pub const GROUPS: &[&str] =
+    &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize", "sampling", "gemm", "lora_gemm", "decode"];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -81,6 +83,7 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "sampling" => checks.all_sampling()?,
             "gemm" => checks.all_gemm()?,
             "lora_gemm" => checks.all_lora_gemm()?,
+            "decode" => checks.all_decode()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }

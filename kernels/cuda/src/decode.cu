@@ -1,0 +1,271 @@
+// The key/value cache of generation and attention to it. Of each layer the cache holds keys and values as [slot][kv_head][length][dim] in bf16.
+//
+// Attention to a cache is bound by the one read of the keys and values (Flash-Decoding, Dao et al. 2023): a block takes 128 keys of one row and
+// one key/value head with up to four of its query heads; the last block of a row and head to finish combines the parts in order of position. The
+// cut depends on positions alone, so a row's result does not depend on the batch.
+
+#define SPLIT 128u
+#define GROUP 4  // query heads of a block
+
+static __device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Not through the read-only path: the previous kernel may still have been writing when this one began.
+static __device__ __forceinline__ uint4 input16(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ u32 input(const u32* p) {
+    u32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+// One vector of eight of a row's keys and values per thread. Rows whose slot or position does not exist are left out.
+extern "C" __global__ void __launch_bounds__(256) cache_append(
+    const uint4* qk, u32 qk_stride, u32 q_vectors, const uint4* qkv, u32 qkv_stride, const u32* positions, const u32* slots, u64 n, u32 kv_heads,
+    u32 dim_vectors, u32 slot_count, u32 length, uint4* keys, uint4* values) {
+    let_next_start();
+    wait_for_inputs();
+    u32 width = kv_heads * dim_vectors;
+    u64 item = (u64)blockIdx.x * 256 + threadIdx.x, row = item / (2 * width);
+    if (row >= n) return;
+    u32 i = (u32)(item - row * (2 * width)), position = input(positions + row), slot = input(slots + row);
+    if (position >= length || slot >= slot_count) return;
+    bool value = i >= width;
+    if (value) i -= width;
+    u32 head = i / dim_vectors, at = i - head * dim_vectors;
+    uint4 v = value ? input16(qkv + row * qkv_stride + q_vectors + width + i) : input16(qk + row * qk_stride + q_vectors + i);
+    (value ? values : keys)[(((u64)slot * kv_heads + head) * length + position) * dim_vectors + at] = v;
+}
+
+// What rope.cu's qk_norm_rope computes, with the keys and values put into the cache at once: `q` gets the queries alone.
+extern "C" __global__ void __launch_bounds__(128) qk_norm_rope_append(
+    const uint4* qkv, u32 qkv_stride, const float* __restrict__ q_weight, const float* __restrict__ k_weight, const u32* positions,
+    const u32* slots, const float* __restrict__ angles, float eps, u64 n, u32 q_heads, u32 k_heads, u32 lanes, u32 slot_count, u32 length,
+    u32 angle_positions, uint4* q, u32 q_stride, uint4* keys, uint4* values) {
+    let_next_start();
+    wait_for_inputs();
+    u32 heads = q_heads + 2 * k_heads, half = lanes * 8;
+    u64 thread = (u64)blockIdx.x * 128 + threadIdx.x, item = thread / lanes;
+    u32 lane = (u32)(thread % lanes);
+    // Threads past the end work on the first head, without storing: shuffles need whole warps.
+    bool real = item < n * heads;
+    if (!real) item = 0;
+    u64 row = item / heads;
+    u32 head = (u32)(item - row * heads), position = input(positions + row), slot = input(slots + row);
+    real = real && position < length && position < angle_positions && slot < slot_count;
+    if (!real) position = 0;
+    const uint4* x = qkv + row * qkv_stride + head * 2 * lanes;
+    uint4 first = input16(x + lane), second = input16(x + lanes + lane);
+    if (head < q_heads + k_heads) {
+        const float* weight = head < q_heads ? q_weight : k_weight;
+        const float* angle = angles + (u64)position * 2 * half + 8 * lane;
+        float a[8], b[8], wa[8], wb[8], c[8], s[8];
+        unpack8(first, a);
+        unpack8(second, b);
+        load8(weight + 8 * lane, wa);
+        load8(weight + half + 8 * lane, wb);
+        load8(angle, c);
+        load8(angle + half, s);
+        float squares = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares = fmaf(a[j], a[j], fmaf(b[j], b[j], squares));
+        // A head's lanes all take this branch; others may not.
+        u32 mask = (lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (threadIdx.x & 31 & ~(lanes - 1)));
+        for (int o = lanes >> 1; o > 0; o >>= 1) squares += __shfl_xor_sync(mask, squares, o);
+        float r = 1.0f / sqrtf(squares / (float)(2 * half) + eps);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            float y1 = a[j] * r * wa[j], y2 = b[j] * r * wb[j];
+            a[j] = y1 * c[j] - y2 * s[j];
+            b[j] = y2 * c[j] + y1 * s[j];
+        }
+        first = pack8(a);
+        second = pack8(b);
+    }
+    if (!real) return;
+    uint4* to;
+    if (head < q_heads) {
+        to = q + row * q_stride + head * 2 * lanes;
+    } else {
+        bool key = head < q_heads + k_heads;
+        to = (key ? keys : values) + (((u64)slot * k_heads + head - q_heads - (key ? 0 : k_heads)) * length + position) * 2 * lanes;
+    }
+    to[lane] = first;
+    to[lanes + lane] = second;
+}
+
+template <int DIM>
+static __device__ __forceinline__ void attend(
+    const u16* q, u32 q_stride, const u16* keys, const u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, u32 slot_count,
+    u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride) {
+    constexpr u32 KEY_LANES = DIM / 16, KEY_PASS = 32 / KEY_LANES, KEY_PASSES = 16 / KEY_PASS;        // of the 16 keys of a warp
+    constexpr u32 VALUE_LANES = DIM / 8, VALUE_PASS = 32 / VALUE_LANES, VALUE_PASSES = 16 / VALUE_PASS;
+    __shared__ float scores[SPLIT][GROUP];
+    __shared__ float2 norms[GROUP];
+    __shared__ float sums[8][GROUP][DIM];
+    __shared__ bool last;
+    let_next_start();
+    wait_for_inputs();
+    u32 row = blockIdx.z, chunks = (group + GROUP - 1) / GROUP, kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
+    u32 position = input(positions + row), slot = input(slots + row);
+    if (position >= length || slot >= slot_count) return;
+    // A position past the grid's reach is the caller's mistake; it must not hang the count of finished blocks.
+    u32 splits = min(position / SPLIT + 1, gridDim.x);
+    if (blockIdx.x >= splits) return;
+    u32 tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
+    u32 first_key = blockIdx.x * SPLIT + warp * 16, seen = position + 1;
+    u64 base = ((u64)slot * kv_heads + kv) * length * DIM;
+    u32 first_head = kv * group + chunk * GROUP, heads = min(group - chunk * GROUP, (u32)GROUP);
+
+    u32 kl = lane % KEY_LANES, vl = lane % VALUE_LANES;
+    uint4 k[KEY_PASSES][2];
+#pragma unroll
+    for (u32 p = 0; p < KEY_PASSES; ++p) {
+        u32 key = first_key + p * KEY_PASS + lane / KEY_LANES;
+        const u16* from = keys + base + (u64)key * DIM + 8 * kl;
+        k[p][0] = key < seen ? input16(from) : make_uint4(0, 0, 0, 0);
+        k[p][1] = key < seen ? input16(from + DIM / 2) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (u32 p = 0; p < VALUE_PASSES; ++p) {
+        u32 key = first_key + p * VALUE_PASS + lane / VALUE_LANES;
+        if (key < seen && vl % 2 == 0) asm volatile("prefetch.global.L2 [%0];" :: "l"(values + base + (u64)key * DIM + 8 * vl));
+    }
+    {
+        float query[GROUP][16];
+#pragma unroll
+        for (u32 h = 0; h < GROUP; ++h) {
+            const u16* from = q + (u64)row * q_stride + (first_head + min(h, heads - 1)) * DIM + 8 * kl;
+            float a[8], b[8];
+            unpack8(input16(from), a);
+            unpack8(input16(from + DIM / 2), b);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+                query[h][e] = a[e] * scale;
+                query[h][8 + e] = b[e] * scale;
+            }
+        }
+#pragma unroll
+        for (u32 p = 0; p < KEY_PASSES; ++p) {
+            float a[8], b[8], dot[GROUP];
+            unpack8(k[p][0], a);
+            unpack8(k[p][1], b);
+#pragma unroll
+            for (u32 h = 0; h < GROUP; ++h) {
+                dot[h] = 0.0f;
+#pragma unroll
+                for (int e = 0; e < 8; ++e) dot[h] = fmaf(query[h][e], a[e], fmaf(query[h][8 + e], b[e], dot[h]));
+                dot[h] = group_sum(dot[h], KEY_LANES);
+            }
+            u32 key = p * KEY_PASS + lane / KEY_LANES;
+            float low = __uint_as_float(0xff800000u);
+            if (kl == 0)
+                *(float4*)scores[warp * 16 + key] = first_key + key < seen ? make_float4(dot[0], dot[1], dot[2], dot[3]) : make_float4(low, low, low, low);
+        }
+    }
+    uint4 v[VALUE_PASSES];
+#pragma unroll
+    for (u32 p = 0; p < VALUE_PASSES; ++p) {
+        u32 key = first_key + p * VALUE_PASS + lane / VALUE_LANES;
+        v[p] = key < seen ? input16(values + base + (u64)key * DIM + 8 * vl) : make_uint4(0, 0, 0, 0);
+    }
+    __syncthreads();
+    // Softmax of the part: a warp per head. The part's first key is always seen, so the maximum is finite.
+    if (warp < GROUP) {
+        float s[SPLIT / 32], most = __uint_as_float(0xff800000u), total = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < SPLIT / 32; ++i) {
+            s[i] = scores[lane + 32 * i][warp];
+            most = fmaxf(most, s[i]);
+        }
+        for (int o = 16; o > 0; o >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
+#pragma unroll
+        for (u32 i = 0; i < SPLIT / 32; ++i) {
+            s[i] = exp2f(s[i] - most);
+            total += s[i];
+            scores[lane + 32 * i][warp] = s[i];
+        }
+        total = group_sum(total, 32);
+        if (lane == 0) norms[warp] = make_float2(most, total);
+    }
+    __syncthreads();
+    float sum[GROUP][8] = {};
+#pragma unroll
+    for (u32 p = 0; p < VALUE_PASSES; ++p) {
+        float4 w = *(const float4*)scores[warp * 16 + p * VALUE_PASS + lane / VALUE_LANES];
+        float x[8];
+        unpack8(v[p], x);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+            sum[0][e] = fmaf(w.x, x[e], sum[0][e]);
+            sum[1][e] = fmaf(w.y, x[e], sum[1][e]);
+            sum[2][e] = fmaf(w.z, x[e], sum[2][e]);
+            sum[3][e] = fmaf(w.w, x[e], sum[3][e]);
+        }
+    }
+#pragma unroll
+    for (u32 h = 0; h < GROUP; ++h) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e)
+            for (u32 o = VALUE_LANES; o < 32; o <<= 1) sum[h][e] += __shfl_xor_sync(0xffffffffu, sum[h][e], o);
+        if (lane < VALUE_LANES) {
+            ((float4*)&sums[warp][h][8 * vl])[0] = make_float4(sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+            ((float4*)&sums[warp][h][8 * vl])[1] = make_float4(sum[h][4], sum[h][5], sum[h][6], sum[h][7]);
+        }
+    }
+    __syncthreads();
+    u64 part = ((u64)row * kv_heads * group + first_head) * gridDim.x;  // of the first head and split
+    u16* to = out + (u64)row * out_stride + first_head * DIM;
+    for (u32 i = tid; i < heads * DIM; i += 256) {
+        u32 h = i / DIM, e = i % DIM;
+        float y = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < 8; ++w) y += sums[w][h][e];
+        if (splits == 1) to[i] = (u16)pack2(y / norms[h].y, 0.0f);
+        else parts[(part + h * gridDim.x + blockIdx.x) * DIM + e] = y;
+    }
+    if (splits == 1) return;
+    if (tid < heads) weights[part + tid * gridDim.x + blockIdx.x] = norms[tid];
+    __threadfence();
+    __syncthreads();
+    if (tid == 0) {
+        u32* counter = counters + row * gridDim.y + blockIdx.y;
+        last = atomicAdd(counter, 1u) == splits - 1;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    for (u32 i = tid; i < heads * DIM; i += 256) {
+        u32 h = i / DIM, e = i % DIM;
+        const float2* w = weights + part + h * gridDim.x;
+        const float* y = parts + (part + h * gridDim.x) * DIM + e;
+        float most = __uint_as_float(0xff800000u), total = 0.0f, value = 0.0f;
+        for (u32 s = 0; s < splits; ++s) most = fmaxf(most, __ldcg(&w[s].x));
+#pragma unroll 4
+        for (u32 s = 0; s < splits; ++s) {
+            float2 norm = __ldcg(w + s);
+            float share = exp2f(norm.x - most);
+            total = fmaf(share, norm.y, total);
+            value = fmaf(share, __ldcg(y + (u64)s * DIM), value);
+        }
+        to[i] = (u16)pack2(value / total, 0.0f);
+    }
+}
+
+#define ARGS const u16* q, u32 q_stride, const u16* keys, const u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, \
+    u32 slot_count, u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride
+#define PASS q, q_stride, keys, values, positions, slots, kv_heads, group, slot_count, length, scale, parts, weights, counters, out, out_stride
+extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_128(ARGS) { attend<128>(PASS); }
+extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_64(ARGS) { attend<64>(PASS); }
+extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_32(ARGS) { attend<32>(PASS); }
