@@ -6,8 +6,8 @@ use serde::Serialize;
 use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels_cuda::compile::Arch;
-use trainer_kernels_cuda::probe::{Probe, probe};
-use trainer_kernels_cuda::{Cuda, CudaOptions};
+use trainer_kernels_cuda::probe::{Probe, driver_present, probe};
+use trainer_kernels_cuda::{Cuda, CudaError, CudaOptions};
 
 use crate::RuntimeError;
 
@@ -222,6 +222,12 @@ pub fn open_device(device: &Device) -> Result<OpenDevice, RuntimeError> {
                 Some(why) => Err(RuntimeError::NoCard { ordinal, why }),
                 None => open_card(device, &found, ordinal, "it was asked for".to_owned()),
             }
+        }
+        // Without a driver nothing else need be looked for.
+        DeviceBackend::Auto if !driver_present() => {
+            let reason = CudaError::NoDriver.to_string();
+            tracing::info!("the CPU computes: {reason}");
+            open_cpu(device, reason)
         }
         DeviceBackend::Auto => {
             let found = probe();

@@ -192,6 +192,28 @@ fn present() -> bool {
         .0
 }
 
+/// What is loaded as cublasLt: its file, where the system tells, and version. For [`crate::probe`].
+///
+/// # Errors
+/// Why there is none, and how to get it.
+#[expect(unsafe_code, reason = "a C library")]
+pub fn loaded() -> std::result::Result<String, String> {
+    if !present() {
+        return Err(missing());
+    }
+    // SAFETY: the library is loaded.
+    let version = unsafe { sys::cublasLtGetVersion() };
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let path = maps.lines().find_map(|l| l.get(l.find('/')?..).filter(|p| p.contains("libcublasLt.so"))).unwrap_or(NAME);
+    // 130100 is 13.1.0.
+    Ok(format!("{path} {}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+}
+
+fn missing() -> String {
+    let how = "install the CUDA 13 toolkit or `pip install 'nvidia-cublas==13.*'`, or set TRAINER_CUBLASLT to the folder of the library";
+    format!("{NAME} cannot be loaded: {how}")
+}
+
 /// A number that cublasLt takes by address.
 #[expect(unsafe_code, reason = "a C library")]
 fn set<T: Copy>(desc: sys::cublasLtMatmulDesc_t, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<()> {
@@ -208,8 +230,7 @@ impl BlasLt {
     #[expect(unsafe_code, reason = "a C library")]
     pub fn open(device: &Device, workspace: usize) -> Result<Self> {
         if !present() {
-            let how = "install the CUDA 13 toolkit or `pip install 'nvidia-cublas==13.*'`, or set TRAINER_CUBLASLT to its folder";
-            return Err(CudaError::CublasLt(format!("{NAME} cannot be loaded: {how}")));
+            return Err(CudaError::CublasLt(missing()));
         }
         // SAFETY: the library is loaded.
         let version = unsafe { sys::cublasLtGetVersion() };

@@ -73,19 +73,12 @@ pub fn probe() -> Probe {
     if let Err(e) = &nvrtc {
         missing.push(e.clone());
     }
-    let lt = library("libcublasLt.so.13");
-    if lt.is_err() {
-        missing
-            .push("cublasLt (large matrix products) is missing: install the CUDA 13 toolkit or `pip install 'nvidia-cublas==13.*'`".into());
+    let lt = crate::blaslt::loaded();
+    if let Err(e) = &lt {
+        missing.push(format!("cublasLt (large matrix products): {e}"));
     }
     let libraries = vec![Library { name: "nvrtc", state: nvrtc }, Library { name: "cublasLt", state: lt }];
     Probe { driver, cards, libraries, missing }
-}
-
-#[expect(unsafe_code, reason = "loads a library")]
-fn library(name: &str) -> std::result::Result<String, String> {
-    // SAFETY: loading NVIDIA's library runs its initialisers only; it is let go at once.
-    unsafe { libloading::Library::new(name) }.map(|_| name.to_owned()).map_err(|e| e.to_string())
 }
 
 #[expect(unsafe_code, reason = "the driver's C interface")]
