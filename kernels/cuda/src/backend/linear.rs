@@ -263,6 +263,7 @@ impl Cuda {
         let fits = shared.as_ref().is_some_and(|e| e.tensor.capacity() >= rows * stride);
         if !fits {
             *shared = None;
+            self.replace();
             *shared = Some(self.extended(group.out_features, group.in_features, ranks)?);
         }
         match shared {
@@ -511,6 +512,7 @@ impl Cuda {
         let mut held = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_none_or(|f| f.bytes() < bytes) {
             *held = None;
+            self.replace();
             *held = Some(self.device.buffer(bytes.div_ceil(4), "adapters' partial sums")?);
         }
         match held.as_mut() {
