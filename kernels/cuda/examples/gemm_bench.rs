@@ -6,9 +6,10 @@
 
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use std::error::Error;
+use std::sync::atomic::Ordering;
 use trainer_kernels_cuda::blaslt::{BlasLt, Scales};
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::launch::{LoraIn, LoraOut, MidPlan};
+use trainer_kernels_cuda::launch::{KNOBS, LoraIn, LoraOut, MidPlan};
 use trainer_kernels_cuda::matrix::{Matrix, Matrix8, Op, Out};
 use trainer_kernels_cuda::memory::{Buffer, Floats, Tensor};
 use trainer_kernels_cuda::nvrtc::Nvrtc;
@@ -61,8 +62,8 @@ impl Bench {
     }
 
     fn copy(&self) -> Outcome<()> {
-        let (from, mut to) = (self.tensors(TOKENS, 24576)?, self.tensors(TOKENS, 24576)?);
-        let us = time(&self.device, 6, |i| Ok(self.device.copy_tensor(TOKENS, &from[i], &mut to[i])?))?;
+        let (from, mut to) = (self.tensors(1, TOKENS * 24576)?, self.tensors(1, TOKENS * 24576)?);
+        let us = time(&self.device, 6, |i| Ok(self.device.copy_tensor(1, &from[i], &mut to[i])?))?;
         bytes("copy", "4096x24576", us, 4 * TOKENS * 24576);
         Ok(())
     }
@@ -207,16 +208,20 @@ impl Bench {
             let shape = format!("{n}x{all} r {rank}");
             let moved = 2 * n * all + 4 * n * ranks + 10 * all * rank;
             let mut db = outs.iter().map(|&o| Ok(d.zeros(o * rank, "dB")?)).collect::<Outcome<Vec<Floats>>>()?;
-            let us = time(d, 21, |i| {
-                let mut members = Vec::new();
-                let (mut dy_from, mut mid_from) = (0, 0);
-                for ((&out, b), db) in outs.iter().zip(&b).zip(&mut db) {
-                    members.push(LoraOut { dy_from, out, mid_from, rank, b: Matrix::tensor(&b[i], out)?, db, scale: 1.0 });
-                    (dy_from, mid_from) = (dy_from + out, mid_from + rank);
-                }
-                Ok(d.lora_backward(n, &dy[i], &mid[i], &mut members, &mut dmid[i], &mut scratch)?)
-            })?;
-            bytes(&format!("{name} backward over dy"), &shape, us, moved);
+            for (kernel, tenths) in [(1, 10), (1, 20), (2, 10), (2, 20), (4, 10), (4, 20), (8, 10), (8, 20)] {
+                KNOBS[2].store(kernel, Ordering::Relaxed);
+                KNOBS[0].store(tenths, Ordering::Relaxed);
+                let us = time(d, 21, |i| {
+                    let mut members = Vec::new();
+                    let (mut dy_from, mut mid_from) = (0, 0);
+                    for ((&out, b), db) in outs.iter().zip(&b).zip(&mut db) {
+                        members.push(LoraOut { dy_from, out, mid_from, rank, b: Matrix::tensor(&b[i], out)?, db, scale: 1.0 });
+                        (dy_from, mid_from) = (dy_from + out, mid_from + rank);
+                    }
+                    Ok(d.lora_backward(n, &dy[i], &mid[i], &mut members, &mut dmid[i], &mut scratch)?)
+                })?;
+                bytes(&format!("{name} backward over dy {kernel} {tenths}"), &shape, us, moved);
+            }
             for tune in [false, true] {
                 let mut step = |i: usize, tune: bool| -> Outcome<()> {
                     let (mut dy_from, mut mid_from) = (0, 0);
@@ -246,12 +251,15 @@ impl Bench {
             let shape = format!("{n}x{width} r {ranks}");
             let moved = 2 * n * width + 2 * n * ranks + 8 * ranks * width;
             let mut da = outs.iter().map(|_| Ok(d.zeros(rank * width, "dA")?)).collect::<Outcome<Vec<Floats>>>()?;
-            let us = time(d, 21, |i| {
-                let mut members: Vec<LoraIn<'_>> =
-                    da.iter_mut().enumerate().map(|(j, da)| LoraIn { mid_from: j * rank, rank, da }).collect();
-                Ok(d.lora_da(n, &dmid[i], &x[i], &mut members, &mut scratch)?)
-            })?;
-            bytes(&format!("{name} dA"), &shape, us, moved);
+            for tenths in [10, 13, 20, 30] {
+                KNOBS[1].store(tenths, Ordering::Relaxed);
+                let us = time(d, 21, |i| {
+                    let mut members: Vec<LoraIn<'_>> =
+                        da.iter_mut().enumerate().map(|(j, da)| LoraIn { mid_from: j * rank, rank, da }).collect();
+                    Ok(d.lora_da(n, &dmid[i], &x[i], &mut members, &mut scratch)?)
+                })?;
+                bytes(&format!("{name} dA {tenths}"), &shape, us, moved);
+            }
             let mut whole: Floats = d.zeros(ranks * width, "dA")?;
             for tune in [false, true] {
                 let mut step = |i: usize, tune: bool| -> Outcome<()> {

@@ -19,10 +19,11 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Algorithms that are measured for a problem.
 const CANDIDATES: usize = 8;
-/// Runs that are timed of each; one more warms up.
-const RUNS: usize = 8;
+/// Rounds over all candidates, of which each counts with its median, and runs of a candidate in a round: clocks and caches treat all alike.
+const ROUNDS: usize = 5;
+const RUNS: usize = 4;
 /// How much faster a later candidate must be to be preferred to the heuristic's own order.
-const MARGIN: f32 = 0.99;
+const MARGIN: f32 = 0.97;
 /// Where toolkits live.
 const FOLDERS: [&str; 3] = ["/usr/local/cuda/lib64", "/usr/local/cuda-13.0/lib64", "/usr/lib/x86_64-linux-gnu"];
 /// The library's name.
@@ -200,6 +201,16 @@ fn set<T: Copy>(desc: sys::cublasLtMatmulDesc_t, attribute: sys::cublasLtMatmulD
         .map_err(failed("a descriptor's attribute"))
 }
 
+/// The addresses of a call's scales: the library's first operand is our second.
+fn scale(desc: sys::cublasLtMatmulDesc_t, call: &Call) -> Result<()> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    if let Some((a, b)) = call.scales {
+        set(desc, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, b)?;
+        set(desc, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, a)?;
+    }
+    Ok(())
+}
+
 impl BlasLt {
     /// Opens the library for a card, with a workspace of so many bytes from its arena (32 to 64 MiB serve Hopper's algorithms).
     ///
@@ -370,7 +381,8 @@ impl BlasLt {
     }
 
     /// Descriptors for a problem, without an algorithm yet.
-    fn describe(problem: &Problem) -> Result<Plan> {
+    fn describe(call: &Call) -> Result<Plan> {
+        let problem = &call.problem;
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         use sys::cudaDataType_t as Type;
         let bad = failed("a descriptor");
@@ -388,6 +400,8 @@ impl BlasLt {
                 set(plan.desc, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, mode)?;
                 set(plan.desc, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, mode)?;
             }
+            // The heuristic refuses vectors of scales without an address.
+            scale(plan.desc, call)?;
         }
         let input = if problem.input == Input::Bf16 { Type::CUDA_R_16BF } else { Type::CUDA_R_8F_E4M3 };
         let out = if problem.out == Float::F32 { Type::CUDA_R_32F } else { Type::CUDA_R_16BF };
@@ -477,7 +491,7 @@ impl BlasLt {
         device.context().bind_to_thread()?;
         let mut state = self.state();
         if !state.plans.contains_key(&call.problem) {
-            let mut plan = Self::describe(&call.problem)?;
+            let mut plan = Self::describe(call)?;
             plan.algo = match self.pinned(&state, &call.problem, &plan)? {
                 Some(algo) => algo,
                 None => self.first(&call.problem, &plan)?,
@@ -497,19 +511,26 @@ impl BlasLt {
 
     fn measure(&self, device: &Device, call: &Call) -> Result<f32> {
         device.context().bind_to_thread()?;
-        let mut plan = Self::describe(&call.problem)?;
+        let mut plan = Self::describe(call)?;
         let candidates = match self.pinned(&self.state(), &call.problem, &plan)? {
             Some(algo) => vec![algo],
             None => self.candidates(&call.problem, &plan, CANDIDATES)?,
         };
-        let (stream, mut best) = (device.stream(), None::<f32>);
-        for algo in candidates {
-            self.launch(device, call, &plan, &algo)?;
-            let start = stream.record_event(Some(CU_EVENT_DEFAULT))?;
-            (0..RUNS).try_for_each(|_| self.launch(device, call, &plan, &algo))?;
-            let end = stream.record_event(Some(CU_EVENT_DEFAULT))?;
-            end.synchronize()?;
-            let us = start.elapsed_ms(&end)? * 1e3 / RUNS as f32;
+        let (stream, mut times) = (device.stream(), vec![Vec::new(); candidates.len()]);
+        for _ in 0..ROUNDS {
+            for (algo, times) in candidates.iter().zip(&mut times) {
+                self.launch(device, call, &plan, algo)?;
+                let start = stream.record_event(Some(CU_EVENT_DEFAULT))?;
+                (0..RUNS).try_for_each(|_| self.launch(device, call, &plan, algo))?;
+                let end = stream.record_event(Some(CU_EVENT_DEFAULT))?;
+                end.synchronize()?;
+                times.push(start.elapsed_ms(&end)? * 1e3 / RUNS as f32);
+            }
+        }
+        let mut best = None::<f32>;
+        for (algo, times) in candidates.into_iter().zip(&mut times) {
+            times.sort_by(f32::total_cmp);
+            let us = times.get(ROUNDS / 2).copied().unwrap_or(f32::INFINITY);
             if best.is_none_or(|b| us < MARGIN * b) {
                 (best, plan.algo) = (Some(us), algo);
             }
@@ -520,11 +541,7 @@ impl BlasLt {
 
     #[expect(unsafe_code, reason = "a C library")]
     fn launch(&self, device: &Device, call: &Call, plan: &Plan, algo: &sys::cublasLtMatmulAlgo_t) -> Result<()> {
-        use sys::cublasLtMatmulDescAttributes_t as Attribute;
-        if let Some((a, b)) = call.scales {
-            set(plan.desc, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, b)?;
-            set(plan.desc, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, a)?;
-        }
+        scale(plan.desc, call)?;
         let [x, y, z] = plan.layouts;
         // SAFETY: live objects; the matrices lie within their buffers (checked); the workspace is as large as the candidates were told; work
         // on the one stream runs in order, so no other product uses the workspace at the same time.

@@ -40,7 +40,13 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "lora_gemm.cu",
-        text: concat!(include_str!("mma.cu"), "#line 1 \"lora_gemm.cu\"\n", include_str!("lora_gemm.cu")),
+        text: concat!(
+            include_str!("mma.cu"),
+            "#line 1 \"lora_backward.cu\"\n",
+            include_str!("lora_backward.cu"),
+            "#line 1 \"lora_gemm.cu\"\n",
+            include_str!("lora_gemm.cu")
+        ),
         kernels: &[
             "lora_mid_1_32",
             "lora_mid_1_64",
@@ -61,6 +67,18 @@ pub const SOURCES: &[Source] = &[
             "lora_da_sum",
         ],
         only: None,
+    },
+    Source {
+        file: "lora_cluster.cu",
+        text: concat!(
+            include_str!("mma.cu"),
+            "#line 1 \"lora_backward.cu\"\n",
+            include_str!("lora_backward.cu"),
+            "#line 1 \"lora_cluster.cu\"\n",
+            include_str!("lora_cluster.cu")
+        ),
+        kernels: &["lora_backward_32_1_4", "lora_backward_32_1_8"],
+        only: Some(Arch::Sm90a),
     },
 ];
 

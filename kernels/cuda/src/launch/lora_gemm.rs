@@ -71,15 +71,53 @@ fn rank_of(op: &'static str, rank: usize) -> Result<u32> {
     u32::try_from(rank).map_err(|_| fail(op, "the rank", rank, "less than 2^32"))
 }
 
+/// For measurements: blocks for each multiprocessor in tenths, of the backward and of dA; and which halves.
+#[doc(hidden)]
+pub static KNOBS: [std::sync::atomic::AtomicUsize; 3] =
+    [std::sync::atomic::AtomicUsize::new(20), std::sync::atomic::AtomicUsize::new(20), std::sync::atomic::AtomicUsize::new(0)];
+fn knob(i: usize) -> usize {
+    KNOBS.get(i).map_or(0, |k| k.load(std::sync::atomic::Ordering::Relaxed))
+}
+
 /// Tokens of a run, so that `across` blocks times the runs fill the card once; whole steps.
-fn run_of(device: &Device, n: usize, across: usize) -> usize {
-    let runs = (device.multiprocessors() as usize).div_ceil(across.max(1)).max(1);
+fn run_of(device: &Device, n: usize, across: usize, tenths: usize) -> usize {
+    let runs = (device.multiprocessors() as usize * tenths / 10 / across.max(1)).max(1);
     n.div_ceil(runs).next_multiple_of(TOKENS).max(TOKENS)
+}
+
+/// Shared memory of as many stages as the kernels keep.
+fn stages(bytes: usize) -> usize {
+    bytes * (98304 / bytes).min(6)
 }
 
 /// A launch of 256 threads a block.
 fn config(x: u32, y: u32, shared_mem_bytes: usize) -> LaunchConfig {
     LaunchConfig { grid_dim: (x, y, 1), block_dim: (256, 1, 1), shared_mem_bytes: shared_mem_bytes as u32 }
+}
+
+/// A kernel of the backward over dy.
+#[derive(Clone, Copy)]
+struct Backward {
+    name: &'static str,
+    /// Ranks of a launch.
+    ranks: usize,
+    /// Blocks of 256 outputs that one block of threads takes.
+    halves: usize,
+    /// Blocks of threads whose sums of dmid meet before they are stored.
+    cluster: usize,
+}
+
+impl Backward {
+    /// Blocks of threads along the outputs.
+    fn across(&self, outs: &[usize]) -> usize {
+        outs.iter().map(|o| o.div_ceil(self.halves * self.cluster * OUTS) * self.cluster).sum()
+    }
+
+    /// Shared memory: B of the block's outputs, two tiles of dy, two of mid, and two of sums for the cluster.
+    fn shared(&self) -> usize {
+        let sums = if self.cluster > 1 { 2 * 4 * TOKENS * self.ranks } else { 0 };
+        2 * (self.halves * OUTS * self.ranks + 2 * TOKENS * OUTS + 2 * TOKENS * self.ranks) + sums
+    }
 }
 
 /// A member of a launch over dy: one slice of the ranks of a projection.
@@ -143,7 +181,7 @@ impl Device {
                 least(op, "scratch", scratch.len(), super::product(&[slices, n, part]))?;
             }
             let chunk = if plan.tokens == 32 { 128 } else { 64 };
-            let grid = config(blocks(op, n, plan.tokens)?, slices as u32, 3 * 2 * chunk * (plan.tokens + padded));
+            let grid = config(blocks(op, n, plan.tokens)?, slices as u32, stages(2 * chunk * (plan.tokens + padded)));
             let (a_ptr, out) = (a.ptr + 2 * (from * a.stride) as u64, mid.ptr() + 2 * from as u64);
             if n > 0 {
                 let (rank, n, width) = (part as u32, n as u32, width as u32);
@@ -157,25 +195,43 @@ impl Device {
         Ok(())
     }
 
-    /// Which kernel serves a rank in the backward: its name, the ranks of a launch and blocks of 256 outputs that one block of threads takes.
-    fn backward_kernel(&self, rank: usize) -> (&'static str, usize, usize) {
-        let shared = |ranks, blocks| self.shared_limit() as usize >= backward_shared(ranks, blocks);
-        if rank > 32 && shared(64, 1) {
-            ("lora_backward_64_1", 64, 1)
-        } else if shared(32, 2) {
-            ("lora_backward_32_2", 32, 2)
+    /// Which kernel serves members of these outputs and a rank in the backward.
+    fn backward_kernel(&self, n: usize, outs: &[usize], rank: usize) -> Backward {
+        let wide = Backward { name: "lora_backward_64_1", ranks: 64, halves: 1, cluster: 1 };
+        let long = Backward { name: "lora_backward_32_2", ranks: 32, halves: 2, cluster: 1 };
+        let small = Backward { name: "lora_backward_32_1", ranks: 32, halves: 1, cluster: 1 };
+        let clusters = Backward { name: "lora_backward_32_1_4", ranks: 32, halves: 1, cluster: 4 };
+        let large = Backward { name: "lora_backward_32_1_8", ranks: 32, halves: 1, cluster: 8 };
+        match knob(2) {
+            1 => return small,
+            2 => return long,
+            4 => return clusters,
+            8 => return large,
+            _ => {}
+        }
+        let fits = |k: &Backward| self.has(k.name) && self.shared_limit() as usize >= k.shared();
+        // Partial sums: of dmid for every block of outputs, of dB for every run of tokens.
+        let traffic = |k: &Backward| {
+            let across = k.across(outs);
+            across * n + n.div_ceil(run_of(self, n, across, knob(0))) * outs.iter().sum::<usize>()
+        };
+        if rank > 32 && fits(&wide) {
+            wide
+        } else if fits(&clusters) {
+            clusters
+        } else if fits(&long) && traffic(&long) < traffic(&small) {
+            long
         } else {
-            ("lora_backward_32_1", 32, 1)
+            small
         }
     }
 
     /// Floats of scratch for one launch over members of equal rank.
     fn backward_scratch(&self, n: usize, outs: &[usize], rank: usize) -> [usize; 2] {
-        let (_, ranks, halves) = self.backward_kernel(rank);
-        let part = rank.min(ranks);
-        let across: usize = outs.iter().map(|o| o.div_ceil(halves * OUTS)).sum();
-        let runs = n.div_ceil(run_of(self, n, across));
-        [across * n * part, runs * outs.iter().sum::<usize>() * part]
+        let kernel = self.backward_kernel(n, outs, rank);
+        let (part, across) = (rank.min(kernel.ranks), kernel.across(outs));
+        let runs = n.div_ceil(run_of(self, n, across, knob(0)));
+        [across / kernel.cluster * n * part, runs * outs.iter().sum::<usize>() * part]
     }
 
     /// Bytes of scratch that [`Self::lora_backward`] needs for `n` tokens and members of these outputs and ranks.
@@ -221,12 +277,12 @@ impl Device {
         }
         for group in members.chunk_by_mut(|a, b| a.rank == b.rank).flat_map(|g| g.chunks_mut(MEMBERS)) {
             let rank = group.first().map_or(0, |m| m.rank);
-            let (name, ranks, halves) = self.backward_kernel(rank);
             let outs: Vec<usize> = group.iter().map(|m| m.out).collect();
+            let kernel = self.backward_kernel(n, &outs, rank);
             let [mids, bs] = self.backward_scratch(n, &outs, rank);
             least(op, "scratch", scratch.len(), mids.checked_add(bs))?;
-            let across: usize = outs.iter().map(|o| o.div_ceil(halves * OUTS)).sum();
-            let run = run_of(self, n, across);
+            let (ranks, across) = (kernel.ranks, kernel.across(&outs));
+            let run = run_of(self, n, across, knob(0));
             let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * mids as u64);
             for from in (0..rank).step_by(ranks) {
                 let part = (rank - from).min(ranks);
@@ -239,10 +295,10 @@ impl Device {
                 }
                 let [a, b, c] = s;
                 let (n32, part32, run32) = (n as u32, part as u32, run as u32);
-                let grid = config(blocks(op, across, 1)?, runs, backward_shared(ranks, halves));
+                let grid = config(blocks(op, across, 1)?, runs, kernel.shared());
                 launch!(
                     self,
-                    name,
+                    kernel.name,
                     grid,
                     dy.ptr(),
                     sy,
@@ -270,7 +326,7 @@ impl Device {
                     part_b
                 );
                 let values = part * (n * group.len() + outs.iter().sum::<usize>());
-                let (grid, per) = (config(blocks(op, values, 1024)?, 1, 0), (halves * OUTS) as u32);
+                let (grid, per) = (config(blocks(op, values, 1024)?, 1, 0), (kernel.halves * kernel.cluster * OUTS) as u32);
                 launch!(
                     self,
                     "lora_backward_sum",
@@ -305,7 +361,7 @@ impl Device {
 
     /// Bytes of scratch that [`Self::lora_da`] needs for `n` tokens and members of these ranks, together.
     pub fn lora_da_scratch_bytes(&self, n: usize, width: usize, ranks: usize) -> usize {
-        let run = run_of(self, n, width.div_ceil(COLUMNS));
+        let run = run_of(self, n, width.div_ceil(COLUMNS), knob(1));
         4 * n.div_ceil(run) * ranks.min(RANKS) * width
     }
 
@@ -343,7 +399,7 @@ impl Device {
                 }
             }
         }
-        let run = run_of(self, n, width.div_ceil(COLUMNS));
+        let run = run_of(self, n, width.div_ceil(COLUMNS), knob(1));
         let runs = n.div_ceil(run);
         for (first, parts) in launches.iter().filter(|_| n > 0) {
             let rank: usize = parts.iter().map(|p| p.0).sum();
@@ -354,7 +410,7 @@ impl Device {
                 ..=96 => ("lora_da_96", 96),
                 _ => ("lora_da_128", 128),
             };
-            let grid = config(blocks(op, width, COLUMNS)?, runs as u32, 3 * 2 * TOKENS * (COLUMNS + padded));
+            let grid = config(blocks(op, width, COLUMNS)?, runs as u32, stages(2 * TOKENS * (COLUMNS + padded)));
             let (rank32, width32, run32) = (rank as u32, width as u32, run as u32);
             let at = dmid.ptr() + 2 * *first as u64;
             launch!(self, name, grid, at, sd, rank32, x.ptr(), sx, n as u32, width32, run32, scratch.ptr());
@@ -364,9 +420,4 @@ impl Device {
         }
         Ok(())
     }
-}
-
-/// Shared memory of the backward: B of its outputs, two tiles of dy, two of mid.
-fn backward_shared(ranks: usize, halves: usize) -> usize {
-    2 * (halves * OUTS * ranks + 2 * TOKENS * OUTS + 2 * TOKENS * ranks)
 }
