@@ -2,7 +2,7 @@
 // Every kernel has 256 threads. Partial sums go to scratch and are added in a fixed order by a second launch.
 
 // How many stages of so many bytes: as fit the smallest shared memory of a block, at most six.
-constexpr u32 stages(u32 bytes) { return 98304 / bytes < 6 ? 98304 / bytes : 6; }
+static __device__ constexpr u32 stages(u32 bytes) { return 98304 / bytes < 6 ? 98304 / bytes : 6; }
 
 // ---- mid [n, R] = x [n, K] A[R, K]^T -----------------------------------------------------------------------------------------------------
 //
