@@ -40,13 +40,7 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "lora_gemm.cu",
-        text: concat!(
-            include_str!("mma.cu"),
-            "#line 1 \"lora_backward.cu\"\n",
-            include_str!("lora_backward.cu"),
-            "#line 1 \"lora_gemm.cu\"\n",
-            include_str!("lora_gemm.cu")
-        ),
+        text: concat!(include_str!("mma.cu"), "#line 1 \"lora_gemm.cu\"\n", include_str!("lora_gemm.cu")),
         kernels: &[
             "lora_mid_1_32",
             "lora_mid_1_64",
@@ -56,10 +50,6 @@ pub const SOURCES: &[Source] = &[
             "lora_mid_4_96",
             "lora_mid_4_128",
             "lora_sum",
-            "lora_backward_32_2",
-            "lora_backward_32_1",
-            "lora_backward_64_1",
-            "lora_backward_sum",
             "lora_da_32",
             "lora_da_64",
             "lora_da_96",
@@ -69,16 +59,10 @@ pub const SOURCES: &[Source] = &[
         only: None,
     },
     Source {
-        file: "lora_cluster.cu",
-        text: concat!(
-            include_str!("mma.cu"),
-            "#line 1 \"lora_backward.cu\"\n",
-            include_str!("lora_backward.cu"),
-            "#line 1 \"lora_cluster.cu\"\n",
-            include_str!("lora_cluster.cu")
-        ),
-        kernels: &["lora_backward_32_1_4", "lora_backward_32_1_8"],
-        only: Some(Arch::Sm90a),
+        file: "lora_backward.cu",
+        text: concat!(include_str!("mma.cu"), "#line 1 \"lora_backward.cu\"\n", include_str!("lora_backward.cu")),
+        kernels: &["lora_backward_32_2", "lora_backward_32_1", "lora_backward_64_1", "lora_backward_sum"],
+        only: None,
     },
 ];
 

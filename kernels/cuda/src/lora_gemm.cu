@@ -136,55 +136,6 @@ extern "C" __global__ void __launch_bounds__(256) lora_sum(
     *(uint2*)(out + i / cols * out_stride + i % cols) = make_uint2(pack2(sum.x, sum.y), pack2(sum.z, sum.w));
 }
 
-// ---- the backward over dy, once: see lora_backward.cu ----------------------------------------------------------------------------------------
-
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_2, 32, 2, 1)
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_1, 32, 1, 1)
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_64_1, 64, 1, 1)
-
-static __device__ __forceinline__ float4 sum_slices(const float* __restrict__ part, u32 count, u64 size) {
-    float4 sum = *(const float4*)part;
-#pragma unroll 4
-    for (u32 s = 1; s < count; ++s) {
-        float4 v = *(const float4*)(part + s * size);
-        sum.x += v.x; sum.y += v.y; sum.z += v.z; sum.w += v.w;
-    }
-    return sum;
-}
-
-// The second launch of the backward, four values a thread: first dmid of each member, then dB. `per` is the outputs of a block.
-extern "C" __global__ void __launch_bounds__(256) lora_backward_sum(
-    const float* __restrict__ part_mid, const float* __restrict__ part_b, u32 n, u32 rank, u32 per, u32 runs, u32 out0, u32 out1, u32 out2,
-    u16* dmid, u32 dmid_stride, u32 mid0, u32 mid1, u32 mid2, float* db0, float* db1, float* db2, u32 db_stride, float scale0, float scale1,
-    float scale2, u32 members) {
-    u64 i = 4 * ((u64)blockIdx.x * 256 + threadIdx.x), rows = (u64)n * rank;
-    u64 mids = rows * members;
-    if (i < mids) {
-        u32 member = (u32)(i / rows), first = (out0 + per - 1) / per, second = (out1 + per - 1) / per, third = (out2 + per - 1) / per;
-        i -= member * rows;
-        u32 skip = member == 0 ? 0 : member == 1 ? first : first + second, count = member == 0 ? first : member == 1 ? second : third;
-        float4 sum = sum_slices(part_mid + skip * rows + i, count, rows);
-        u32 column = member == 0 ? mid0 : member == 1 ? mid1 : mid2;
-        *(uint2*)(dmid + i / rank * dmid_stride + column + i % rank) = make_uint2(pack2(sum.x, sum.y), pack2(sum.z, sum.w));
-        return;
-    }
-    i -= mids;
-    u64 size = (u64)(out0 + out1 + out2) * rank;
-    if (i >= size) return;
-    float4 sum = sum_slices(part_b + i, runs, size);
-    float* db = db0;
-    float scale = scale0;
-    u32 row = (u32)(i / rank);
-    if (row >= out0) {
-        row -= out0; db = db1; scale = scale1;
-        if (row >= out1) { row -= out1; db = db2; scale = scale2; }
-    }
-    float4* at = (float4*)(db + (u64)row * db_stride + i % rank);
-    float4 v = *at;
-    v.x = fmaf(scale, sum.x, v.x); v.y = fmaf(scale, sum.y, v.y); v.z = fmaf(scale, sum.z, v.z); v.w = fmaf(scale, sum.w, v.w);
-    *at = v;
-}
-
 // ---- dA [R, K] += dmid^T [R, n] x [n, K], all members at once ------------------------------------------------------------------------------
 //
 // A block takes 128 columns of x and a run of tokens, 64 at a time; a warp 16 of the columns and all ranks. Partial sums: [run][R][K].

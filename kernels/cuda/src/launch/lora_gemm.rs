@@ -32,7 +32,11 @@ impl MidPlan {
     /// The plan for a width and a rank.
     pub fn new(width: usize, rank: usize) -> Self {
         // A block of few tokens needs no second launch but reads all of A for them.
-        if width < 2048 && rank <= 96 { Self { tokens: 32, slices: 1 } } else { Self { tokens: 128, slices: (width / 1024).clamp(1, 8) } }
+        if rank <= 64 || width < 2048 && rank <= 96 {
+            Self { tokens: 32, slices: 1 }
+        } else {
+            Self { tokens: 128, slices: (width / 1024).clamp(1, 8) }
+        }
     }
 }
 
@@ -103,19 +107,17 @@ struct Backward {
     ranks: usize,
     /// Blocks of 256 outputs that one block of threads takes.
     halves: usize,
-    /// Blocks of threads whose sums of dmid meet before they are stored.
-    cluster: usize,
 }
 
 impl Backward {
     /// Blocks of threads along the outputs.
     fn across(&self, outs: &[usize]) -> usize {
-        outs.iter().map(|o| o.div_ceil(self.halves * self.cluster * OUTS) * self.cluster).sum()
+        outs.iter().map(|o| o.div_ceil(self.halves * OUTS)).sum()
     }
 
-    /// Shared memory: B of the block's outputs, two tiles of dy, two of mid, and two of sums for the cluster.
+    /// Shared memory: B of the block's outputs, two tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
     fn shared(&self) -> usize {
-        let sums = if self.cluster > 1 { 2 * 4 * TOKENS * self.ranks } else { 0 };
+        let sums = if self.halves == 2 { 4 * TOKENS * self.ranks } else { 0 };
         2 * (self.halves * OUTS * self.ranks + 2 * TOKENS * OUTS + 2 * TOKENS * self.ranks) + sums
     }
 }
@@ -196,30 +198,19 @@ impl Device {
     }
 
     /// Which kernel serves members of these outputs and a rank in the backward.
-    fn backward_kernel(&self, n: usize, outs: &[usize], rank: usize) -> Backward {
-        let wide = Backward { name: "lora_backward_64_1", ranks: 64, halves: 1, cluster: 1 };
-        let long = Backward { name: "lora_backward_32_2", ranks: 32, halves: 2, cluster: 1 };
-        let small = Backward { name: "lora_backward_32_1", ranks: 32, halves: 1, cluster: 1 };
-        let clusters = Backward { name: "lora_backward_32_1_4", ranks: 32, halves: 1, cluster: 4 };
-        let large = Backward { name: "lora_backward_32_1_8", ranks: 32, halves: 1, cluster: 8 };
+    fn backward_kernel(&self, rank: usize) -> Backward {
+        let wide = Backward { name: "lora_backward_64_1", ranks: 64, halves: 1 };
+        let long = Backward { name: "lora_backward_32_2", ranks: 32, halves: 2 };
+        let small = Backward { name: "lora_backward_32_1", ranks: 32, halves: 1 };
         match knob(2) {
             1 => return small,
             2 => return long,
-            4 => return clusters,
-            8 => return large,
             _ => {}
         }
-        let fits = |k: &Backward| self.has(k.name) && self.shared_limit() as usize >= k.shared();
-        // Partial sums: of dmid for every block of outputs, of dB for every run of tokens.
-        let traffic = |k: &Backward| {
-            let across = k.across(outs);
-            across * n + n.div_ceil(run_of(self, n, across, knob(0))) * outs.iter().sum::<usize>()
-        };
+        let fits = |k: &Backward| self.shared_limit() as usize >= k.shared();
         if rank > 32 && fits(&wide) {
             wide
-        } else if fits(&clusters) {
-            clusters
-        } else if fits(&long) && traffic(&long) < traffic(&small) {
+        } else if fits(&long) {
             long
         } else {
             small
@@ -228,10 +219,10 @@ impl Device {
 
     /// Floats of scratch for one launch over members of equal rank.
     fn backward_scratch(&self, n: usize, outs: &[usize], rank: usize) -> [usize; 2] {
-        let kernel = self.backward_kernel(n, outs, rank);
+        let kernel = self.backward_kernel(rank);
         let (part, across) = (rank.min(kernel.ranks), kernel.across(outs));
         let runs = n.div_ceil(run_of(self, n, across, knob(0)));
-        [across / kernel.cluster * n * part, runs * outs.iter().sum::<usize>() * part]
+        [across * n * part, runs * outs.iter().sum::<usize>() * part]
     }
 
     /// Bytes of scratch that [`Self::lora_backward`] needs for `n` tokens and members of these outputs and ranks.
@@ -278,7 +269,7 @@ impl Device {
         for group in members.chunk_by_mut(|a, b| a.rank == b.rank).flat_map(|g| g.chunks_mut(MEMBERS)) {
             let rank = group.first().map_or(0, |m| m.rank);
             let outs: Vec<usize> = group.iter().map(|m| m.out).collect();
-            let kernel = self.backward_kernel(n, &outs, rank);
+            let kernel = self.backward_kernel(rank);
             let [mids, bs] = self.backward_scratch(n, &outs, rank);
             least(op, "scratch", scratch.len(), mids.checked_add(bs))?;
             let (ranks, across) = (kernel.ranks, kernel.across(&outs));
@@ -326,7 +317,7 @@ impl Device {
                     part_b
                 );
                 let values = part * (n * group.len() + outs.iter().sum::<usize>());
-                let (grid, per) = (config(blocks(op, values, 1024)?, 1, 0), (kernel.halves * kernel.cluster * OUTS) as u32);
+                let (grid, per) = (config(blocks(op, values, 1024)?, 1, 0), (kernel.halves * OUTS) as u32);
                 launch!(
                     self,
                     "lora_backward_sum",
