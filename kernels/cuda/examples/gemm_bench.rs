@@ -41,6 +41,8 @@ fn time(device: &Device, batch: usize, mut launch: impl FnMut(usize) -> Outcome<
 struct Bench {
     device: Device,
     lt: BlasLt,
+    /// Keeps the first choices.
+    plain: BlasLt,
     noise: Vec<f32>,
 }
 
@@ -102,12 +104,14 @@ impl Bench {
             }
             let (shape, work) = (format!("{m}x{n}x{k}"), 2.0 * (m * n) as f64 * k as f64);
             let batch = if n > 20_000 { 3 } else { 9 };
-            for which in ["first", "tuned", "own"] {
+            for which in ["first", "tuned", "first again", "own"] {
                 let mut run = |i: usize, tune: bool| -> Outcome<()> {
                     let (ma, mb) = (Matrix::tensor(&a[i], ra)?, Matrix::tensor(&b[i % sets], rb)?);
                     let c = if f32 { Out::floats(&mut fs[i % sets], 0, m, n)? } else { Out::tensor(&mut cs[i % sets], m)? };
                     if tune {
                         lt.tune(d, ma, op_a, mb, op_b, c, m, n, k, 1.0, 0.0)?;
+                    } else if which == "first again" {
+                        self.plain.gemm(d, ma, op_a, mb, op_b, c, m, n, k, 1.0, 0.0)?;
                     } else if which == "own" {
                         d.gemm(ma, op_a, mb, op_b, c, m, n, k, 1.0, 0.0)?;
                     } else {
@@ -208,7 +212,7 @@ impl Bench {
             let shape = format!("{n}x{all} r {rank}");
             let moved = 2 * n * all + 4 * n * ranks + 10 * all * rank;
             let mut db = outs.iter().map(|&o| Ok(d.zeros(o * rank, "dB")?)).collect::<Outcome<Vec<Floats>>>()?;
-            for (kernel, tenths) in [(1, 10), (1, 15), (1, 20), (2, 10), (2, 15), (2, 20)] {
+            for (kernel, tenths) in [(1, 10), (1, 15), (1, 20), (2, 10), (2, 15), (2, 20), (3, 7), (3, 10)] {
                 KNOBS[2].store(kernel, Ordering::Relaxed);
                 KNOBS[0].store(tenths, Ordering::Relaxed);
                 let us = time(d, 21, |i| {
@@ -293,7 +297,8 @@ fn main() -> Outcome<()> {
         let parts: Vec<_> = (0..threads).map(|i| scope.spawn(move || Random::new(i as u64).values(len.div_ceil(threads)))).collect();
         parts.into_iter().flat_map(|p| p.join().unwrap_or_default()).collect()
     });
-    let bench = Bench { device, lt, noise };
+    let plain = BlasLt::open(&device, 64 << 20)?;
+    let bench = Bench { device, lt, plain, noise };
     let on = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
     if on("copy") {
         bench.copy()?;

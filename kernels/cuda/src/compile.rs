@@ -61,7 +61,7 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "lora_backward.cu",
         text: concat!(include_str!("mma.cu"), "#line 1 \"lora_backward.cu\"\n", include_str!("lora_backward.cu")),
-        kernels: &["lora_backward_32_2", "lora_backward_32_1", "lora_backward_64_1", "lora_backward_sum"],
+        kernels: &["lora_backward_32_2", "lora_backward_32_1", "lora_backward_64_1", "lora_backward_32_2_deep", "lora_backward_sum"],
         only: None,
     },
 ];

@@ -13,13 +13,14 @@ struct Members {
     const u16* b[MEMBERS];
 };
 
-template <int R, int H>
+template <int R, int H, int STAGES>
 static __device__ __forceinline__ void backward_body(
     const u16* __restrict__ dy, u32 dy_stride, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run, const Members& members,
     float* __restrict__ part_mid, float* __restrict__ part_b) {
     constexpr u32 O = 256, DY = 64 * O * 2, MID_BYTES = 64 * R * 2, B_BYTES = H * O * R * 2;
     constexpr bool SPLIT = H == 2;
-    constexpr u32 NT = SPLIT ? R / 8 : R / 16, STEPS = SPLIT ? O / 32 : O / 16, SUMS = B_BYTES + 2 * DY + 2 * MID_BYTES;
+    constexpr u32 NT = SPLIT ? R / 8 : R / 16, STEPS = SPLIT ? O / 32 : O / 16, MIDS = B_BYTES + STAGES * DY, SUMS = MIDS + 2 * MID_BYTES;
+    static_assert(STAGES == 2 || H == 2, "two tiles of mid serve a third stage only where a tile of tokens takes two steps");
     extern __shared__ __align__(128) u8 memory[];
     const u32 base = shared_address(memory), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     // Which member, where its outputs begin among all, and this block's first.
@@ -49,7 +50,7 @@ static __device__ __forceinline__ void backward_body(
     }
     auto fetch = [&](u32 step) {
         if (step < steps) {
-            u32 t0 = first + step / H * 64, o0 = first_out + step % H * O, at = base + B_BYTES + (step & 1) * DY;
+            u32 t0 = first + step / H * 64, o0 = first_out + step % H * O, at = base + B_BYTES + step % STAGES * DY;
             // A warp copies 256 values of a row; the next of its rows lies eight further, in the same bank.
             u32 row = warp, to = at + panel64(64, row, lane);
             bool inside = o0 + 8 * lane < outs;
@@ -60,7 +61,7 @@ static __device__ __forceinline__ void backward_body(
                 copy16(to + 1024 * i, there ? from + (u64)(8 * i) * dy_stride : dy, there);
             }
             if (step % H == 0) {
-                at = base + B_BYTES + 2 * DY + (step / H & 1) * MID_BYTES;
+                at = base + MIDS + (step / H & 1) * MID_BYTES;
 #pragma unroll
                 for (u32 i = 0; i < 64 * R / 8 / 256; ++i) {
                     u32 v = threadIdx.x + 256 * i, row = v / (R / 8), c = v % (R / 8);
@@ -113,14 +114,14 @@ static __device__ __forceinline__ void backward_body(
             }
     };
 
-    fetch(0);
+    for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
     for (u32 tile = 0; tile * H < steps; ++tile) {
 #pragma unroll
         for (u32 h = 0; h < H; ++h) {
             u32 step = tile * H + h;
-            copies_wait<0>();
+            copies_wait<STAGES - 2>();
             __syncthreads();
-            fetch(step + 1);
+            fetch(step + STAGES - 1);
             if (h == 0) {
                 if (SPLIT && tile > 0) finish(tile - 1);
 #pragma unroll
@@ -128,7 +129,7 @@ static __device__ __forceinline__ void backward_body(
 #pragma unroll
                     for (u32 e = 0; e < 4; ++e) dm[j][e] = 0.0f;
             }
-            u32 at = base + B_BYTES + (step & 1) * DY, mid_tile = base + B_BYTES + 2 * DY + (tile & 1) * MID_BYTES;
+            u32 at = base + B_BYTES + step % STAGES * DY, mid_tile = base + MIDS + (tile & 1) * MID_BYTES;
 #pragma unroll 4
             for (u32 s = 0; s < STEPS; ++s) {
                 u32 m[4];
@@ -186,16 +187,17 @@ static __device__ __forceinline__ void backward_body(
                             make_float2(db[h][i][j][2 * e], db[h][i][j][2 * e + 1]);
                 }
 }
-#define BACKWARD(name, R, H)                                                                                                                        \
+#define BACKWARD(name, R, H, STAGES)                                                                                                                \
     name(const u16* __restrict__ dy, u32 dy_stride, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run, u32 out0, u32 out1,\
          u32 out2, u32 mid0, u32 mid1, u32 mid2, u32 dy0, u32 dy1, u32 dy2, const u16* b0, const u16* b1, const u16* b2, u32 stride0,        \
          u32 stride1, u32 stride2, float* __restrict__ part_mid, float* __restrict__ part_b) {                                               \
         Members members = {{out0, out1, out2}, {mid0, mid1, mid2}, {dy0, dy1, dy2}, {stride0, stride1, stride2}, {b0, b1, b2}};              \
-        backward_body<R, H>(dy, dy_stride, mid, mid_stride, n, rank, run, members, part_mid, part_b);                                        \
+        backward_body<R, H, STAGES>(dy, dy_stride, mid, mid_stride, n, rank, run, members, part_mid, part_b);                                        \
     }
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_2, 32, 2)
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_1, 32, 1)
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_64_1, 64, 1)
+extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_2, 32, 2, 2)
+extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_1, 32, 1, 2)
+extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_64_1, 64, 1, 2)
+extern "C" __global__ void __launch_bounds__(256, 1) BACKWARD(lora_backward_32_2_deep, 32, 2, 3)
 
 // The second launch of the backward, four values a thread: first dmid of each member, then dB. `per` is the outputs of a block.
 extern "C" __global__ void __launch_bounds__(256) lora_backward_sum(

@@ -107,6 +107,8 @@ struct Backward {
     ranks: usize,
     /// Blocks of 256 outputs that one block of threads takes.
     halves: usize,
+    /// Tiles of dy in shared memory.
+    stages: usize,
 }
 
 impl Backward {
@@ -115,10 +117,10 @@ impl Backward {
         outs.iter().map(|o| o.div_ceil(self.halves * OUTS)).sum()
     }
 
-    /// Shared memory: B of the block's outputs, two tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
+    /// Shared memory: B of the block's outputs, tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
     fn shared(&self) -> usize {
         let sums = if self.halves == 2 { 4 * TOKENS * self.ranks } else { 0 };
-        2 * (self.halves * OUTS * self.ranks + 2 * TOKENS * OUTS + 2 * TOKENS * self.ranks) + sums
+        2 * (self.halves * OUTS * self.ranks + self.stages * TOKENS * OUTS + 2 * TOKENS * self.ranks) + sums
     }
 }
 
@@ -199,10 +201,12 @@ impl Device {
 
     /// Which kernel serves members of these outputs and a rank in the backward.
     fn backward_kernel(&self, rank: usize) -> Backward {
-        let wide = Backward { name: "lora_backward_64_1", ranks: 64, halves: 1 };
-        let long = Backward { name: "lora_backward_32_2", ranks: 32, halves: 2 };
-        let small = Backward { name: "lora_backward_32_1", ranks: 32, halves: 1 };
+        let wide = Backward { name: "lora_backward_64_1", ranks: 64, halves: 1, stages: 2 };
+        let long = Backward { name: "lora_backward_32_2", ranks: 32, halves: 2, stages: 2 };
+        let small = Backward { name: "lora_backward_32_1", ranks: 32, halves: 1, stages: 2 };
+        let deep = Backward { name: "lora_backward_32_2_deep", stages: 3, ..long };
         match knob(2) {
+            3 => return deep,
             1 => return small,
             2 => return long,
             _ => {}

@@ -83,7 +83,7 @@ impl Checks<'_> {
             let groups: [&[(usize, usize)]; 4] =
                 [&[(520, 32), (264, 32), (8, 32)], &[(1000, 64)], &[(256, 8), (512, 16), (512, 16)], &[(600, 96)]];
             for members in groups {
-                for knob in [0, 1, 2] {
+                for knob in [0, 1, 2, 3] {
                     crate::launch::KNOBS[2].store(knob, std::sync::atomic::Ordering::Relaxed);
                     self.check_backward(n, members)?;
                 }
