@@ -6,10 +6,9 @@
 
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use std::error::Error;
-use std::sync::atomic::Ordering;
 use trainer_kernels_cuda::blaslt::{BlasLt, Scales};
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::launch::{KNOBS, LoraIn, LoraOut, MidPlan};
+use trainer_kernels_cuda::launch::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
 use trainer_kernels_cuda::matrix::{Matrix, Matrix8, Op, Out};
 use trainer_kernels_cuda::memory::{Buffer, Floats, Tensor};
 use trainer_kernels_cuda::nvrtc::Nvrtc;
@@ -212,9 +211,11 @@ impl Bench {
             let shape = format!("{n}x{all} r {rank}");
             let moved = 2 * n * all + 4 * n * ranks + 10 * all * rank;
             let mut db = outs.iter().map(|&o| Ok(d.zeros(o * rank, "dB")?)).collect::<Outcome<Vec<Floats>>>()?;
-            for (kernel, tenths) in [(1, 10), (1, 15), (1, 20), (2, 10), (2, 15), (2, 20), (3, 7), (3, 10)] {
-                KNOBS[2].store(kernel, Ordering::Relaxed);
-                KNOBS[0].store(tenths, Ordering::Relaxed);
+            let mut plans = vec![self.device.lora_backward_plan(n, outs, rank)];
+            for kernel in [BackwardKernel::Short, BackwardKernel::Long, BackwardKernel::Deep] {
+                plans.extend([1, 2].map(|times| BackwardPlan { kernel, times }));
+            }
+            for plan in plans {
                 let us = time(d, 21, |i| {
                     let mut members = Vec::new();
                     let (mut dy_from, mut mid_from) = (0, 0);
@@ -222,9 +223,9 @@ impl Bench {
                         members.push(LoraOut { dy_from, out, mid_from, rank, b: Matrix::tensor(&b[i], out)?, db, scale: 1.0 });
                         (dy_from, mid_from) = (dy_from + out, mid_from + rank);
                     }
-                    Ok(d.lora_backward(n, &dy[i], &mid[i], &mut members, &mut dmid[i], &mut scratch)?)
+                    Ok(d.lora_backward_as(Some(plan), n, &dy[i], &mid[i], &mut members, &mut dmid[i], &mut scratch)?)
                 })?;
-                bytes(&format!("{name} backward over dy {kernel} {tenths}"), &shape, us, moved);
+                bytes(&format!("{name} backward over dy {:?} x{}", plan.kernel, plan.times), &shape, us, moved);
             }
             for tune in [false, true] {
                 let mut step = |i: usize, tune: bool| -> Outcome<()> {
@@ -255,15 +256,12 @@ impl Bench {
             let shape = format!("{n}x{width} r {ranks}");
             let moved = 2 * n * width + 2 * n * ranks + 8 * ranks * width;
             let mut da = outs.iter().map(|_| Ok(d.zeros(rank * width, "dA")?)).collect::<Outcome<Vec<Floats>>>()?;
-            for tenths in [7, 10] {
-                KNOBS[1].store(tenths, Ordering::Relaxed);
-                let us = time(d, 21, |i| {
-                    let mut members: Vec<LoraIn<'_>> =
-                        da.iter_mut().enumerate().map(|(j, da)| LoraIn { mid_from: j * rank, rank, da }).collect();
-                    Ok(d.lora_da(n, &dmid[i], &x[i], &mut members, &mut scratch)?)
-                })?;
-                bytes(&format!("{name} dA {tenths}"), &shape, us, moved);
-            }
+            let us = time(d, 21, |i| {
+                let mut members: Vec<LoraIn<'_>> =
+                    da.iter_mut().enumerate().map(|(j, da)| LoraIn { mid_from: j * rank, rank, da }).collect();
+                Ok(d.lora_da(n, &dmid[i], &x[i], &mut members, &mut scratch)?)
+            })?;
+            bytes(&format!("{name} dA"), &shape, us, moved);
             let mut whole: Floats = d.zeros(ranks * width, "dA")?;
             for tune in [false, true] {
                 let mut step = |i: usize, tune: bool| -> Outcome<()> {

@@ -35,7 +35,7 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "gemm.cu",
         text: concat!(include_str!("mma.cu"), "#line 1 \"gemm.cu\"\n", include_str!("gemm.cu")),
-        kernels: &["gemm_nt_256", "gemm_nn_256", "gemm_tn_256", "gemm_tt_256", "gemm_nt_128", "gemm_nn_128", "gemm_tn_128", "gemm_tt_128"],
+        kernels: &["gemm_nt_256", "gemm_nn_256", "gemm_tn_256", "gemm_nt_128", "gemm_nn_128", "gemm_tn_128"],
         only: None,
     },
     Source {

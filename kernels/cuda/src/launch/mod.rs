@@ -15,7 +15,7 @@ mod norm;
 mod rope;
 
 pub use elementwise::SumScratch;
-pub use lora_gemm::{KNOBS, LoraIn, LoraOut, MidPlan};
+pub use lora_gemm::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
 pub use nf4::DeviceNf4;
 pub use rope::{Angles, POSITIONS};
 
