@@ -80,7 +80,7 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "gemm.cu",
         text: concat!(include_str!("mma.cu"), "#line 1 \"gemm.cu\"\n", include_str!("gemm.cu")),
-        kernels: &["gemm_nt_256", "gemm_nn_256", "gemm_tn_256", "gemm_tt_256", "gemm_nt_128", "gemm_nn_128", "gemm_tn_128", "gemm_tt_128"],
+        kernels: &["gemm_nt_256", "gemm_nn_256", "gemm_tn_256", "gemm_nt_128", "gemm_nn_128", "gemm_tn_128"],
         only: None,
     },
     Source {
@@ -95,10 +95,6 @@ pub const SOURCES: &[Source] = &[
             "lora_mid_4_96",
             "lora_mid_4_128",
             "lora_sum",
-            "lora_backward_32_2",
-            "lora_backward_32_1",
-            "lora_backward_64_1",
-            "lora_backward_sum",
             "lora_da_32",
             "lora_da_64",
             "lora_da_96",
@@ -135,6 +131,12 @@ pub const SOURCES: &[Source] = &[
         file: "decode.cu",
         text: include_str!("decode.cu"),
         kernels: &["cache_append", "qk_norm_rope_append", "attention_cached_128", "attention_cached_64", "attention_cached_32"],
+        only: None,
+    },
+    Source {
+        file: "lora_backward.cu",
+        text: concat!(include_str!("mma.cu"), "#line 1 \"lora_backward.cu\"\n", include_str!("lora_backward.cu")),
+        kernels: &["lora_backward_32_2", "lora_backward_32_1", "lora_backward_64_1", "lora_backward_32_2_deep", "lora_backward_sum"],
         only: None,
     },
 ];

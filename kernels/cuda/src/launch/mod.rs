@@ -30,6 +30,7 @@ pub use elementwise::SumScratch;
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use lora_gemm::{LoraIn, LoraOut, MidPlan};
 pub use loss::RowSet;
+pub use lora_gemm::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
 pub use nf4::DeviceNf4;
 pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS};
