@@ -7,16 +7,6 @@
 #define SPLIT 128u
 #define GROUP 4  // query heads of a block
 
-static __device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-static __device__ __forceinline__ void wait_for_inputs() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 // Not through the read-only path: the previous kernel may still have been writing when this one began.
 static __device__ __forceinline__ uint4 input16(const void* p) {
     uint4 v;

@@ -136,9 +136,9 @@ impl Checks<'_> {
                 first = got.get(..104).unwrap_or(&[]).to_vec();
             }
             self.note("nf4_linear, alone or not", format!("{n}x{kind}"), kept, &first, 0.0);
-            if n <= 8 {
+            for tile in [16, 32, 64] {
                 let (mut out, _gap) = self.apart(width, 64, &vec![f32::NAN; n * width])?;
-                d.nf4_linear_tiled(n, &card_x, &small, &mut mid, &mut out, Some(32))?;
+                d.nf4_linear_tiled(n, &card_x, &small, &mut mid, &mut out, Some(tile))?;
                 let again = columns(&d.read_tensor(n, &out)?, width, 112, 192);
                 self.note("nf4_linear, other tiles", format!("{n}x{kind}"), &again, &columns(&got, width, 112, 192), 0.0);
             }
@@ -154,8 +154,8 @@ impl Checks<'_> {
         self.note("nf4_linear, recorded", format!("5x{kind}"), if before { &got } else { &[] }, &want, BF16);
         let (gate, up) =
             (self.projection(104, cols, 16, true, blocksize, double)?, self.projection(104, cols, 8, false, blocksize, double)?);
-        if !d.nf4_swiglu_fits(64, &gate.weight, &up.weight) {
-            let irregular = !cols.is_multiple_of(64) || blocksize < 64;
+        if !d.nf4_swiglu_fits(&gate.weight, &up.weight) {
+            let irregular = !cols.is_multiple_of(256) || blocksize < 64;
             let outcome: &[f32] = if irregular { &[1.0] } else { &[] };
             self.note("nf4_swiglu is refused", kind, outcome, &[1.0], 0.0);
             return Ok(());
@@ -167,7 +167,7 @@ impl Checks<'_> {
             let (g, u) = (gate.reference(n, &x, cols), up.reference(n, &x, cols));
             let want: Vec<f32> = g.iter().zip(&u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
             let mut got = Vec::new();
-            for tile in [16, 32] {
+            for tile in [16, 32, 64] {
                 let (mut out, _gap) = self.apart(104, 8, &vec![f32::NAN; n * 104])?;
                 d.nf4_swiglu_tiled(n, &card_x, gate.member(0), up.member(0), &mut mid, &mut out, Some(tile))?;
                 let now = d.read_tensor(n, &out)?;
