@@ -325,9 +325,7 @@ impl Cuda {
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
-                    None => self.with_partial(self.device.lora_mid_scratch_bytes(n, inner, r), |scratch| {
-                        Ok(self.device.lora_mid(n, x, e.matrix(outer, r, 0, inner), mid, scratch)?)
-                    })?,
+                    None => self.gemm(xs, Op::N, e.matrix(outer, r, 0, inner), Op::T, bf16(mid, 0, r), n, r, inner, 1.0, 0.0)?,
                     Some(dropout) => {
                         batch.check_rows(op, n)?;
                         for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
@@ -504,7 +502,7 @@ impl Cuda {
         if with.is_empty() {
             return 0;
         }
-        d.lora_mid_scratch_bytes(n, inner, ranks).max(d.lora_backward_scratch_bytes(n, &with)).max(d.lora_da_scratch_bytes(n, inner, ranks))
+        d.lora_mid_scratch_bytes(n, inner, ranks).max(d.lora_backward_scratch_bytes(None, n, &with)).max(d.lora_da_scratch_bytes(n, inner, ranks))
     }
 
     /// Runs `work` with a buffer for so many bytes of partial sums.

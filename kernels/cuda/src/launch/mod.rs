@@ -28,7 +28,6 @@ pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
 pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember};
 pub use elementwise::SumScratch;
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
-pub use lora_gemm::{LoraIn, LoraOut, MidPlan};
 pub use loss::RowSet;
 pub use lora_gemm::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
 pub use nf4::DeviceNf4;
