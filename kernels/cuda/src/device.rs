@@ -299,10 +299,26 @@ impl Device {
         if rows == 0 || cols == 0 {
             return Ok(());
         }
-        // SAFETY: a C structure of numbers and pointers, for which zeros are valid.
-        let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
+        // Not zeroed: the kinds of memory are enums without a zero.
+        let mut copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: std::ptr::null(),
+            srcDevice: 0,
+            srcArray: std::ptr::null_mut(),
+            srcPitch: 0,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: 0,
+            dstArray: std::ptr::null_mut(),
+            dstPitch: 0,
+            WidthInBytes: 2 * cols,
+            Height: rows,
+        };
         describe(&mut copy);
-        (copy.WidthInBytes, copy.Height) = (2 * cols, rows);
         self.context.bind_to_thread()?;
         // SAFETY: both places hold `rows` rows of `cols` values at their pitches: checked by the callers.
         Ok(unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.stream.cu_stream()) }.result()?)
