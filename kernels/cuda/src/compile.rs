@@ -52,6 +52,18 @@ pub const SOURCES: &[Source] = &[
         ],
         only: None,
     },
+    Source {
+        file: "attention_sm90.cu",
+        text: concat!(include_str!("attention_wgmma.cu"), include_str!("attention_sm90.cu")),
+        kernels: &["attention_sm90"],
+        only: Some(Arch::Sm90a),
+    },
+    Source {
+        file: "attention_backward_sm90.cu",
+        text: concat!(include_str!("attention_wgmma.cu"), include_str!("attention_backward_sm90.cu")),
+        kernels: &["attention_backward_sm90", "attention_dq_sm90"],
+        only: Some(Arch::Sm90a),
+    },
 ];
 
 impl Source {

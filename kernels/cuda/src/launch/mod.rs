@@ -13,7 +13,7 @@ mod nf4;
 mod norm;
 mod rope;
 
-pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
+pub use attention::{AttentionScratch, Sequences};
 pub use elementwise::SumScratch;
 pub use nf4::DeviceNf4;
 pub use rope::{Angles, POSITIONS};
