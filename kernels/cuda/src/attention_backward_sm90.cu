@@ -24,9 +24,11 @@
 #define Q_EMPTY(s) BARRIER(3 + (s))
 #define D_FULL(s) BARRIER(5 + (s))
 #define D_EMPTY(s) BARRIER(7 + (s))
-#define DQ_FULL BARRIER(9)
-#define DQ_EMPTY BARRIER(10)
-#define ITEM_AT BARRIER(11)
+#define DQ_FULL(a) BARRIER(9 + (a))
+#define DQ_EMPTY BARRIER(12)
+#define ITEM_AT BARRIER(13)
+// Warps that add up dq, in turn.
+#define ADDERS 3
 
 static __device__ __forceinline__ void store_shared(u32 at, float v) { asm volatile("st.shared.f32 [%0], %1;" :: "r"(at), "f"(v) : "memory"); }
 static __device__ __forceinline__ float2 load_pair(u32 at) {
@@ -66,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
             barrier_init(D_FULL(s), 1);
             barrier_init(D_EMPTY(s), 8);
         }
-        barrier_init(DQ_FULL, 256);
+        for (int a = 0; a < ADDERS; ++a) barrier_init(DQ_FULL(a), 256);
         barrier_init(DQ_EMPTY, 1);
         barriers_ready();
         u32 item = atomicAdd(turns + (u64)heads * n, 1);
@@ -113,34 +115,44 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                         load_rows<64>(D_AT(s), dout, head * 128, tile.first + row, D_FULL(s));
                     }
                 }
-        } else if (warp == 1 && lane == 0) {
-            const u32 before = start >> 7;
-            u32 t = 0;
+        } else if (lane == 0) {
+            // Each of these warps takes every third tile: while one waits until its sums have arrived, so that it may pass the turn on, the next
+            // already adds.
+            const u32 before = start >> 7, adder = warp - 1;
+            u32 next = 0, uses = 0;
             for (int head = first_head; head < end_head; ++head)
-                for (int row = last; row >= start; row -= 64, ++t) {
+                for (int row = last; row >= start; row -= 64) {
+                    const bool mine = next == adder;
+                    next = next == ADDERS - 1 ? 0 : next + 1;
+                    if (!mine) continue;
                     const u64 at = (u64)head * n + tile.first + row;
                     const u32 bytes = min(64, len - row) * 512;
-                    wait(DQ_FULL, t & 1);
+#ifndef NO_TURNS
                     if (before > 0) {
                         u32 done;
                         do {
                             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(turns + at) : "memory");
                         } while (done < before);
                         asm volatile("fence.proxy.async;" ::: "memory");
-                        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT), "r"(bytes) : "memory");
-                    } else {
-                        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT), "r"(bytes) : "memory");
                     }
+#endif
+                    wait(DQ_FULL(adder), uses++ & 1);
+#ifndef NO_SUMS
+                    if (before > 0)
+                        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT), "r"(bytes) : "memory");
+                    else
+                        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT), "r"(bytes) : "memory");
+#endif
                     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
                     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
                     arrive(DQ_EMPTY);
+#ifndef NO_TURNS
                     // Later key tiles add only to query tiles behind them.
                     if (row >= start + 128) {
                         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-                        asm volatile("fence.proxy.async;" ::: "memory");
-                        asm volatile("fence.acq_rel.gpu;" ::: "memory");
                         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(turns + at) : "memory");
                     }
+#endif
                 }
             asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
         }
@@ -150,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
         // Where a lane's rows of gradient matrices go: lanes 0-7 and 16-23 name keys 0-7, the others keys 8-15; 16 lanes name one block of queries.
         const u32 ds_row = (64 * w + 16 * warp + (lane & 15)) * 128, ds_block = lane >> 4;
         float dk[64] = {}, dv[64] = {};
-        u32 t = 0;
+        u32 t = 0, adder = 0;
         wait(KV_FULL, 0);
         for (int head = first_head; head < end_head; ++head)
             for (int row = last; row >= start; row -= 64, ++t) {
@@ -161,6 +173,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                 by_columns(p, K_AT + w * 8192, Q_AT(s));
                 products_commit();
                 wait(D_FULL(s), parity);
+                products_begin();
                 by_columns(dp, V_AT + w * 8192, D_AT(s));
                 products_commit();
                 products_wait<1>();
@@ -228,7 +241,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                                      :: "r"(to + h * 4096 + (odd ? (i ^ 1) : i) * 64), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
                     }
                 fence_async();
-                arrive(DQ_FULL);
+                arrive(DQ_FULL(adder));
+                adder = adder == ADDERS - 1 ? 0 : adder + 1;
                 products_wait<0>();
                 settled(dk);
                 if (lane == 0) arrive(Q_EMPTY(s));

@@ -171,6 +171,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
                 scores(s, q, ks + k_stage * TILE_BYTES);
                 products_commit();
                 wait(V_FULL(v_stage), (v_at >> 1) & 1);
+                products_begin();
                 values(o, p, vs + v_stage * TILE_BYTES, j > 1);
                 products_commit();
 #if TURNS
