@@ -42,13 +42,13 @@ static __device__ __forceinline__ void store_matrices(u32 at, const u32* v) {
 // d += the 64 query rows of a tile, each times a column of probabilities or gradients: a is 64 keys x 64 queries.
 static __device__ __forceinline__ void by_queries(float (&d)[64], const u32 (&a)[16], u32 tile) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) product_128<1>(d, a + 4 * i, operand(tile + i * 2048, 8192), 1);
+    for (int i = 0; i < 4; ++i) product_128<1>(d, a + 4 * i, tile + STEP(i * 2048), 1);
 }
 // d = 64 keys of `keys` (its blocks are 128 rows) times the 64 rows of `queries`.
 static __device__ __forceinline__ void by_columns(float (&d)[32], u32 keys, u32 queries) {
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-        product_64<0, 0>(d, operand(keys + (i >> 2) * 16384 + (i & 3) * 32), operand(queries + (i >> 2) * 8192 + (i & 3) * 32), i > 0);
+        product_64<0, 0>(d, keys + STEP((i >> 2) * 16384 + (i & 3) * 32), queries + STEP((i >> 2) * 8192 + (i & 3) * 32), i > 0);
 }
 
 // `turns`: for each head and first row of a query tile, how many key tiles have added to its dq; behind them, how many blocks have taken work.
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
     float scale) {
     extern __shared__ u8 shared[];
     const u32 base = ((u32)__cvta_generic_to_shared(shared) + 1023) & ~1023u;
-    const int crew = threadIdx.x >> 7, lane = threadIdx.x & 31;
+    const int crew = warpgroup(), lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
         barrier_init(KV_FULL, 1);
         for (int s = 0; s < 2; ++s) {
@@ -170,11 +170,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                 float p[32], dp[32];
                 wait(Q_FULL(s), parity);
                 products_begin();
-                by_columns(p, K_AT + w * 8192, Q_AT(s));
+                by_columns(p, operand(K_AT + w * 8192), operand(Q_AT(s)));
                 products_commit();
                 wait(D_FULL(s), parity);
                 products_begin();
-                by_columns(dp, V_AT + w * 8192, D_AT(s));
+                by_columns(dp, operand(V_AT + w * 8192), operand(D_AT(s)));
                 products_commit();
                 products_wait<1>();
                 settled(p);
@@ -197,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
 #pragma unroll
                 for (int i = 0; i < 16; ++i) rounded[i] = pack2(p[2 * i], p[2 * i + 1]);
                 products_begin();
-                by_queries(dv, rounded, D_AT(s));
+                by_queries(dv, rounded, operand(D_AT(s), 8192));
                 products_commit();
                 products_wait<1>();
                 settled(dp);
@@ -215,9 +215,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                 float dq[32];
                 products_begin();
 #pragma unroll
-                for (int i = 0; i < 8; ++i) product_64<1, 1>(dq, operand(DS_AT(s) + i * 2048), operand(K_AT + w * 16384 + i * 2048), i > 0);
+                for (int i = 0; i < 8; ++i) product_64<1, 1>(dq, operand(DS_AT(s)) + STEP(i * 2048), operand(K_AT + w * 16384) + STEP(i * 2048), i > 0);
                 products_commit();
-                by_queries(dk, ds, Q_AT(s));
+                by_queries(dk, ds, operand(Q_AT(s), 8192));
                 products_commit();
                 products_wait<1>();
                 settled(dq);

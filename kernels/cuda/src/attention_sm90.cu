@@ -54,11 +54,11 @@ static __device__ __forceinline__ void weights(u32 (&p)[32], const float (&s)[64
 }
 static __device__ __forceinline__ void scores(float (&s)[64], u32 q, u32 k) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) product_128<0, 0>(s, operand(q + (i >> 2) * 16384 + (i & 3) * 32), operand(k + (i >> 2) * 16384 + (i & 3) * 32), i > 0);
+    for (int i = 0; i < 8; ++i) product_128<0, 0>(s, q + STEP((i >> 2) * 16384 + (i & 3) * 32), k + STEP((i >> 2) * 16384 + (i & 3) * 32), i > 0);
 }
 static __device__ __forceinline__ void values(float (&o)[64], const u32 (&p)[32], u32 v, bool add) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) product_128<1>(o, p + 4 * i, operand(v + i * 2048, 16384), i > 0 || add);
+    for (int i = 0; i < 8; ++i) product_128<1>(o, p + 4 * i, v + STEP(i * 2048), i > 0 || add);
 }
 
 // `counters`: tickets taken beyond the first of each block, and blocks that are done; both are 0 before and after.
@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
     extern __shared__ u8 shared[];
     const u32 qs = ((u32)__cvta_generic_to_shared(shared) + 1023) & ~1023u, ks = qs + TILE_BYTES, vs = ks + 2 * TILE_BYTES, bars = vs + 2 * TILE_BYTES;
     const u32 slot = bars + 128;
-    const int crew = threadIdx.x >> 7;
+    const int crew = warpgroup();
     if (threadIdx.x == 0) {
         barrier_init(Q_FULL, 1);
         barrier_init(Q_EMPTY, 8);
@@ -125,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int w = crew - 1, lane = threadIdx.x & 31, mine = 64 * w + 16 * ((threadIdx.x >> 5) & 3) + (lane >> 2);
-        const u32 q = qs + w * 8192;
+        const u32 q = operand(qs + w * 8192);
         u32 k_at = 0, v_at = 0;
 #if TURNS
         if (w == 1) group_arrive(1, 256);
@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
             group_sync(1 + w, 256);
 #endif
             products_begin();
-            scores(s, q, ks + (k_at & 1) * TILE_BYTES);
+            scores(s, q, operand(ks + (k_at & 1) * TILE_BYTES));
             products_commit();
 #if TURNS
             group_arrive(2 - w, 256);
@@ -168,11 +168,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
                 group_sync(1 + w, 256);
 #endif
                 products_begin();
-                scores(s, q, ks + k_stage * TILE_BYTES);
+                scores(s, q, operand(ks + k_stage * TILE_BYTES));
                 products_commit();
                 wait(V_FULL(v_stage), (v_at >> 1) & 1);
                 products_begin();
-                values(o, p, vs + v_stage * TILE_BYTES, j > 1);
+                values(o, p, operand(vs + v_stage * TILE_BYTES, 16384), j > 1);
                 products_commit();
 #if TURNS
                 group_arrive(2 - w, 256);
@@ -197,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
             }
             wait(V_FULL(v_at & 1), (v_at >> 1) & 1);
             products_begin();
-            values(o, p, vs + (v_at & 1) * TILE_BYTES, count > 1);
+            values(o, p, operand(vs + (v_at & 1) * TILE_BYTES, 16384), count > 1);
             products_commit();
             products_wait<0>();
             settled(o);

@@ -64,49 +64,51 @@ static __device__ __forceinline__ void settled(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
 }
-// Describes an operand. Summed over columns (rows are outputs): groups of eight rows lie 1024 bytes apart, a step of 16 is 32 bytes on. Summed
-// over rows (columns are outputs): groups of eight rows as before, a step of 16 is 2048 bytes on, and blocks of 64 outputs lie `block` apart.
-static __device__ __forceinline__ u64 operand(u32 at, u32 block = 16) {
-    return (u64)((at & 0x3ffff) >> 4) | (u64)(block >> 4) << 16 | (u64)(1024 >> 4) << 32 | 1ull << 62;
-}
+// Describes an operand: the lower half of a descriptor, which steps are added to; the upper half is the same for all. Summed over columns (rows
+// are outputs): groups of eight rows lie 1024 bytes apart, a step of 16 is 32 bytes on. Summed over rows (columns are outputs): groups of eight
+// rows as before, a step of 16 is 2048 bytes on, and blocks of 64 outputs lie `block` apart.
+static __device__ __forceinline__ u32 operand(u32 at, u32 block = 16) { return at >> 4 | (block >> 4) << 16; }
+#define STEP(bytes) ((bytes) >> 4)
+// Warpgroup of the thread, as a value that the compiler knows to be the same in a warp: descriptors then stay in uniform registers.
+static __device__ __forceinline__ int warpgroup() { return __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 7), 0); }
 #define ACC8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define ACC32(d, i) ACC8(d, i), ACC8(d, i + 8), ACC8(d, i + 16), ACC8(d, i + 24)
 // d[64 x 64] (+)= a b, both in shared memory; TA, TB: summed over rows.
 template <int TA, int TB>
-static __device__ __forceinline__ void product_64(float (&d)[32], u64 a, u64 b, int add) {
+static __device__ __forceinline__ void product_64(float (&d)[32], u32 a, u32 b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {%32, 0x40000040};\nmov.b64 b, {%33, 0x40000040};\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, %35, %36;\n}"
+        "}, a, b, p, 1, 1, %35, %36;\n}"
         : ACC32(d, 0)
-        : "l"(a), "l"(b), "r"(add), "n"(TA), "n"(TB));
+        : "r"(a), "r"(b), "r"(add), "n"(TA), "n"(TB));
 }
 // d[64 x 128] (+)= a b, both in shared memory; TA, TB: summed over rows.
 template <int TA, int TB>
-static __device__ __forceinline__ void product_128(float (&d)[64], u64 a, u64 b, int add) {
+static __device__ __forceinline__ void product_128(float (&d)[64], u32 a, u32 b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {%64, 0x40000040};\nmov.b64 b, {%65, 0x40000040};\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, %64, %65, p, 1, 1, %67, %68;\n}"
+        "}, a, b, p, 1, 1, %67, %68;\n}"
         : ACC32(d, 0), ACC32(d, 32)
-        : "l"(a), "l"(b), "r"(add), "n"(TA), "n"(TB));
+        : "r"(a), "r"(b), "r"(add), "n"(TA), "n"(TB));
 }
 // The same with the left operand in registers, as an accumulator of the same rows lies in them once rounded.
 template <int TB>
-static __device__ __forceinline__ void product_128(float (&d)[64], const u32* a, u64 b, int add) {
+static __device__ __forceinline__ void product_128(float (&d)[64], const u32* a, u32 b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "{\n.reg .pred p;\n.reg .b64 b;\nmov.b64 b, {%68, 0x40000040};\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
+        "}, {%64, %65, %66, %67}, b, p, 1, 1, %70;\n}"
         : ACC32(d, 0), ACC32(d, 32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(TB));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(add), "n"(TB));
 }
 
 // Turns what four neighbouring lanes hold of a row in pairs of columns into 16 bytes to a lane: lane q gets block q's pairs in order.
