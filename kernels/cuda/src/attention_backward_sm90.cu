@@ -2,11 +2,16 @@
 // one key/value head, 64 to each of two warpgroups, and goes through the query heads of the group and, in tiles of 64 from the last to the
 // diagonal, the query rows that see the keys: dk and dv stay in registers. A query tile's dq is a sum over key tiles, that is over blocks: each
 // adds its part in f32, in the order of the key tiles, so the bits depend on the sequence alone. A counter per head and query tile says whose
-// turn it is; a warp of its own waits for the turn and lets the copy engine add, so that the products seldom wait for it.
+// turn it is; warps of their own wait for the turn and let the copy engine add, so that the products seldom wait for it. The block whose keys
+// are on a query tile's diagonal is the last to add, and in the end rounds the sums of its 128 rows.
 //
 // Blocks take their work in order from a counter, and a block waits only for blocks with earlier keys, which took their work before it did:
 // so the wait ends whatever number of blocks runs at a time. Working with transposed scores (keys are rows) leaves probabilities and their
 // gradients in registers where the products for dv and dk want them; only dq needs the gradients in shared memory.
+//
+// The order within a tile keeps the tensor cores supplied: dp runs during the exponentials, dv while gradients are formed, dk while they reach
+// shared memory, and the scores of the next tile while dq leaves. Nothing may be in flight at the loop's end but what the loop's start waits
+// for: the assembler would run every product by itself.
 //
 // Rows past a sequence's end are the next sequence's, or zeros at the end. As queries they get the log-sum-exp +inf, so probability 0; as keys
 // they lie behind the diagonal of every query that counts.
@@ -16,17 +21,18 @@
 #define Q_AT(s) (base + 65536 + (s) * 16384)
 #define D_AT(s) (base + 98304 + (s) * 16384)
 #define DS_AT(s) (base + 131072 + (s) * 16384)
-#define DQ_AT (base + 163840)
-#define STATS_AT(s) (base + 196608 + (s) * 512)
-#define BARRIER(i) (base + 197632 + 8 * (i))
+#define DQ_AT(s) (base + 163840 + (s) * 32768)
+#define STATS_AT(s) (base + 229376 + (s) * 512)
+#define BARRIER(i) (base + 230400 + 8 * (i))
 #define KV_FULL BARRIER(0)
 #define Q_FULL(s) BARRIER(1 + (s))
 #define Q_EMPTY(s) BARRIER(3 + (s))
 #define D_FULL(s) BARRIER(5 + (s))
 #define D_EMPTY(s) BARRIER(7 + (s))
 #define DQ_FULL(a) BARRIER(9 + (a))
-#define DQ_EMPTY BARRIER(12)
-#define ITEM_AT BARRIER(13)
+#define DQ_EMPTY(s) BARRIER(12 + (s))
+#define DQ_DONE BARRIER(14)
+#define ITEM_AT BARRIER(15)
 // Warps that add up dq, in turn.
 #define ADDERS 3
 
@@ -52,7 +58,7 @@ static __device__ __forceinline__ void by_columns(float (&d)[32], u32 keys, u32 
 }
 
 // `turns`: for each head and first row of a query tile, how many key tiles have added to its dq; behind them, how many blocks have taken work.
-// All are 0 before. `sums`: dq by head and row in f32, in the column order of `attention_dq_sm90`.
+// All are 0 before. `sums`: dq by head and row in f32; of each 16 columns {0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15} lie together.
 extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(const Tile* __restrict__ tiles, const __grid_constant__ Map qk,
     const __grid_constant__ Map qkv, const __grid_constant__ Map dout, const float* __restrict__ lse, const float* __restrict__ delta,
     u16* __restrict__ dqk, u32 sdqk, u16* __restrict__ dqkv, u32 sdqkv, float* __restrict__ sums, u32* turns, u32 n, u32 heads, u32 group, float c,
@@ -67,9 +73,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
             barrier_init(Q_EMPTY(s), 8);
             barrier_init(D_FULL(s), 1);
             barrier_init(D_EMPTY(s), 8);
+            barrier_init(DQ_EMPTY(s), 1);
         }
         for (int a = 0; a < ADDERS; ++a) barrier_init(DQ_FULL(a), 256);
-        barrier_init(DQ_EMPTY, 1);
+        barrier_init(DQ_DONE, ADDERS);
         barriers_ready();
         u32 item = atomicAdd(turns + (u64)heads * n, 1);
         asm volatile("st.shared.u32 [%0], %1;" :: "r"(ITEM_AT), "r"(item) : "memory");
@@ -119,9 +126,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
             // Each of these warps takes every third tile: while one waits until its sums have arrived, so that it may pass the turn on, the next
             // already adds.
             const u32 before = start >> 7, adder = warp - 1;
-            u32 next = 0, uses = 0;
+            u32 next = 0, uses = 0, t = 0;
             for (int head = first_head; head < end_head; ++head)
-                for (int row = last; row >= start; row -= 64) {
+                for (int row = last; row >= start; row -= 64, ++t) {
                     const bool mine = next == adder;
                     next = next == ADDERS - 1 ? 0 : next + 1;
                     if (!mine) continue;
@@ -139,13 +146,13 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                     wait(DQ_FULL(adder), uses++ & 1);
 #ifndef NO_SUMS
                     if (before > 0)
-                        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT), "r"(bytes) : "memory");
+                        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT(t & 1)), "r"(bytes) : "memory");
                     else
-                        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT), "r"(bytes) : "memory");
+                        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT(t & 1)), "r"(bytes) : "memory");
 #endif
                     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
                     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-                    arrive(DQ_EMPTY);
+                    arrive(DQ_EMPTY(t & 1));
 #ifndef NO_TURNS
                     // Later key tiles add only to query tiles behind them.
                     if (row >= start + 128) {
@@ -155,6 +162,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
 #endif
                 }
             asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+            asm volatile("fence.proxy.async;" ::: "memory");
+            arrive(DQ_DONE);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
@@ -163,21 +172,23 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
         const u32 ds_row = (64 * w + 16 * warp + (lane & 15)) * 128, ds_block = lane >> 4;
         float dk[64] = {}, dv[64] = {};
         u32 t = 0, adder = 0;
+        const u32 all = group * ((last - start) / 64 + 1);
+        float p[32];
         wait(KV_FULL, 0);
+        wait(Q_FULL(0), 0);
+        products_begin();
+        by_columns(p, operand(K_AT + w * 8192), operand(Q_AT(0)));
+        products_commit();
+        products_wait<0>();
+        settled(p);
         for (int head = first_head; head < end_head; ++head)
             for (int row = last; row >= start; row -= 64, ++t) {
                 const u32 s = t & 1, parity = (t >> 1) & 1;
-                float p[32], dp[32];
-                wait(Q_FULL(s), parity);
-                products_begin();
-                by_columns(p, operand(K_AT + w * 8192), operand(Q_AT(s)));
-                products_commit();
+                float dp[32];
                 wait(D_FULL(s), parity);
                 products_begin();
                 by_columns(dp, operand(V_AT + w * 8192), operand(D_AT(s)));
                 products_commit();
-                products_wait<1>();
-                settled(p);
                 const bool edge = row < start + 128;
 #pragma unroll
                 for (int b = 0; b < 8; ++b) {
@@ -211,21 +222,33 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
 #pragma unroll
                 for (int i = 0; i < 4; ++i) store_matrices(DS_AT(s) + ds_row + (((2 * i + ds_block) ^ (lane & 7)) << 4), ds + 4 * i);
                 fence_async();
+                products_begin();
+                by_queries(dk, ds, operand(Q_AT(s), 8192));
+                products_commit();
                 group_sync(1, 256);
                 float dq[32];
                 products_begin();
 #pragma unroll
                 for (int i = 0; i < 8; ++i) product_64<1, 1>(dq, operand(DS_AT(s)) + STEP(i * 2048), operand(K_AT + w * 16384) + STEP(i * 2048), i > 0);
                 products_commit();
-                by_queries(dk, ds, operand(Q_AT(s), 8192));
+                // Frees the registers of probabilities and gradients for the scores of the next tile. Behind the last tile these are made of the
+                // tile before it, and not used.
+                products_wait<1>();
+                settled(dk);
+                if (t + 1 < all) wait(Q_FULL(s ^ 1), s ? parity ^ 1 : parity);
+                products_begin();
+                by_columns(p, operand(K_AT + w * 8192), operand(Q_AT(s ^ 1)));
                 products_commit();
                 products_wait<1>();
                 settled(dq);
-                if (lane == 0) arrive(D_EMPTY(s));
+                if (lane == 0) {
+                    arrive(Q_EMPTY(s));
+                    arrive(D_EMPTY(s));
+                }
                 // dq of 64 queries and this half of the columns. The two values of four blocks' pairs lie together; rows that share banks write in
                 // another order.
-                wait(DQ_EMPTY, (t & 1) ^ 1);
-                const u32 to = DQ_AT + (16 * warp + (lane >> 2)) * 512 + w * 256 + (lane & 3) * 16;
+                wait(DQ_EMPTY(s), parity ^ 1);
+                const u32 to = DQ_AT(s) + (16 * warp + (lane >> 2)) * 512 + w * 256 + (lane & 3) * 16;
                 const bool odd = (lane >> 2) & 1;
 #pragma unroll
                 for (int h = 0; h < 2; ++h)
@@ -244,9 +267,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                 arrive(DQ_FULL(adder));
                 adder = adder == ADDERS - 1 ? 0 : adder + 1;
                 products_wait<0>();
-                settled(dk);
-                if (lane == 0) arrive(Q_EMPTY(s));
+                settled(p);
             }
+        settled(dk);
+        settled(dv);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const u32 row = start + mine + 8 * h;
@@ -254,26 +278,23 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
             store_rows(dk, h, scale, dqk + at * (8ull * sdqk) + (heads + kv) * 128, row < len);
             store_rows(dv, h, 1.0f, dqkv + at * (8ull * sdqkv) + (heads + kv_heads + kv) * 128, row < len);
         }
-    }
-}
-
-// dq from its sums: rounds, scales, and puts columns in order. Sixteen sums that a thread reads are four lanes' pairs of two neighbouring blocks
-// of eight columns: lane q's are {2q, 2q + 1} of the first block, then of the second.
-extern "C" __global__ void __launch_bounds__(256) attention_dq_sm90(const float* __restrict__ sums, u32 n, u32 heads, float scale, u16* __restrict__ dqk, u32 sdqk) {
-    const u64 at = (u64)blockIdx.x * 256 + threadIdx.x;
-    const u32 part = at & 7, head = (u32)((at >> 3) % heads), row = (u32)((at >> 3) / heads);
-    if (row >= n) return;
-    const float4* from = (const float4*)(sums + ((u64)head * n + row) * 128) + 4 * part;
-    float4 v[4];
+        // Nobody adds to the dq of these 128 rows after this block: rounds and scales it. Two rows to a warp, 16 bytes of sums to a lane: its
+        // pairs of two neighbouring blocks of eight columns.
+        wait(DQ_DONE, 0);
+        const int rows = start + 64 * w + 16 * warp;
+        for (int head = first_head; head < end_head; ++head) {
+            const float4* from = (const float4*)(sums + ((u64)head * n + tile.first + rows) * 128) + lane;
+            float4 v[16];
 #pragma unroll
-    for (int q = 0; q < 4; ++q) v[q] = __ldcs(from + q);
-    u32 x[4], y[4];
+            for (int r = 0; r < 16; ++r) v[r] = rows + r < len ? __ldcg(from + 32 * r) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-        x[q] = pack2(v[q].x * scale, v[q].y * scale);
-        y[q] = pack2(v[q].z * scale, v[q].w * scale);
+            for (int r = 0; r < 16; r += 2) {
+                const float4 a = v[r], b = v[r + 1];
+                const uint4 block = gather_block(pack2(a.x * scale, a.y * scale), pack2(a.z * scale, a.w * scale), pack2(b.x * scale, b.y * scale),
+                    pack2(b.z * scale, b.w * scale));
+                const int row = rows + r + ((lane >> 1) & 1);
+                if (row < len) ((uint4*)(dqk + (u64)(tile.first + row) * (8ull * sdqk) + head * 128))[2 * (lane >> 2) + (lane & 1)] = block;
+            }
+        }
     }
-    uint4* to = (uint4*)dqk + (u64)row * sdqk + head * 16 + 2 * part;
-    to[0] = make_uint4(x[0], x[1], x[2], x[3]);
-    to[1] = make_uint4(y[0], y[1], y[2], y[3]);
 }

@@ -61,7 +61,7 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "attention_backward_sm90.cu",
         text: concat!(include_str!("attention_wgmma.cu"), include_str!("attention_backward_sm90.cu")),
-        kernels: &["attention_backward_sm90", "attention_dq_sm90"],
+        kernels: &["attention_backward_sm90"],
         only: Some(Arch::Sm90a),
     },
 ];
