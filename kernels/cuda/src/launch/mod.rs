@@ -23,7 +23,7 @@ mod rope;
 mod sampling;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
-pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
+pub use attention::{AttentionScratch, Sequences};
 pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
 pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember};
 pub use elementwise::SumScratch;

@@ -270,6 +270,7 @@ fn train<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, he
         PlanRequest { config, adapter: &lora, optimizer, longest: max_tokens, packed: max_tokens, sequence, recompute: None, goal, limit };
     let planned = choose_plan(ops.as_ref(), &request)?;
     let choice = &planned.choice;
+    choice.reserve(ops.as_ref(), planned.limit)?;
     let how = ModelOptions { weights: choice.weights, adapter: Some(&lora), host_embedding: choice.offload };
     let model = Model::synthetic(ops.clone(), config, &how, true, 1)?;
     let dims = *model.dims();
