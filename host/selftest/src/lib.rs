@@ -113,12 +113,10 @@ pub const GROUPS: &[&str] = &["ref-nf4", "ref-blockwise8", "ref-adamw8bit", "ref
 /// The largest errors that pass.
 ///
 /// For f32 they are those that the reference data's own README recommends, which leave an order of magnitude above the spread between
-/// thread counts and attention kernels. For bf16 (8 significant bits, rounding of 2⁻⁹ in each activation of some thirty in a row on the way through
-/// the four layers of these models):
-/// - logits: README's 0.3 at the most where logits reach 5 (a whole bf16 run of torch differs by 0.12), and 0.03 in relative norm;
-/// - losses average over tokens, so 0.02 relative is generous, as it is along a curve of twenty steps;
-/// - gradients pass through twice as many roundings: 0.05 in relative norm of each tensor;
-/// - the norm of all gradients averages them again: 0.03.
+/// thread counts and attention kernels. For bf16 they are two to four times what the CPU backend gives on the same data with every weight, activation
+/// and adapter rounded to bf16 (`tests/bf16.rs` prints it): 0.13 in logits that reach 5 and 0.014 of their norm, 5e-4 of a loss, 0.041 of the norm of
+/// the worst gradient (of a key projection, a difference of nearly equal numbers), 3e-4 of a run's losses, 3e-3 of its gradient norms, 4e-3 of the trained
+/// adapter, and a first other token where the reference's margin was 0.04. A backend also rounds inside attention, hence the factor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Tolerances {
     /// Largest difference of a logit or hidden state.
@@ -161,14 +159,14 @@ impl Tolerances {
             Self {
                 logits: 0.3,
                 logits_norm: 3e-2,
-                loss: 2e-2,
-                gradient: 5e-2,
-                curve: 2e-2,
-                norm: 3e-2,
-                adapter: 5e-2,
+                loss: 2e-3,
+                gradient: 8e-2,
+                curve: 2e-3,
+                norm: 1e-2,
+                adapter: 2e-2,
                 // Rounding to bf16 alone is about 0.0017.
                 weights: 3e-3,
-                margin: 0.3,
+                margin: 0.15,
             }
         }
     }
