@@ -255,6 +255,8 @@ pub trait Ops: Send + Sync {
     type State: Send + Sync;
     /// Activations that wait outside of the device's memory.
     type Offloaded: Send + Sync;
+    /// Operations that were recorded, to be run again by one call.
+    type Recording: Send;
 
     /// The backend's name for banners and locks, such as `cpu-f32`, with whatever decides its bits (instruction set).
     fn describe(&self) -> String;
@@ -618,11 +620,36 @@ pub trait Ops: Send + Sync {
     /// Logits of the first `n` rows of `hidden`, in host memory as f32, `[n, vocabulary]`.
     fn logits(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Vec<f32>>;
 
-    /// The likeliest token of each of the first `n` rows of `hidden`, the lowest of equals, chosen where the logits are; None where the backend leaves
-    /// the choice to the caller ([`Ops::logits`]), and inside for a row whose logits are not all numbers.
-    fn greedy(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Option<Vec<Option<u32>>>> {
+    /// Chooses the likeliest token of each of the first `n` rows of `hidden`, the lowest of equals, where the logits are; [`Ops::chosen`] gives them.
+    /// False, and nothing done, where the backend leaves the choice to the caller ([`Ops::logits`]).
+    fn greedy(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<bool> {
         let _ = (n, hidden, head);
+        Ok(false)
+    }
+
+    /// What the last [`Ops::greedy`] chose; None for a row whose logits are not all numbers.
+    fn chosen(&self, n: usize) -> Result<Vec<Option<u32>>> {
+        Err(OpsError::Device(format!("no tokens were chosen for {n} rows")))
+    }
+
+    /// Runs `work` in a way that records its operations, for [`Ops::replay`] on the same buffers; it must not read anything back. Whether it also
+    /// computes is not said: results may be used only after a replay. None, and `work` may not have run, where a backend does not record.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Recording>> {
+        let _ = work;
         Ok(None)
+    }
+
+    /// Runs recorded operations again; false, and nothing done, if buffers that they used are no longer there.
+    fn replay(&self, recording: &mut Self::Recording) -> Result<bool> {
+        let _ = recording;
+        Ok(false)
+    }
+
+    /// Puts other ids and positions into a batch that recorded operations use; false, and nothing done, if they do not fit what was recorded. The
+    /// sequences and slots must be the same.
+    fn refill(&self, host: &HostBatch, batch: &mut Self::Batch) -> Result<bool> {
+        let _ = (host, batch);
+        Ok(false)
     }
 
     // --- the optimizer -------------------------------------------------------------------------------------------------------------

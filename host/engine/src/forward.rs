@@ -160,6 +160,10 @@ impl<'a, B: Ops> Forward<'a, B> {
 /// The final norm of some rows of the residual stream, into the first rows of `b.last`.
 pub(crate) fn finish<B: Ops>(model: &Model<B>, rows: &[u32], b: &mut Buffers<B>) -> Result<()> {
     let (ops, dims) = (model.ops(), model.dims());
+    if rows.iter().enumerate().all(|(i, row)| i == *row as usize) {
+        let norm = model.final_norm();
+        return ops.rms_norm(rows.len(), &b.x, norm, dims.eps, &mut b.last, &mut b.rstd).at(|| "final norm".into());
+    }
     ops.gather(rows, &b.x, &mut b.gathered).at(|| "rows for the head".into())?;
     ops.rms_norm(rows.len(), &b.gathered, model.final_norm(), dims.eps, &mut b.last, &mut b.rstd).at(|| "final norm".into())
 }

@@ -185,6 +185,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Whether the likeliest token is always the next one in all of these slots.
+    fn greedy(&self, slots: &[usize]) -> bool {
+        slots.iter().all(|slot| self.slots.get(*slot).and_then(Option::as_ref).is_some_and(Active::is_greedy))
+    }
+
     /// Adds a drawn token to the sequence in a slot, or ends it.
     fn advance(&mut self, slot: usize, token: std::result::Result<u32, SamplingError>, cache_length: usize) {
         let Some(mut active) = self.slots.get_mut(slot).and_then(Option::take) else { return };
@@ -227,6 +232,25 @@ impl Run<'_> {
             result.finish = finish;
         }
     }
+}
+
+/// Decoding steps of one call that are alike.
+struct Steps<O: Ops> {
+    /// The slots of the last step.
+    slots: Vec<usize>,
+    recorded: Option<(O::Batch, O::Recording)>,
+}
+
+/// Pieces as a batch.
+fn batch_of(pieces: &[Piece<'_>]) -> HostBatch {
+    let mut batch = HostBatch { cu_seqlens: vec![0], ..HostBatch::default() };
+    for piece in pieces {
+        batch.ids.extend_from_slice(piece.ids);
+        batch.positions.extend((piece.start..piece.start + piece.ids.len()).map(|p| p as u32));
+        batch.cu_seqlens.push(batch.ids.len() as u32);
+        batch.slots.push(piece.slot);
+    }
+    batch
 }
 
 /// Continues prompts.
@@ -293,6 +317,7 @@ impl<O: Ops> Generator<O> {
             on_event,
             stopped: false,
         };
+        let mut steps = Steps { slots: Vec::new(), recorded: None };
         let mut queue: VecDeque<(usize, GenRequest)> = requests.into_iter().enumerate().collect();
         while !run.stopped {
             self.admit(&mut run, &mut queue);
@@ -302,7 +327,7 @@ impl<O: Ops> Generator<O> {
             if run.slots.iter().flatten().any(|a| !a.prompt_done()) {
                 self.prefill(adapter, &mut run)?;
             } else {
-                self.decode(adapter, &mut run)?;
+                self.decode(adapter, &mut run, &mut steps)?;
             }
         }
         for active in std::mem::take(&mut run.slots).into_iter().flatten() {
@@ -382,34 +407,73 @@ impl<O: Ops> Generator<O> {
         self.choose(run, &rows, &slots)
     }
 
-    /// One token for every sequence.
-    fn decode(&mut self, adapter: Option<&Adapter<O>>, run: &mut Run<'_>) -> Result<()> {
+    /// One token for every sequence. When the same sequences go on greedily from step to step, the step is recorded and replayed.
+    fn decode(&mut self, adapter: Option<&Adapter<O>>, run: &mut Run<'_>, steps: &mut Steps<O>) -> Result<()> {
         let mut pieces = Vec::new();
         for (slot, active) in run.slots.iter().enumerate() {
             let Some(active) = active else { continue };
             let start = active.history.len().saturating_sub(1);
             pieces.push(Piece { slot: slot as u32, start, ids: active.history.get(start..).unwrap_or_default() });
         }
-        self.pass(adapter, &pieces)?;
         let slots: Vec<usize> = pieces.iter().map(|p| p.slot as usize).collect();
         let rows: Vec<u32> = (0..slots.len() as u32).collect();
-        self.choose(run, &rows, &slots)
+        let host = batch_of(&pieces);
+        let greedy = run.greedy(&slots);
+        if !greedy || steps.slots != slots {
+            steps.recorded = None;
+            steps.slots = slots.clone();
+            self.run_batch(adapter, &host, false)?;
+            return self.choose(run, &rows, &slots);
+        }
+        let ops = self.model.shared_ops();
+        if let Some((batch, recording)) = &mut steps.recorded {
+            let again = ops.refill(&host, batch).at(|| "batch".into())? && ops.replay(recording).at(|| "a recorded step".into())?;
+            if again && self.take_chosen(run, &slots)? {
+                return Ok(());
+            }
+            steps.recorded = None;
+        }
+        self.run_batch(adapter, &host, false)?;
+        self.choose(run, &rows, &slots)?;
+        // Everything that the step needs is there now, so that recording it allocates nothing.
+        let batch = ops.batch(&host).at(|| "batch".into())?;
+        let mut failure = None;
+        let recording = ops.record(&mut || {
+            let mut step = || -> Result<()> {
+                self.layers(adapter, &batch, rows.len(), false)?;
+                finish(&self.model, &rows, &mut self.buffers)?;
+                self.model.ops().greedy(rows.len(), &self.buffers.last, self.model.head()).at(|| "choosing tokens".into())?;
+                Ok(())
+            };
+            step().map_err(|e| {
+                let text = e.to_string();
+                failure = Some(e);
+                trainer_kernels::ops::OpsError::Device(text)
+            })
+        });
+        match (failure, recording) {
+            (Some(e), _) => Err(e),
+            (None, recording) => {
+                steps.recorded = recording.at(|| "recording a step".into())?.map(|recording| (batch, recording));
+                Ok(())
+            }
+        }
     }
 
     /// Runs pieces through all layers, which leaves the residual stream in the buffers and the keys and values in the cache. Pieces that begin at 0
     /// attend within the batch, all others through the cache; they must not be mixed unless each has one token.
     pub(crate) fn pass(&mut self, adapter: Option<&Adapter<O>>, pieces: &[Piece<'_>]) -> Result<()> {
         let fresh = pieces.iter().all(|p| p.start == 0);
-        let mut batch = HostBatch { cu_seqlens: vec![0], ..HostBatch::default() };
-        for piece in pieces {
-            batch.ids.extend_from_slice(piece.ids);
-            batch.positions.extend((piece.start..piece.start + piece.ids.len()).map(|p| p as u32));
-            batch.cu_seqlens.push(batch.ids.len() as u32);
-            batch.slots.push(piece.slot);
-        }
-        let n = batch.ids.len();
-        let device = self.model.ops().batch(&batch).at(|| "batch".into())?;
-        let forward = Forward { model: &self.model, adapter, batch: &device, n };
+        self.run_batch(adapter, &batch_of(pieces), fresh)
+    }
+
+    fn run_batch(&mut self, adapter: Option<&Adapter<O>>, host: &HostBatch, fresh: bool) -> Result<()> {
+        let batch = self.model.ops().batch(host).at(|| "batch".into())?;
+        self.layers(adapter, &batch, host.ids.len(), fresh)
+    }
+
+    fn layers(&mut self, adapter: Option<&Adapter<O>>, batch: &O::Batch, n: usize, fresh: bool) -> Result<()> {
+        let forward = Forward { model: &self.model, adapter, batch, n };
         forward.embed(&mut self.buffers)?;
         for layer in 0..self.model.dims().layers {
             let attend = if fresh { Attend::Fresh(&mut self.cache) } else { Attend::Cached(&mut self.cache) };
@@ -424,15 +488,10 @@ impl<O: Ops> Generator<O> {
             return Ok(());
         }
         let vocabulary = self.model.dims().vocab;
-        let greedy = |slot: &usize| run.slots.get(*slot).and_then(Option::as_ref).is_some_and(Active::is_greedy);
-        if slots.iter().all(greedy) {
+        if run.greedy(slots) {
             finish(&self.model, rows, &mut self.buffers)?;
-            let chosen = self.model.ops().greedy(rows.len(), &self.buffers.last, self.model.head()).at(|| "choosing tokens".into())?;
-            // Where a row's logits are broken, the sampler says how: it is given all of them.
-            if let Some(tokens) = chosen.and_then(|tokens| tokens.into_iter().collect::<Option<Vec<u32>>>()) {
-                for (slot, token) in slots.iter().zip(tokens) {
-                    run.advance(*slot, Ok(token), self.options.cache_length);
-                }
+            let (ops, head) = (self.model.ops(), self.model.head());
+            if ops.greedy(rows.len(), &self.buffers.last, head).at(|| "choosing tokens".into())? && self.take_chosen(run, slots)? {
                 return Ok(());
             }
         }
@@ -454,6 +513,17 @@ impl<O: Ops> Generator<O> {
             run.advance(*slot, token, self.options.cache_length);
         }
         Ok(())
+    }
+
+    /// Adds the tokens that the backend chose to their sequences; false, and nothing done, where some row's logits are broken: the sampler, which then is
+    /// given all of them, says how.
+    fn take_chosen(&self, run: &mut Run<'_>, slots: &[usize]) -> Result<bool> {
+        let chosen = self.model.ops().chosen(slots.len()).at(|| "chosen tokens".into())?;
+        let Some(tokens) = chosen.into_iter().collect::<Option<Vec<u32>>>() else { return Ok(false) };
+        for (slot, token) in slots.iter().zip(tokens) {
+            run.advance(*slot, Ok(token), self.options.cache_length);
+        }
+        Ok(true)
     }
 
     /// The logits of some rows of the last pass, `[rows, vocabulary]`.

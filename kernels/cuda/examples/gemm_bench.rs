@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use std::error::Error;
 use trainer_kernels_cuda::blaslt::{BlasLt, Scales};
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::launch::{LoraIn, LoraOut, MidPlan};
+use trainer_kernels_cuda::launch::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
 use trainer_kernels_cuda::matrix::{Matrix, Matrix8, Op, Out};
 use trainer_kernels_cuda::memory::{Buffer, Floats, Tensor};
 use trainer_kernels_cuda::nvrtc::Nvrtc;
@@ -40,6 +40,8 @@ fn time(device: &Device, batch: usize, mut launch: impl FnMut(usize) -> Outcome<
 struct Bench {
     device: Device,
     lt: BlasLt,
+    /// Keeps the first choices.
+    plain: BlasLt,
     noise: Vec<f32>,
 }
 
@@ -61,8 +63,8 @@ impl Bench {
     }
 
     fn copy(&self) -> Outcome<()> {
-        let (from, mut to) = (self.tensors(TOKENS, 24576)?, self.tensors(TOKENS, 24576)?);
-        let us = time(&self.device, 6, |i| Ok(self.device.copy_tensor(TOKENS, &from[i], &mut to[i])?))?;
+        let (from, mut to) = (self.tensors(1, TOKENS * 24576)?, self.tensors(1, TOKENS * 24576)?);
+        let us = time(&self.device, 6, |i| Ok(self.device.copy_tensor(1, &from[i], &mut to[i])?))?;
         bytes("copy", "4096x24576", us, 4 * TOKENS * 24576);
         Ok(())
     }
@@ -101,12 +103,14 @@ impl Bench {
             }
             let (shape, work) = (format!("{m}x{n}x{k}"), 2.0 * (m * n) as f64 * k as f64);
             let batch = if n > 20_000 { 3 } else { 9 };
-            for which in ["first", "tuned", "own"] {
+            for which in ["first", "tuned", "first again", "own"] {
                 let mut run = |i: usize, tune: bool| -> Outcome<()> {
                     let (ma, mb) = (Matrix::tensor(&a[i], ra)?, Matrix::tensor(&b[i % sets], rb)?);
                     let c = if f32 { Out::floats(&mut fs[i % sets], 0, m, n)? } else { Out::tensor(&mut cs[i % sets], m)? };
                     if tune {
                         lt.tune(d, ma, op_a, mb, op_b, c, m, n, k, 1.0, 0.0)?;
+                    } else if which == "first again" {
+                        self.plain.gemm(d, ma, op_a, mb, op_b, c, m, n, k, 1.0, 0.0)?;
                     } else if which == "own" {
                         d.gemm(ma, op_a, mb, op_b, c, m, n, k, 1.0, 0.0)?;
                     } else {
@@ -207,16 +211,22 @@ impl Bench {
             let shape = format!("{n}x{all} r {rank}");
             let moved = 2 * n * all + 4 * n * ranks + 10 * all * rank;
             let mut db = outs.iter().map(|&o| Ok(d.zeros(o * rank, "dB")?)).collect::<Outcome<Vec<Floats>>>()?;
-            let us = time(d, 21, |i| {
-                let mut members = Vec::new();
-                let (mut dy_from, mut mid_from) = (0, 0);
-                for ((&out, b), db) in outs.iter().zip(&b).zip(&mut db) {
-                    members.push(LoraOut { dy_from, out, mid_from, rank, b: Matrix::tensor(&b[i], out)?, db, scale: 1.0 });
-                    (dy_from, mid_from) = (dy_from + out, mid_from + rank);
-                }
-                Ok(d.lora_backward(n, &dy[i], &mid[i], &mut members, &mut dmid[i], &mut scratch)?)
-            })?;
-            bytes(&format!("{name} backward over dy"), &shape, us, moved);
+            let mut plans = vec![self.device.lora_backward_plan(n, outs, rank)];
+            for kernel in [BackwardKernel::Short, BackwardKernel::Long, BackwardKernel::Deep] {
+                plans.extend([1, 2].map(|times| BackwardPlan { kernel, times }));
+            }
+            for plan in plans {
+                let us = time(d, 21, |i| {
+                    let mut members = Vec::new();
+                    let (mut dy_from, mut mid_from) = (0, 0);
+                    for ((&out, b), db) in outs.iter().zip(&b).zip(&mut db) {
+                        members.push(LoraOut { dy_from, out, mid_from, rank, b: Matrix::tensor(&b[i], out)?, db, scale: 1.0 });
+                        (dy_from, mid_from) = (dy_from + out, mid_from + rank);
+                    }
+                    Ok(d.lora_backward_as(Some(plan), n, &dy[i], &mid[i], &mut members, &mut dmid[i], &mut scratch)?)
+                })?;
+                bytes(&format!("{name} backward over dy {:?} x{}", plan.kernel, plan.times), &shape, us, moved);
+            }
             for tune in [false, true] {
                 let mut step = |i: usize, tune: bool| -> Outcome<()> {
                     let (mut dy_from, mut mid_from) = (0, 0);
@@ -285,7 +295,8 @@ fn main() -> Outcome<()> {
         let parts: Vec<_> = (0..threads).map(|i| scope.spawn(move || Random::new(i as u64).values(len.div_ceil(threads)))).collect();
         parts.into_iter().flat_map(|p| p.join().unwrap_or_default()).collect()
     });
-    let bench = Bench { device, lt, noise };
+    let plain = BlasLt::open(&device, 64 << 20)?;
+    let bench = Bench { device, lt, plain, noise };
     let on = |name: &str| wanted.is_empty() || wanted.iter().any(|w| w == name);
     if on("copy") {
         bench.copy()?;

@@ -44,3 +44,16 @@ static __device__ __forceinline__ float block_sum(float v) {
     __syncthreads();
     return sum;
 }
+
+// What runs before `wait_for_inputs` may overlap with the previous kernel: it may read what no kernel of a step writes, nothing else, and write
+// nothing. `let_next_start` lets the next kernel come that far. Both do nothing before Hopper and in kernels that were launched plainly.
+static __device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}

@@ -7,16 +7,6 @@
 #define SPLIT 128u
 #define GROUP 4  // query heads of a block
 
-static __device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-static __device__ __forceinline__ void wait_for_inputs() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 // Not through the read-only path: the previous kernel may still have been writing when this one began.
 static __device__ __forceinline__ uint4 input16(const void* p) {
     uint4 v;
@@ -246,20 +236,46 @@ static __device__ __forceinline__ void attend(
     __syncthreads();
     if (!last) return;
     __threadfence();
-    for (u32 i = tid; i < heads * DIM; i += 256) {
-        u32 h = i / DIM, e = i % DIM;
-        const float2* w = weights + part + h * gridDim.x;
-        const float* y = parts + (part + h * gridDim.x) * DIM + e;
-        float most = __uint_as_float(0xff800000u), total = 0.0f, value = 0.0f;
-        for (u32 s = 0; s < splits; ++s) most = fmaxf(most, __ldcg(&w[s].x));
+    // In chunks of parts whose weights fit where the sums were; a chunk's maximum rescales what came before.
+    constexpr u32 CHUNK = 64;
+    float2* shared_weights = (float2*)&sums[0][0][0];  // [GROUP][CHUNK]
+    constexpr u32 MINE = (GROUP * DIM + 255) / 256;
+    float most[MINE], total[MINE], value[MINE];
+#pragma unroll
+    for (u32 m = 0; m < MINE; ++m) {
+        most[m] = __uint_as_float(0xff800000u);
+        total[m] = value[m] = 0.0f;
+    }
+    for (u32 base = 0; base < splits; base += CHUNK) {
+        u32 count = min(splits - base, CHUNK);
+        __syncthreads();
+        for (u32 i = tid; i < heads * CHUNK; i += 256)
+            if (i % CHUNK < count) shared_weights[i] = __ldcg(weights + part + i / CHUNK * gridDim.x + base + i % CHUNK);
+        __syncthreads();
+#pragma unroll
+        for (u32 m = 0; m < MINE; ++m) {
+            u32 i = tid + 256 * m, h = i / DIM, e = i % DIM;
+            if (i < heads * DIM) {
+                const float2* w = shared_weights + h * CHUNK;
+                const float* y = parts + (part + h * gridDim.x + base) * DIM + e;
+                float before = most[m];
+                for (u32 s = 0; s < count; ++s) most[m] = fmaxf(most[m], w[s].x);
+                float kept = exp2f(before - most[m]);
+                total[m] *= kept;
+                value[m] *= kept;
 #pragma unroll 4
-        for (u32 s = 0; s < splits; ++s) {
-            float2 norm = __ldcg(w + s);
-            float share = exp2f(norm.x - most);
-            total = fmaf(share, norm.y, total);
-            value = fmaf(share, __ldcg(y + (u64)s * DIM), value);
+                for (u32 s = 0; s < count; ++s) {
+                    float share = exp2f(w[s].x - most[m]);
+                    total[m] = fmaf(share, w[s].y, total[m]);
+                    value[m] = fmaf(share, __ldcg(y + (u64)s * DIM), value[m]);
+                }
+            }
         }
-        to[i] = (u16)pack2(value / total, 0.0f);
+    }
+#pragma unroll
+    for (u32 m = 0; m < MINE; ++m) {
+        u32 i = tid + 256 * m;
+        if (i < heads * DIM) to[i] = (u16)pack2(value[m] / total[m], 0.0f);
     }
 }
 

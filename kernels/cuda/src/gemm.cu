@@ -92,7 +92,7 @@ static __device__ __forceinline__ void gemm_body(
         __syncthreads();
         fetch(step + STAGES - 1);
         u32 at = base + step % STAGES * STAGE;
-#pragma unroll
+#pragma unroll 2
         for (u32 s = 0; s < 4; ++s) {
             u32 x[4][4];
 #pragma unroll
@@ -131,8 +131,6 @@ static __device__ __forceinline__ void gemm_body(
 extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_nt_256, true, true, 256)
 extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_nn_256, true, false, 256)
 extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_tn_256, false, false, 256)
-extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_tt_256, false, true, 256)
 extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_nt_128, true, true, 128)
 extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_nn_128, true, false, 128)
 extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_tn_128, false, false, 128)
-extern "C" __global__ void __launch_bounds__(256, 1) GEMM(gemm_tt_128, false, true, 128)

@@ -1,6 +1,9 @@
 // The thin matrix products of adapters: one side is a rank of at most 128, so each is one pass over a long activation matrix at memory speed.
 // Every kernel has 256 threads. Partial sums go to scratch and are added in a fixed order by a second launch.
 
+// How many stages of so many bytes: as fit the smallest shared memory of a block, at most six.
+static __device__ constexpr u32 stages(u32 bytes) { return 98304 / bytes < 6 ? 98304 / bytes : 6; }
+
 // ---- mid [n, R] = x [n, K] A[R, K]^T -----------------------------------------------------------------------------------------------------
 //
 // A block takes 32 * TG tokens, all of the (padded) 8 * NT ranks, and one slice of K. Warps are TG groups of 32 tokens, times 8 / TG that take
@@ -9,8 +12,8 @@ template <int TG, int NT>
 static __device__ __forceinline__ void mid_body(
     const u16* __restrict__ x, u32 x_stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice, u16* __restrict__ out,
     u32 out_stride, float* __restrict__ part) {
-    constexpr u32 T = 32 * TG, KG = 8 / TG, KC = TG == 1 ? 128 : 64, R = 8 * NT, STAGES = 3;
-    constexpr u32 X_BYTES = T * KC * 2, STAGE = X_BYTES + R * KC * 2;
+    constexpr u32 T = 32 * TG, KG = 8 / TG, KC = TG == 1 ? 128 : 64, R = 8 * NT;
+    constexpr u32 X_BYTES = T * KC * 2, STAGE = X_BYTES + R * KC * 2, STAGES = stages(STAGE);
     extern __shared__ __align__(128) u8 memory[];
     const u32 base = shared_address(memory), lane = threadIdx.x & 31, warp = threadIdx.x >> 5, tg = warp % TG, kg = warp / TG;
     const u32 first = blockIdx.x * T, from = blockIdx.y * slice, to = min(width, from + slice);
@@ -133,205 +136,6 @@ extern "C" __global__ void __launch_bounds__(256) lora_sum(
     *(uint2*)(out + i / cols * out_stride + i % cols) = make_uint2(pack2(sum.x, sum.y), pack2(sum.z, sum.w));
 }
 
-// ---- the backward over dy, once: dmid [n, r] = dy [n, out] B[out, r] and dB [out, r] += scale dy^T [out, n] mid [n, r] --------------------
-//
-// A block takes H times 256 of a member's outputs and a run of tokens, 64 at a time. Each tile of dy in shared memory serves both products: read
-// along outputs it is the left side of dmid (warps: four groups of 16 tokens, two halves of the ranks), read transposed that of dB (warps: 32
-// outputs each, whose sums stay in registers over all of the block's tokens). dmid's sums over the block's outputs and dB's over its tokens are
-// partial: [block of outputs][n][r] and [run of tokens][all outputs][r].
-#define MEMBERS 3
-struct Members {
-    u32 out[MEMBERS], mid[MEMBERS], dy[MEMBERS], b_stride[MEMBERS];
-    const u16* b[MEMBERS];
-};
-
-template <int R, int H>
-static __device__ __forceinline__ void backward_body(
-    const u16* __restrict__ dy, u32 dy_stride, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run, const Members& members,
-    float* __restrict__ part_mid, float* __restrict__ part_b) {
-    constexpr u32 O = 256, DY = 64 * O * 2, MID_BYTES = 64 * R * 2, B_BYTES = H * O * R * 2, NT = R / 16;
-    extern __shared__ __align__(128) u8 memory[];
-    const u32 base = shared_address(memory), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    // Which member, where its outputs begin among all, and this block's first.
-    u32 block = blockIdx.x, outs = members.out[0], before = 0, total = members.out[0] + members.out[1] + members.out[2];
-    const u16* b = members.b[0];
-    u32 b_stride = members.b_stride[0], mid_at = members.mid[0], dy_at = members.dy[0];
-#pragma unroll
-    for (int i = 1; i < MEMBERS; ++i) {
-        u32 blocks = (outs + H * O - 1) / (H * O);
-        if (block >= blocks && members.out[i] > 0) {
-            block -= blocks;
-            before += outs;
-            outs = members.out[i];
-            b = members.b[i]; b_stride = members.b_stride[i]; mid_at = members.mid[i]; dy_at = members.dy[i];
-        } else {
-            break;
-        }
-    }
-    const u32 first_out = block * H * O, first = blockIdx.y * run, last = min(n, first + run), steps = (last - first + 63) / 64 * H;
-    dy += dy_at;
-    mid += mid_at;
-
-    for (u32 v = threadIdx.x; v < H * O * R / 8; v += 256) {
-        u32 row = v / (R / 8), c = v % (R / 8);
-        bool there = first_out + row < outs && 8 * c < rank;
-        copy16(base + panel32(H * O, row, c), b + (there ? (u64)(first_out + row) * b_stride + 8 * c : 0), there);
-    }
-    auto fetch = [&](u32 step) {
-        if (step < steps) {
-            u32 t0 = first + step / H * 64, o0 = first_out + step % H * O, at = base + B_BYTES + (step & 1) * DY;
-#pragma unroll
-            for (u32 i = 0; i < 64 * O / 8 / 256; ++i) {
-                u32 v = threadIdx.x + 256 * i, row = v / (O / 8), c = v % (O / 8);
-                bool there = t0 + row < last && o0 + 8 * c < outs;
-                copy16(at + panel64(64, row, c), dy + (there ? (u64)(t0 + row) * dy_stride + o0 + 8 * c : 0), there);
-            }
-            if (step % H == 0) {
-                at = base + B_BYTES + 2 * DY + (step / H & 1) * MID_BYTES;
-#pragma unroll
-                for (u32 i = 0; i < 64 * R / 8 / 256; ++i) {
-                    u32 v = threadIdx.x + 256 * i, row = v / (R / 8), c = v % (R / 8);
-                    bool there = t0 + row < last && 8 * c < rank;
-                    copy16(at + panel32(64, row, c), mid + (there ? (u64)(t0 + row) * mid_stride + 8 * c : 0), there);
-                }
-            }
-        }
-        copies_end();
-    };
-
-    float db[H][2][R / 8][4];
-#pragma unroll
-    for (int h = 0; h < H; ++h)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int j = 0; j < R / 8; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) db[h][i][j][e] = 0.0f;
-    const u32 wm = warp & 3, wn = warp >> 2;
-
-    fetch(0);
-    for (u32 tile = 0; tile * H < steps; ++tile) {
-        float dm[NT][4];
-#pragma unroll
-        for (int j = 0; j < NT; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) dm[j][e] = 0.0f;
-#pragma unroll
-        for (u32 h = 0; h < H; ++h) {
-            u32 step = tile * H + h;
-            copies_wait<0>();
-            __syncthreads();
-            fetch(step + 1);
-            u32 at = base + B_BYTES + (step & 1) * DY, mid_tile = base + B_BYTES + 2 * DY + (tile & 1) * MID_BYTES;
-#pragma unroll 4
-            for (u32 s = 0; s < O / 16; ++s) {
-                u32 m[4];
-                load4(m, at + panel64(64, 16 * wm + (lane & 15), 2 * s + (lane >> 4)));
-#pragma unroll
-                for (u32 j = 0; j < NT; j += 2) {
-                    u32 w[4];
-                    load4_transposed(w, base + panel32(H * O, h * O + 16 * s + (lane & 15), wn * (R / 16) + j + (lane >> 4)));
-                    multiply(dm[j], m, w[0], w[1]);
-                    multiply(dm[j + 1], m, w[2], w[3]);
-                }
-            }
-#pragma unroll
-            for (u32 s = 0; s < 4; ++s) {
-                u32 m[2][4];
-#pragma unroll
-                for (u32 i = 0; i < 2; ++i)
-                    load4_transposed(m[i], at + panel64(64, 16 * s + (lane & 7) + ((lane >> 4) << 3), 4 * warp + 2 * i + ((lane >> 3) & 1)));
-#pragma unroll
-                for (u32 j = 0; j < R / 8; j += 2) {
-                    u32 w[4];
-                    load4_transposed(w, mid_tile + panel32(64, 16 * s + (lane & 15), j + (lane >> 4)));
-#pragma unroll
-                    for (u32 i = 0; i < 2; ++i) {
-                        multiply(db[h][i][j], m[i], w[0], w[1]);
-                        multiply(db[h][i][j + 1], m[i], w[2], w[3]);
-                    }
-                }
-            }
-        }
-#pragma unroll
-        for (u32 j = 0; j < NT; ++j)
-#pragma unroll
-            for (u32 e = 0; e < 2; ++e) {
-                u32 token = first + 64 * tile + 16 * wm + 8 * e + (lane >> 2), c = wn * (R / 2) + 8 * j + 2 * (lane & 3);
-                if (token < last && c < rank)
-                    *(float2*)(part_mid + ((u64)blockIdx.x * n + token) * rank + c) = make_float2(dm[j][2 * e], dm[j][2 * e + 1]);
-            }
-    }
-#pragma unroll
-    for (u32 h = 0; h < H; ++h)
-#pragma unroll
-        for (u32 i = 0; i < 2; ++i)
-#pragma unroll
-            for (u32 j = 0; j < R / 8; ++j)
-#pragma unroll
-                for (u32 e = 0; e < 2; ++e) {
-                    u32 o = first_out + h * O + 32 * warp + 16 * i + 8 * e + (lane >> 2), c = 8 * j + 2 * (lane & 3);
-                    if (o < outs && c < rank)
-                        *(float2*)(part_b + ((u64)blockIdx.y * total + before + o) * rank + c) =
-                            make_float2(db[h][i][j][2 * e], db[h][i][j][2 * e + 1]);
-                }
-}
-#define BACKWARD(name, R, H)                                                                                                                 \
-    name(const u16* __restrict__ dy, u32 dy_stride, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run, u32 out0, u32 out1,\
-         u32 out2, u32 mid0, u32 mid1, u32 mid2, u32 dy0, u32 dy1, u32 dy2, const u16* b0, const u16* b1, const u16* b2, u32 stride0,        \
-         u32 stride1, u32 stride2, float* __restrict__ part_mid, float* __restrict__ part_b) {                                               \
-        Members members = {{out0, out1, out2}, {mid0, mid1, mid2}, {dy0, dy1, dy2}, {stride0, stride1, stride2}, {b0, b1, b2}};              \
-        backward_body<R, H>(dy, dy_stride, mid, mid_stride, n, rank, run, members, part_mid, part_b);                                        \
-    }
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_2, 32, 2)
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_32_1, 32, 1)
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_64_1, 64, 1)
-
-static __device__ __forceinline__ float4 sum_slices(const float* __restrict__ part, u32 count, u64 size) {
-    float4 sum = *(const float4*)part;
-#pragma unroll 4
-    for (u32 s = 1; s < count; ++s) {
-        float4 v = *(const float4*)(part + s * size);
-        sum.x += v.x; sum.y += v.y; sum.z += v.z; sum.w += v.w;
-    }
-    return sum;
-}
-
-// The second launch of the backward, four values a thread: first dmid of each member, then dB. `per` is the outputs of a block.
-extern "C" __global__ void __launch_bounds__(256) lora_backward_sum(
-    const float* __restrict__ part_mid, const float* __restrict__ part_b, u32 n, u32 rank, u32 per, u32 runs, u32 out0, u32 out1, u32 out2,
-    u16* dmid, u32 dmid_stride, u32 mid0, u32 mid1, u32 mid2, float* db0, float* db1, float* db2, u32 db_stride, float scale0, float scale1,
-    float scale2, u32 members) {
-    u64 i = 4 * ((u64)blockIdx.x * 256 + threadIdx.x), rows = (u64)n * rank;
-    u32 outs[MEMBERS] = {out0, out1, out2};
-    u64 mids = rows * members;
-    if (i < mids) {
-        u32 member = (u32)(i / rows), skip = 0;
-        for (u32 j = 0; j < member; ++j) skip += (outs[j] + per - 1) / per;
-        i -= member * rows;
-        float4 sum = sum_slices(part_mid + skip * rows + i, (outs[member] + per - 1) / per, rows);
-        u32 column = member == 0 ? mid0 : member == 1 ? mid1 : mid2;
-        *(uint2*)(dmid + i / rank * dmid_stride + column + i % rank) = make_uint2(pack2(sum.x, sum.y), pack2(sum.z, sum.w));
-        return;
-    }
-    i -= mids;
-    u64 size = (u64)(out0 + out1 + out2) * rank;
-    if (i >= size) return;
-    float4 sum = sum_slices(part_b + i, runs, size);
-    float* db = db0;
-    float scale = scale0;
-    u32 row = (u32)(i / rank);
-    if (row >= out0) {
-        row -= out0; db = db1; scale = scale1;
-        if (row >= out1) { row -= out1; db = db2; scale = scale2; }
-    }
-    float4* at = (float4*)(db + (u64)row * db_stride + i % rank);
-    float4 v = *at;
-    v.x = fmaf(scale, sum.x, v.x); v.y = fmaf(scale, sum.y, v.y); v.z = fmaf(scale, sum.z, v.z); v.w = fmaf(scale, sum.w, v.w);
-    *at = v;
-}
-
 // ---- dA [R, K] += dmid^T [R, n] x [n, K], all members at once ------------------------------------------------------------------------------
 //
 // A block takes 128 columns of x and a run of tokens, 64 at a time; a warp 16 of the columns and all ranks. Partial sums: [run][R][K].
@@ -339,7 +143,7 @@ template <int MT>
 static __device__ __forceinline__ void da_body(
     const u16* __restrict__ dmid, u32 dmid_stride, u32 rank, const u16* __restrict__ x, u32 x_stride, u32 n, u32 width, u32 run,
     float* __restrict__ part) {
-    constexpr u32 C = 128, R = 16 * MT, STAGES = 3, X_BYTES = 64 * C * 2, STAGE = X_BYTES + 64 * R * 2;
+    constexpr u32 C = 128, R = 16 * MT, X_BYTES = 64 * C * 2, STAGE = X_BYTES + 64 * R * 2, STAGES = stages(STAGE);
     extern __shared__ __align__(128) u8 memory[];
     const u32 base = shared_address(memory), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 c0 = blockIdx.x * C, first = blockIdx.y * run, last = min(n, first + run), steps = (last - first + 63) / 64;

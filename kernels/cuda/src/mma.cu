@@ -34,3 +34,14 @@ static __device__ __forceinline__ u32 panel64(u32 rows, u32 row, u32 c) { return
 static __device__ __forceinline__ u32 panel32(u32 rows, u32 row, u32 c) {
     return (c >> 2) * (rows * 64) + row * 64 + (((c ^ (row >> 1)) & 3) << 4);
 }
+
+// Four values, summed over `count` slices of `size` in their order.
+static __device__ __forceinline__ float4 sum_slices(const float* __restrict__ part, u32 count, u64 size) {
+    float4 sum = *(const float4*)part;
+#pragma unroll 4
+    for (u32 s = 1; s < count; ++s) {
+        float4 v = *(const float4*)(part + s * size);
+        sum.x += v.x; sum.y += v.y; sum.z += v.z; sum.w += v.w;
+    }
+    return sum;
+}

@@ -4,7 +4,7 @@
 // Tensor cores multiply (mma.sync m16n8k16): 16 weight rows by 8 tokens, so that even one token costs a single instruction for eight
 // weights of a lane. A lane turns a byte of two NF4 values into two bf16 code points by one look-up in a table of 256 pairs, of which each
 // lane has its own copy in its own bank: no look-up ever conflicts. The code points are multiplied as they are; the scale of a block of 64
-// multiplies the block's sum in f32. The order of k within a block is free as long as x follows it: a lane takes the 8 bytes (16 values)
+// multiplies the block's sum in f32 (and undoes a factor that brings the code points near to bf16 values). The order of k within a block is free as long as x follows it: a lane takes the 8 bytes (16 values)
 // that it loads at once.
 //
 // The eight warps of a block split k; their sums are added in order. The split depends on k alone, so a token's result depends neither on
@@ -30,22 +30,13 @@ struct Member {
     u32 column;           // of the output
     u32 rank;
     u32 mid;              // column of the adapter's input
-    u32 tiles;            // blocks of the grid
-    u32 unused;
+    u32 tiles;
+    u32 ready;            // of the first member: the input is complete when the kernel begins
+    float fit;            // the code points times this are near to bf16 values
+    float unfit;          // its reciprocal
 };
 struct Members { Member of[4]; };
 
-// What runs before `wait_for_inputs` may overlap with the previous kernel: it reads frozen weights only.
-static __device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-static __device__ __forceinline__ void wait_for_inputs() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 // Weights are read once: they pass by the first-level cache.
 static __device__ __forceinline__ uint2 stream8(const u8* p) {
     uint2 v;
@@ -79,208 +70,206 @@ static __device__ __forceinline__ float block_scale(const Member& m, const float
     return __fadd_rn(__fmul_rn(map[m.codes[block]], m.absmax[block >> m.nested_shift]), m.offset);
 }
 
-// Words from one row of scales to the next: 4 modulo 32, so that eight rows lie in eight banks and four blocks are one store.
-static __device__ __forceinline__ u32 scale_stride(u32 blocks) { return (blocks + 27) / 32 * 32 + 4; }
-
-// MT tiles of 16 weight rows by NT tiles of 8 tokens in each warp, D blocks of 64 values in flight. PAIR: the first eight rows of each tile
-// belong to member 0 (gate), the others to member 1 (up), and the output is silu(gate) * up. `Out` is u16 (bf16) or float.
+// MT tiles of 16 weight rows by NT tiles of 8 tokens in each warp, in groups of D blocks of 64 values: while a group is multiplied, the next one is
+// on its way, across the ends of tiles, which a block takes one after the other. PAIR: the first eight rows of each tile belong to member 0
+// (gate), the others to member 1 (up), and the output is silu(gate) * up. `Out` is u16 (bf16) or float. `blocks` is a multiple of four, and all
+// members share their code points.
 template <int MT, int NT, int D, bool NF4, bool PAIR, typename Out>
 static __device__ __forceinline__ void small_linear(
     const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, const float* mid, u32 mid_stride, Out* __restrict__ out,
     u32 out_stride) {
     constexpr u32 ROWS = 16 * MT;
-    constexpr int XB = NT * MT >= 16 ? 1 : 2;  // blocks of x in registers
+    constexpr int XB = NT >= 8 ? 1 : 2;  // blocks of x in registers
     constexpr int WORDS = NF4 ? 2 : 8;
+    constexpr u32 PLACES = ROWS + 4;     // keeps the writes of partial sums free of conflicts
     extern __shared__ __align__(16) u32 shared[];
-    __shared__ float shared_map[PAIR ? 512 : 256];
-    float* scales = (float*)(shared + LUT_WORDS);
+    __shared__ float maps[NF4 ? 1024 : 1];
+    float* partial = (float*)(shared + (NF4 ? LUT_WORDS : 0));
     u32 tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
     let_next_start();
-    u32 tile = blockIdx.x;
-    int which = 0;
-    if (!PAIR)
-        while (which < 3 && tile >= members.of[which].tiles) tile -= members.of[which++].tiles;
+    u32 total = members.of[0].tiles;
+    if (!PAIR) total += members.of[1].tiles + members.of[2].tiles + members.of[3].tiles;
+    // Shares are whole groups of four, whatever D is: the sum's order must not depend on the shape of the tiles.
+    u32 share = ((blocks + WARPS - 1) / WARPS + 3) & ~3u;
+    u32 first = min(warp * share, blocks), last = min(first + share, blocks);
+
+    auto find = [&](u32& tile) {
+        int which = 0;
+        if (!PAIR)
+            while (which < 3 && tile >= members.of[which].tiles) tile -= members.of[which++].tiles;
+        return which;
+    };
     // The weight row of a place in the tile; rows past the end repeat the last and are not stored.
-    auto member_of = [&](u32 place) -> const Member& { return members.of[PAIR ? (int)(place >> 3 & 1) : which]; };
-    auto row_of = [&](u32 place) {
-        u32 row = PAIR ? tile * (ROWS / 2) + (place >> 4) * 8 + (place & 7) : tile * ROWS + place;
-        return min(row, member_of(place).rows - 1);
+    auto row_of = [&](u32 tile, u32 place, u32 rows) {
+        return min(PAIR ? tile * (ROWS / 2) + (place >> 4) * 8 + (place & 7) : tile * ROWS + place, rows - 1);
     };
 
-    u32 share = (blocks + WARPS - 1) / WARPS;
-    u32 first = min(warp * share, blocks), last = min(first + share, blocks);
-    const u8* source[MT][2];
-#pragma unroll
-    for (int i = 0; i < MT; ++i)
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const Member& m = member_of(16 * i + 8 * h);
-            source[i][h] = m.weight + row_of(16 * i + 8 * h + g) * m.row_bytes + (NF4 ? 8 : 16) * t;
-        }
-    u32 ring[D][MT][2][WORDS];
-    auto fetch = [&](u32 (&to)[MT][2][WORDS], u32 block) {
+    // What comes next: a tile, a block of it, the addresses of its rows, and its first loads.
+    u32 next_tile = blockIdx.x, next = first;
+    bool more = first < last && next_tile < total;
+    int next_which = 0;
+    u32 source[MT][2];  // bytes from the weight's start
+    u32 scale_at[MT][2];
+    auto aim = [&](u32 tile) {
+        next_which = find(tile);
+        u32 thread = tid;
+        asm volatile("" : "+r"(thread));
+        u32 g = thread >> 2 & 7, t = thread & 3;
 #pragma unroll
         for (int i = 0; i < MT; ++i)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                if constexpr (NF4) {
-                    uint2 v = stream8(source[i][h] + (u64)block * 32);
-                    to[i][h][0] = v.x;
-                    to[i][h][1] = v.y;
-                } else {
+                const Member& m = members.of[PAIR ? h : next_which];
+                u32 row = row_of(tile, 16 * i + 8 * h + g, m.rows);
+                source[i][h] = row * (u32)m.row_bytes + (NF4 ? 8 : 16) * t;
+                scale_at[i][h] = row * blocks + (t & (D - 1));
+            }
+        if (NF4 && mid && tid < ROWS) {
+            const Member& m = members.of[PAIR ? (int)(tid >> 3 & 1) : next_which];
+            const float* b = m.lora + (u64)row_of(tile, tid, m.rows) * m.rank;
+            if (m.lora)
+                for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
+        }
+    };
+    u32 ring[D][MT][2][WORDS];
+    auto fetch = [&](int d, int i) {
 #pragma unroll
-                    for (int j = 0; j < 2; ++j) {
-                        uint4 v = stream16(source[i][h] + (u64)block * 128 + 64 * j);
-                        to[i][h][4 * j] = v.x;
-                        to[i][h][4 * j + 1] = v.y;
-                        to[i][h][4 * j + 2] = v.z;
-                        to[i][h][4 * j + 3] = v.w;
-                    }
+        for (int h = 0; h < 2; ++h) {
+            const u8* from = members.of[PAIR ? h : next_which].weight + (source[i][h] + next * (NF4 ? 32 : 128));
+            if constexpr (NF4) {
+                uint2 v = stream8(from + 32 * d);
+                ring[d][i][h][0] = v.x;
+                ring[d][i][h][1] = v.y;
+            } else {
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    uint4 v = stream16(from + 128 * d + 64 * j);
+                    ring[d][i][h][4 * j] = v.x;
+                    ring[d][i][h][4 * j + 1] = v.y;
+                    ring[d][i][h][4 * j + 2] = v.z;
+                    ring[d][i][h][4 * j + 3] = v.w;
                 }
+            }
+        }
+    };
+    // A lane looks after the scale of one block of the group, for each of its rows.
+    u32 codes[MT][2];
+    float absmax[MT][2];
+    auto fetch_scales = [&]() {
+#pragma unroll
+        for (int i = 0; i < MT; ++i)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const Member& m = members.of[PAIR ? h : next_which];
+                u32 block = (scale_at[i][h] + next) >> (m.block_shift - 6);
+                codes[i][h] = 0;
+                if (m.codes) {
+                    codes[i][h] = m.codes[block];
+                    block >>= m.nested_shift;
+                }
+                absmax[i][h] = m.absmax[block];
             }
     };
+    if (next_tile < total) aim(next_tile);
+    if (more) {
 #pragma unroll
-    for (int d = 0; d < D; ++d)
-        if (first + d < last) fetch(ring[d], first + d);
+        for (int d = 0; d < D; ++d)
+#pragma unroll
+            for (int i = 0; i < MT; ++i) fetch(d, i);
+        if (NF4) fetch_scales();
+    }
 
-    u32 stride = scale_stride(blocks);
     if constexpr (NF4) {
-        if (PAIR || members.of[which].codes) {
-            for (u32 i = tid; i < (PAIR ? 512 : 256); i += 32 * WARPS) {
-                const Member& m = members.of[PAIR ? (int)(i >> 8) : which];
-                if (m.codes) shared_map[i] = m.map[i & 255];
-            }
-        }
-        {
-            // Thread i writes the 32 copies of pair i, each thread from another place on so that stores of eight threads do not conflict.
-            // The members of a pair share their code points.
-            const float* code = members.of[PAIR ? 0 : which].code;
-            u32 pair = pack2(code[tid >> 4], code[tid & 15]);
-            uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
-            for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * 8 + ((i + tid) & 7)] = four;
-        }
-        __syncthreads();
-        bool fours = blocks % 4 == 0;
-        for (int h = 0; h < (PAIR ? 2 : 1); ++h) fours = fours && members.of[PAIR ? h : which].block_shift == 6;
-        if (fours) {
-            u32 groups = blocks / 4;
-            for (u32 i = tid; i < ROWS * groups; i += 32 * WARPS) {
-                u32 place = i / groups, group = i - place * groups;
-                const Member& m = member_of(place);
-                u64 block = (u64)row_of(place) * blocks + 4 * group;
-                float4 s;
-                if (m.codes) {
-                    u32 four = *(const u32*)(m.codes + block);
-                    const float* map = shared_map + (PAIR ? (place >> 3 & 1) * 256 : 0);
-                    float a[4];
+        for (int i = 0; i < 4; ++i)
+            if (members.of[i].codes) maps[256 * i + tid] = members.of[i].map[tid];
+        // Thread i writes the 32 copies of pair i, each thread from another place on so that stores of eight threads do not conflict.
+        const float* code = members.of[0].code;
+        float fit = members.of[0].fit;
+        u32 pair = pack2(code[tid >> 4] * fit, code[tid & 15] * fit);
+        uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) a[j] = m.absmax[(block + j) >> m.nested_shift];
-                    s.x = __fadd_rn(__fmul_rn(map[four & 255], a[0]), m.offset);
-                    s.y = __fadd_rn(__fmul_rn(map[four >> 8 & 255], a[1]), m.offset);
-                    s.z = __fadd_rn(__fmul_rn(map[four >> 16 & 255], a[2]), m.offset);
-                    s.w = __fadd_rn(__fmul_rn(map[four >> 24], a[3]), m.offset);
-                } else {
-                    s = *(const float4*)(m.absmax + block);
-                }
-                *(float4*)(scales + place * stride + 4 * group) = s;
-            }
-        } else {
-            for (u32 i = tid; i < ROWS * blocks; i += 32 * WARPS) {
-                u32 place = i / blocks, block = i - place * blocks;
-                const Member& m = member_of(place);
-                const float* map = shared_map + (PAIR ? (place >> 3 & 1) * 256 : 0);
-                scales[place * stride + block] = block_scale(m, map, ((u64)row_of(place) * blocks + block) * 64 >> m.block_shift);
-            }
-        }
+        for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * 8 + ((i + tid) & 7)] = four;
         __syncthreads();
     }
-    wait_for_inputs();
+    // Where the adapters' first product runs beside this kernel, the input is there already, but an old copy may be in the first-level cache.
+    if (members.of[0].ready) __threadfence();
+    else wait_for_inputs();
 
     // x of one block: column g of each tile of tokens; columns past the end repeat the last.
-    const u16* columns[NT];
+    u32 columns[NT];
 #pragma unroll
-    for (int j = 0; j < NT; ++j) columns[j] = x + (u64)min(8 * j + g, n - 1) * x_stride + (NF4 ? 16 : 8) * t;
+    for (int j = 0; j < NT; ++j) columns[j] = min(8 * j + g, n - 1) * x_stride + (NF4 ? 16 : 8) * t;
     uint4 xs[XB][NT][2];
     auto fetch_x = [&](uint4 (&to)[NT][2], u32 block) {
 #pragma unroll
         for (int j = 0; j < NT; ++j) {
-            to[j][0] = input16(columns[j] + block * 64);
-            to[j][1] = input16(columns[j] + block * 64 + (NF4 ? 8 : 32));
+            const u16* from = x + (columns[j] + block * 64);
+            to[j][0] = input16(from);
+            to[j][1] = input16(from + (NF4 ? 8 : 32));
         }
     };
-    if (XB == 2 && first < last) fetch_x(xs[0], first);
-
-    float sum[MT][NT][4];
-#pragma unroll
-    for (int i = 0; i < MT; ++i)
-#pragma unroll
-        for (int j = 0; j < NT; ++j)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) sum[i][j][c] = 0.0f;
-
-    // The adapter's second product, as more of k: 16 ranks for each warp in turn.
-    if (mid) {
-#pragma unroll 1
-        for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
-            const Member& m = members.of[PAIR ? h : which];
-            if (!m.lora) continue;
-#pragma unroll 1
-            for (u32 k = 16 * warp; k < m.rank; k += 16 * WARPS) {
-                u32 at = k + 4 * t;
-                u32 a[MT][4];
-#pragma unroll
-                for (int i = 0; i < MT; ++i)
-#pragma unroll
-                    for (int r = 0; r < 2; ++r) {
-                        const float* b = m.lora + (u64)row_of(16 * i + 8 * r + g) * m.rank;
-                        float v[4];
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) v[e] = (!PAIR || r == h) && at + e < m.rank ? input(b + at + e) : 0.0f;
-                        a[i][r] = pack2(v[0], v[1]);
-                        a[i][2 + r] = pack2(v[2], v[3]);
-                    }
-#pragma unroll
-                for (int j = 0; j < NT; ++j) {
-                    const float* from = mid + (u64)min(8 * j + g, n - 1) * mid_stride + m.mid;
-                    float v[4];
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) v[e] = at + e < m.rank ? input(from + at + e) * m.lora_scale : 0.0f;
-                    u32 b0 = pack2(v[0], v[1]), b1 = pack2(v[2], v[3]);
-#pragma unroll
-                    for (int i = 0; i < MT; ++i) mma(sum[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b0, b1);
-                }
-            }
-        }
-    }
+    if (XB == 2 && more) fetch_x(xs[0], first);
 
     const char* lut = (const char*)shared;
-    u32 lane4 = lane * 4;
+    u32 lane4 = lane * 4, buffer = 0;
     auto look = [&](u32 w, int byte) {
         u32 at = byte == 0 ? w << 7 : w >> (8 * byte - 7);
         return *(const u32*)(lut + ((at & 0x7f80u) | lane4));
     };
+    bool waited = !members.of[0].ready;
 #pragma unroll 1
-    for (u32 at = first; at < last; at += D) {
+    for (u32 linear = blockIdx.x; linear < total; linear += gridDim.x) {
+        u32 tile = linear;
+        int which = find(tile);
+        float sum[MT][NT][4];
 #pragma unroll
-        for (int d = 0; d < D; ++d) {
-            u32 block = at + d;
-            if (block < last) {
-                u32 w[MT][2][WORDS];
+        for (int i = 0; i < MT; ++i)
+#pragma unroll
+            for (int j = 0; j < NT; ++j)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) sum[i][j][c] = 0.0f;
+
+#pragma unroll 1
+        for (u32 at = first; at < last; at += D) {
+            float scale[MT][2];
+            if constexpr (NF4) {
 #pragma unroll
                 for (int i = 0; i < MT; ++i)
 #pragma unroll
-                    for (int h = 0; h < 2; ++h)
+                    for (int h = 0; h < 2; ++h) {
+                        const Member& m = members.of[PAIR ? h : which];
+                        scale[i][h] = absmax[i][h];
+                        if (m.codes)
+                            scale[i][h] = __fadd_rn(__fmul_rn(maps[256 * (PAIR ? h : which) + codes[i][h]], absmax[i][h]), m.offset);
+                        scale[i][h] *= m.unfit;
+                    }
+            }
+            next += D;
+            if (next >= last) {
+                next = first;
+                next_tile += gridDim.x;
+                more = next_tile < total;
+                if (more) aim(next_tile);
+            }
+            if (NF4 && more) fetch_scales();
 #pragma unroll
-                        for (int e = 0; e < WORDS; ++e) w[i][h][e] = ring[d][i][h][e];
-                if (XB == 1) fetch_x(xs[0], block);
-                if (block + D < last) fetch(ring[d], block + D);
-                if (XB == 2 && block + 1 < last) fetch_x(xs[(d + 1) & (XB - 1)], block + 1);
+            for (int d = 0; d < D; ++d) {
+                if (XB == 1) fetch_x(xs[0], at + d);
+                if (XB == 2) {
+                    if (d + 1 < D) fetch_x(xs[(d + 1) & (XB - 1)], at + d + 1);
+                    else if (more) fetch_x(xs[0], next);
+                }
 #pragma unroll
                 for (int i = 0; i < MT; ++i) {
+                    u32 w[2][WORDS];
+#pragma unroll
+                    for (int h = 0; h < 2; ++h)
+#pragma unroll
+                        for (int e = 0; e < WORDS; ++e) w[h][e] = ring[d][i][h][e];
+                    if (more) fetch(d, i);
                     if constexpr (NF4) {
-                        float s0 = scales[(16 * i + g) * stride + block], s1 = scales[(16 * i + 8 + g) * stride + block];
                         float part[NT][4];
 #pragma unroll
                         for (int j = 0; j < NT; ++j)
@@ -288,7 +277,7 @@ static __device__ __forceinline__ void small_linear(
                             for (int c = 0; c < 4; ++c) part[j][c] = 0.0f;
 #pragma unroll
                         for (int q = 0; q < 4; ++q) {
-                            u32 v0 = w[i][0][q / 2], v1 = w[i][1][q / 2];
+                            u32 v0 = w[0][q / 2], v1 = w[1][q / 2];
                             u32 a0 = look(v0, 2 * q & 3), a1 = look(v1, 2 * q & 3), a2 = look(v0, (2 * q & 3) + 1), a3 = look(v1, (2 * q & 3) + 1);
 #pragma unroll
                             for (int j = 0; j < NT; ++j) {
@@ -296,6 +285,7 @@ static __device__ __forceinline__ void small_linear(
                                 mma(part[j], a0, a1, a2, a3, word(b, 2 * q & 3), word(b, (2 * q & 3) + 1));
                             }
                         }
+                        float s0 = __shfl_sync(0xffffffffu, scale[i][0], d, 4), s1 = __shfl_sync(0xffffffffu, scale[i][1], d, 4);
 #pragma unroll
                         for (int j = 0; j < NT; ++j)
 #pragma unroll
@@ -306,57 +296,94 @@ static __device__ __forceinline__ void small_linear(
 #pragma unroll
                             for (int j = 0; j < NT; ++j) {
                                 uint4 b = xs[d & (XB - 1)][j][q / 2];
-                                mma(sum[i][j], w[i][0][2 * q], w[i][1][2 * q], w[i][0][2 * q + 1], w[i][1][2 * q + 1], word(b, 2 * q & 3),
+                                mma(sum[i][j], w[0][2 * q], w[1][2 * q], w[0][2 * q + 1], w[1][2 * q + 1], word(b, 2 * q & 3),
                                     word(b, (2 * q & 3) + 1));
                             }
                     }
                 }
             }
         }
-    }
 
-    // The warps' sums, in order, for at most 32 tokens at a time; they lie where the tables were.
-    float* partial = (float*)shared;
-    constexpr u32 COLUMNS = NT < 4 ? 8 * NT : 32;
-    for (u32 base = 0; base < 8 * NT && base < n; base += COLUMNS) {
-        __syncthreads();
+        // The adapter's second product, as more of k: 16 ranks for each warp in turn.
+        // Registers are what this kernel is short of: what follows must not be computed ahead of the loop above and kept.
+        u32 thread = tid;
+        asm volatile("" : "+r"(thread));
+        u32 warp = thread >> 5, g = thread >> 2 & 7, t = thread & 3;
+        if (NF4 && mid) {
+            if (!waited) wait_for_inputs();
+            waited = true;
+#pragma unroll 1
+            for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
+                const Member& m = members.of[PAIR ? h : which];
+                if (!m.lora) continue;
+#pragma unroll 1
+                for (u32 k = 16 * warp; k < m.rank; k += 16 * WARPS) {
+                    u32 at = k + 4 * t;
+                    u32 a[MT][4];
 #pragma unroll
-        for (int j = 0; j < NT; ++j)
-            if (8 * j >= base && 8 * j < base + COLUMNS)
+                    for (int i = 0; i < MT; ++i)
 #pragma unroll
-                for (int i = 0; i < MT; ++i)
+                        for (int r = 0; r < 2; ++r) {
+                            const float* b = m.lora + (u64)row_of(tile, 16 * i + 8 * r + g, m.rows) * m.rank;
+                            float v[4];
 #pragma unroll
-                    for (int c = 0; c < 4; ++c)
-                        partial[(warp * COLUMNS + 8 * j - base + 2 * t + (c & 1)) * ROWS + 16 * i + (c >> 1) * 8 + g] = sum[i][j][c];
-        __syncthreads();
-        auto total = [&](u32 column, u32 place) {
-            float v = 0.0f;
+                            for (int e = 0; e < 4; ++e) v[e] = (!PAIR || r == h) && at + e < m.rank ? input(b + at + e) : 0.0f;
+                            a[i][r] = pack2(v[0], v[1]);
+                            a[i][2 + r] = pack2(v[2], v[3]);
+                        }
 #pragma unroll
-            for (u32 w = 0; w < WARPS; ++w) v += partial[(w * COLUMNS + column) * ROWS + place];
-            return v;
-        };
-        if constexpr (PAIR) {
-            for (u32 e = tid; e < COLUMNS * ROWS / 2; e += 32 * WARPS) {
-                u32 column = e / (ROWS / 2), i = e % (ROWS / 2), place = (i >> 3) * 16 + (i & 7);
-                u32 row = tile * (ROWS / 2) + i;
-                if (row < members.of[0].rows && base + column < n) {
-                    float gate = total(column, place), up = total(column, place + 8);
-                    if (members.of[0].bias) gate += members.of[0].bias[row];
-                    if (members.of[1].bias) up += members.of[1].bias[row];
-                    float y = gate / (1.0f + __expf(-gate)) * up;
-                    out[(u64)(base + column) * out_stride + row] = (u16)pack2(y, 0.0f);
+                    for (int j = 0; j < NT; ++j) {
+                        const float* from = mid + (u64)min(8 * j + g, n - 1) * mid_stride + m.mid;
+                        float v[4];
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) v[e] = at + e < m.rank ? input(from + at + e) * m.lora_scale : 0.0f;
+                        u32 b0 = pack2(v[0], v[1]), b1 = pack2(v[2], v[3]);
+#pragma unroll
+                        for (int i = 0; i < MT; ++i) mma(sum[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b0, b1);
+                    }
                 }
             }
-        } else {
-            const Member& m = members.of[which];
-            for (u32 e = tid; e < COLUMNS * ROWS; e += 32 * WARPS) {
-                u32 column = e / ROWS, place = e % ROWS, row = tile * ROWS + place;
-                if (row < m.rows && base + column < n) {
-                    float y = total(column, place);
-                    if (m.bias) y += m.bias[row];
-                    u64 to = (u64)(base + column) * out_stride + m.column + row;
-                    if constexpr (sizeof(Out) == 2) out[to] = (u16)pack2(y, 0.0f);
-                    else out[to] = y;
+        }
+
+        // The warps' sums, in order, for eight tokens at a time, in two buffers by turns: one barrier lies between any two uses of a buffer.
+#pragma unroll
+        for (int j = 0; j < NT; ++j) {
+            if (8 * j >= n) break;
+            float* sums = partial + buffer * (WARPS * 8 * PLACES);
+            buffer ^= 1;
+#pragma unroll
+            for (int i = 0; i < MT; ++i)
+#pragma unroll
+                for (int c = 0; c < 4; ++c) sums[(warp * 8 + 2 * t + (c & 1)) * PLACES + 16 * i + (c >> 1) * 8 + g] = sum[i][j][c];
+            __syncthreads();
+            u32 tokens = min(n - 8 * j, 8u);
+            auto added = [&](u32 column, u32 place) {
+                float v = 0.0f;
+#pragma unroll
+                for (u32 w = 0; w < WARPS; ++w) v += sums[(w * 8 + column) * PLACES + place];
+                return v;
+            };
+            if constexpr (PAIR) {
+                for (u32 e = thread; e < tokens * ROWS / 2; e += 32 * WARPS) {
+                    u32 column = e / (ROWS / 2), i = e % (ROWS / 2), place = (i >> 3) * 16 + (i & 7), row = tile * (ROWS / 2) + i;
+                    if (row < members.of[0].rows) {
+                        float gate = added(column, place), up = added(column, place + 8);
+                        if (members.of[0].bias) gate += members.of[0].bias[row];
+                        if (members.of[1].bias) up += members.of[1].bias[row];
+                        out[(u64)(8 * j + column) * out_stride + row] = (u16)pack2(gate / (1.0f + __expf(-gate)) * up, 0.0f);
+                    }
+                }
+            } else {
+                const Member& m = members.of[which];
+                for (u32 e = thread; e < tokens * ROWS; e += 32 * WARPS) {
+                    u32 column = e / ROWS, place = e % ROWS, row = tile * ROWS + place;
+                    if (row < m.rows) {
+                        float y = added(column, place);
+                        if (m.bias) y += m.bias[row];
+                        u64 to = (u64)(8 * j + column) * out_stride + m.column + row;
+                        if constexpr (sizeof(Out) == 2) out[to] = (u16)pack2(y, 0.0f);
+                        else out[to] = y;
+                    }
                 }
             }
         }
@@ -367,18 +394,20 @@ static __device__ __forceinline__ void small_linear(
 #define BODY(MT, NT, D, NF4, PAIR, OUT) small_linear<MT, NT, D, NF4, PAIR, OUT>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride)
 extern "C" __global__ void __launch_bounds__(256, 3) nf4_small_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 2, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256) nf4_small_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256) nf4_small_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_4_4(ARGS, u16* out, u32 out_stride) { BODY(4, 4, 2, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 3) nf4_swiglu_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, true, u16); }
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_swiglu_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 2) nf4_swiglu_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 2, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256) nf4_swiglu_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256) nf4_swiglu_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_1(ARGS, float* out, u32 out_stride) { BODY(1, 1, 4, false, false, float); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_4_4(ARGS, u16* out, u32 out_stride) { BODY(4, 4, 2, true, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_1(ARGS, float* out, u32 out_stride) { BODY(1, 1, 2, false, false, float); }
 extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_2(ARGS, float* out, u32 out_stride) { BODY(1, 2, 2, false, false, float); }
-extern "C" __global__ void __launch_bounds__(256) bf16_small_4(ARGS, float* out, u32 out_stride) { BODY(2, 4, 2, false, false, float); }
-extern "C" __global__ void __launch_bounds__(256) bf16_small_8(ARGS, float* out, u32 out_stride) { BODY(2, 8, 2, false, false, float); }
+extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_4(ARGS, float* out, u32 out_stride) { BODY(2, 4, 2, false, false, float); }
+extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_8(ARGS, float* out, u32 out_stride) { BODY(2, 8, 2, false, false, float); }
 
 // Any shape whose rows are whole groups of eight values and any block size of at least eight: a warp per weight row, in f32. `blocks` counts
 // groups of eight here.
@@ -457,13 +486,14 @@ struct Adapters { Adapter of[4]; };
 extern "C" __global__ void __launch_bounds__(256) lora_mid(
     const __grid_constant__ Adapters adapters, const u16* x, u32 x_stride, u32 n, u32 groups, float* mid, u32 mid_stride) {
     __shared__ float sums[WARPS][8];
-    let_next_start();
     u32 row = blockIdx.x, base = blockIdx.y * 8;
     int which = 0;
     while (which < 3 && row >= adapters.of[which].rank) row -= adapters.of[which++].rank;
     const float* a = adapters.of[which].a + (u64)row * groups * 8;
     for (u32 i = threadIdx.x; i < groups / 4; i += 256) asm volatile("prefetch.global.L2 [%0];" :: "l"(a + 32 * i));
     wait_for_inputs();
+    // The next kernel, which reads the same input, runs beside this one: that it has begun tells it that the input is complete.
+    let_next_start();
     float sum[8] = {};
 #pragma unroll 2
     for (u32 i = threadIdx.x; i < groups; i += 256) {

@@ -26,8 +26,10 @@ static __device__ __forceinline__ void normalise(
 }
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm(
-    const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
+    const uint4* x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
     float* __restrict__ rstd) {
+    let_next_start();
+    wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
     float v[VECTORS][8];
 #pragma unroll
@@ -40,8 +42,10 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm(
 
 // sum = x + delta, stored as bf16; the norm is that of the stored value, which is what the backward pass will read. `sum` may be `x`.
 extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(
-    const uint4* x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, uint4* sum, u32 sum_stride,
+    const uint4* x, u32 x_stride, const uint4* delta, u32 delta_stride, uint4* sum, u32 sum_stride,
     const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd) {
+    let_next_start();
+    wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
     delta += (u64)blockIdx.x * delta_stride;
     sum += (u64)blockIdx.x * sum_stride;

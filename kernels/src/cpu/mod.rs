@@ -162,6 +162,7 @@ impl Ops for Cpu {
     type Cache = Cache;
     type State = OptimizerState;
     type Offloaded = Tensor;
+    type Recording = ();
 
     /// `cpu-f32-fma`, or `cpu-f32` where products are rounded before they are added: the two give different bits.
     fn describe(&self) -> String {

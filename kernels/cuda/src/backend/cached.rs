@@ -62,10 +62,11 @@ impl Cuda {
         if n == 0 {
             return Ok(());
         }
-        let longest = batch.largest_position as usize + 1;
+        let longest = batch.reach.min(cache.length());
         let mut held = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if !held.as_ref().is_some_and(|s| s.rows >= n && s.longest >= longest && s.shape == shape) {
             *held = None;
+            self.replace();
             // With room for some more tokens, so that a growing sequence does not ask anew at each.
             let longest = longest.next_multiple_of(1024).min(cache.length());
             *held = Some(Scratch { parts: self.device.cached_scratch(n, longest, shape)?, rows: n, longest, shape });

@@ -263,6 +263,7 @@ impl Cuda {
         let fits = shared.as_ref().is_some_and(|e| e.tensor.capacity() >= rows * stride);
         if !fits {
             *shared = None;
+            self.replace();
             *shared = Some(self.extended(group.out_features, group.in_features, ranks)?);
         }
         match shared {
@@ -324,9 +325,7 @@ impl Cuda {
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
-                    None => self.with_partial(self.device.lora_mid_scratch_bytes(n, inner, r), |scratch| {
-                        Ok(self.device.lora_mid(n, x, e.matrix(outer, r, 0, inner), mid, scratch)?)
-                    })?,
+                    None => self.gemm(xs, Op::N, e.matrix(outer, r, 0, inner), Op::T, bf16(mid, 0, r), n, r, inner, 1.0, 0.0)?,
                     Some(dropout) => {
                         batch.check_rows(op, n)?;
                         for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
@@ -503,7 +502,7 @@ impl Cuda {
         if with.is_empty() {
             return 0;
         }
-        d.lora_mid_scratch_bytes(n, inner, ranks).max(d.lora_backward_scratch_bytes(n, &with)).max(d.lora_da_scratch_bytes(n, inner, ranks))
+        d.lora_mid_scratch_bytes(n, inner, ranks).max(d.lora_backward_scratch_bytes(None, n, &with)).max(d.lora_da_scratch_bytes(n, inner, ranks))
     }
 
     /// Runs `work` with a buffer for so many bytes of partial sums.
@@ -511,6 +510,7 @@ impl Cuda {
         let mut held = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_none_or(|f| f.bytes() < bytes) {
             *held = None;
+            self.replace();
             *held = Some(self.device.buffer(bytes.div_ceil(4), "adapters' partial sums")?);
         }
         match held.as_mut() {

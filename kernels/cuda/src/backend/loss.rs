@@ -33,6 +33,7 @@ impl Cuda {
         let mut held = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         if !held.as_ref().is_some_and(|s| s.rows >= rows && s.vocab == vocab && s.hidden == hidden) {
             *held = None;
+            self.replace();
             let d = &self.device;
             *held = Some(Scratch {
                 rows,
@@ -116,27 +117,35 @@ impl Cuda {
         Ok(sums)
     }
 
-    /// The likeliest tokens; [`Ops::greedy`](trainer_kernels::ops::Ops::greedy).
-    pub(super) fn likeliest(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<Option<u32>>> {
-        let op = "greedy";
-        let head = head.on_card(op)?;
-        let vocab = head.rows();
-        let mut tokens = Vec::with_capacity(n);
-        for first in (0..n).step_by(MOST_SMALL_ROWS) {
-            let rows = MOST_SMALL_ROWS.min(n - first);
-            let mut held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-            if held.as_ref().is_none_or(|(logits, _)| logits.len() < rows * vocab) {
-                *held = None;
-                *held = Some((self.device.buffer(rows * vocab, "logits")?, self.device.buffer(MOST_SMALL_ROWS, "tokens")?));
-            }
-            let Some((logits, out)) = held.as_mut() else { continue };
-            self.device.bf16_linear_small(rows, &hidden.rows_from(first)?, head, logits)?;
-            self.device.logits_argmax(rows, vocab, logits, out)?;
-            let mut got = vec![0u32; rows];
-            out.read_at(0, &mut got)?;
-            tokens.extend(got.into_iter().map(|t| (t != u32::MAX).then_some(t)));
+    /// Chooses the likeliest tokens of up to [`MOST_SMALL_ROWS`] rows; false for more.
+    pub(super) fn likeliest(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<bool> {
+        if n > MOST_SMALL_ROWS {
+            return Ok(false);
         }
-        Ok(tokens)
+        let head = head.on_card("greedy")?;
+        let vocab = head.rows();
+        let mut held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_none_or(|(logits, _)| logits.len() < n * vocab) {
+            *held = None;
+            self.replace();
+            *held = Some((self.device.buffer(n * vocab, "logits")?, self.device.buffer(MOST_SMALL_ROWS, "tokens")?));
+        }
+        if let Some((logits, out)) = held.as_mut() {
+            self.device.bf16_linear_small(n, hidden, head, logits)?;
+            self.device.logits_argmax(n, vocab, logits, out)?;
+        }
+        Ok(true)
+    }
+
+    /// What [`Self::likeliest`] chose.
+    pub(super) fn likeliest_read(&self, n: usize) -> Outcome<Vec<Option<u32>>> {
+        let held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut got = vec![0u32; n];
+        match held.as_ref() {
+            Some((_, out)) => out.read_at(0, &mut got)?,
+            None => return Err(OpsError::Device("no tokens were chosen".into())),
+        }
+        Ok(got.into_iter().map(|t| (t != u32::MAX).then_some(t)).collect())
     }
 
     pub(super) fn all_logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {

@@ -5,10 +5,12 @@ mod linear;
 mod loss;
 mod optimizer;
 mod outside;
+mod recording;
 mod types;
 
 pub use linear::Group;
 pub use outside::Offloaded;
+pub use recording::Recording;
 pub use types::{Batch, Param, Table};
 
 use crate::blaslt::BlasLt;
@@ -22,7 +24,7 @@ use crate::ranges::ALIGNMENT;
 use crate::{CudaError, Result as CudaResult};
 use cudarc::driver::CudaStream;
 use linear::Extended;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use trainer_kernels::adamw::{AdamWConfig, OptimizerState};
 use trainer_kernels::ops::{
@@ -68,6 +70,8 @@ pub struct Cuda {
     loss_rows: AtomicUsize,
     name: String,
     angles: Mutex<Option<Arc<Angles>>>,
+    /// Grows whenever a buffer that operations take turns in is replaced: recorded launches hold their addresses.
+    replaced: AtomicU64,
     scratch: Mutex<Scratch>,
     /// The stream of copies to and from the host.
     copies: Mutex<Option<Arc<CudaStream>>>,
@@ -108,6 +112,7 @@ impl Cuda {
             loss_rows: AtomicUsize::new(1024),
             name,
             angles: Mutex::default(),
+            replaced: AtomicU64::new(0),
             scratch: Mutex::default(),
             copies: Mutex::default(),
             dropped: Mutex::default(),
@@ -142,13 +147,18 @@ impl Cuda {
         Ok(self.device.profile().span(self.device.stream(), name, launch)?)
     }
 
+    /// A buffer that operations take turns in is replaced.
+    fn replace(&self) {
+        self.replaced.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Angles that reach the batch's positions.
     fn angles(&self, op: &'static str, batch: &Batch, theta: f64, head_dim: usize) -> Outcome<Arc<Angles>> {
-        let last = batch.largest_position as usize;
+        let last = batch.reach.max(1) - 1;
         if last >= POSITIONS {
             return Err(OpsError::Index { op, what: "position", index: last as u64, limit: POSITIONS as u64 });
         }
@@ -158,6 +168,7 @@ impl Cuda {
         }
         let made = Arc::new(self.device.angles((last + 1).next_power_of_two().max(4096).min(POSITIONS), head_dim, theta)?);
         *held = Some(Arc::clone(&made));
+        self.replace();
         Ok(made)
     }
 }
@@ -173,6 +184,7 @@ impl Ops for Cuda {
     type Cache = KvCache;
     type State = DeviceState;
     type Offloaded = Offloaded;
+    type Recording = Recording;
 
     fn describe(&self) -> String {
         format!("cuda-bf16 {} cublasLt {}", self.device.arch().name(), self.blas.version())
@@ -365,6 +377,7 @@ impl Ops for Cuda {
         if batch.n > 0 && batch.largest_id as usize >= rows {
             return Err(OpsError::Index { op: "embed", what: "token id", index: batch.largest_id.into(), limit: rows as u64 });
         }
+        batch.vocabulary.store(rows, Ordering::Relaxed);
         Ok(match table {
             Table::Card(t) => self.device.embed(batch.n, &batch.ids, batch.largest_id, t, out)?,
             Table::Outside { memory, rows, cols } => {
@@ -513,6 +526,7 @@ impl Ops for Cuda {
         let rows = dqk.rows();
         if !scratch.as_ref().is_some_and(|s| s.serves(rows, shape)) {
             *scratch = None;
+            self.replace();
             *scratch = Some(self.device.attention_scratch(rows, shape)?);
         }
         match scratch.as_mut() {
@@ -584,8 +598,24 @@ impl Ops for Cuda {
         self.all_logits(n, hidden, head)
     }
 
-    fn greedy(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Option<Vec<Option<u32>>>> {
-        self.likeliest(n, hidden, head).map(Some)
+    fn greedy(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<bool> {
+        self.likeliest(n, hidden, head)
+    }
+
+    fn chosen(&self, n: usize) -> Outcome<Vec<Option<u32>>> {
+        self.likeliest_read(n)
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Outcome<()>) -> Outcome<Option<Recording>> {
+        self.record_launches(work)
+    }
+
+    fn replay(&self, recording: &mut Recording) -> Outcome<bool> {
+        self.replay_launches(recording)
+    }
+
+    fn refill(&self, host: &HostBatch, batch: &mut Batch) -> Outcome<bool> {
+        self.refill_batch(host, batch)
     }
 
     fn grad_norm_sq(&self, grads: &[&Param]) -> Outcome<f64> {

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::device::Device;
 use crate::launch::{MaskRows, Sequences};
 use crate::memory::{Buffer, Floats, Pinned, Tensor};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use trainer_kernels::ops::{HostBatch, OpsError};
 
 static NEXT_VERSION: AtomicU64 = AtomicU64::new(1);
@@ -81,6 +81,9 @@ pub(super) struct Wanted {
     pub sequence: u32,
 }
 
+/// Positions that launches reach are rounded up to this many.
+const REACH: usize = 256;
+
 /// A batch on the card, checked.
 pub struct Batch {
     pub(super) n: usize,
@@ -95,6 +98,12 @@ pub struct Batch {
     pub(super) largest_id: u32,
     pub(super) largest_position: u32,
     pub(super) largest_slot: u32,
+    /// Positions that launches for this batch reach: a multiple of [`REACH`], so that recorded ones serve the steps that follow.
+    pub(super) reach: usize,
+    /// Rows of the table that the ids were looked up in; 0 before.
+    pub(super) vocabulary: AtomicUsize,
+    /// The slot of each sequence.
+    pub(super) host_slots: Vec<u32>,
     pub(super) largest_target: u32,
     /// In the order of rows.
     pub(super) wanted: Vec<Wanted>,
@@ -164,6 +173,9 @@ impl Batch {
             largest_id: largest(&batch.ids),
             largest_position: largest(&batch.positions),
             largest_slot: largest(&slots),
+            reach: (largest(&batch.positions) as usize + 1).next_multiple_of(REACH),
+            vocabulary: AtomicUsize::new(0),
+            host_slots: batch.slots.clone(),
             largest_target: largest(&targets),
             wanted_rows: device.upload(&rows, what)?,
             targets: device.upload(&targets, what)?,

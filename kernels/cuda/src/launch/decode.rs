@@ -10,13 +10,11 @@ pub const MOST_SMALL_ROWS: usize = 64;
 /// Members of a launch.
 const MOST_MEMBERS: usize = 4;
 /// Words of eight bytes of a member as the kernels lay it out.
-const WORDS: usize = 13;
+const WORDS: usize = 14;
 /// Warps of a block.
 const WARPS: usize = 8;
 /// Bytes of the look-up table.
 const TABLE: usize = 32 << 10;
-/// The most static shared memory of these kernels, with what the system keeps of each block.
-const STATIC: usize = 5 << 10;
 
 /// The adapter of a projection as generation uses it: `scale * B (A x)`.
 #[derive(Clone, Copy)]
@@ -52,15 +50,41 @@ fn small(op: &'static str, what: &'static str, v: usize) -> Result<u32> {
     u32::try_from(v).ok().filter(|&v| v <= i32::MAX as u32).ok_or_else(|| fail(op, what, v, "less than 2^31"))
 }
 
-/// Whether the tensor cores' kernel serves a weight: blocks of scales must not straddle its steps of 64 values.
+/// Whether the tensor cores' kernel serves a weight: its steps are four blocks of 64 values, which scales must not straddle, and it counts bytes
+/// and blocks in 32 bits.
 fn regular(w: &DeviceNf4) -> bool {
-    w.cols.is_multiple_of(64) && w.block_shift >= 6
+    w.cols.is_multiple_of(256) && w.block_shift >= 6 && product(&[w.rows, w.cols]).is_some_and(|n| n < 1 << 32)
 }
 
-/// Shared memory of a block of `tile` rows by `tokens` columns with `steps` steps of 64 values.
-fn shared(tile: usize, tokens: usize, steps: usize) -> usize {
-    let stride = (steps + 27) / 32 * 32 + 4;
-    (TABLE + tile * stride * 4).max(WARPS * tokens.min(32) * tile * 4)
+/// A kernel of the tensor cores.
+#[derive(Clone, Copy)]
+struct Shape {
+    plain: &'static str,
+    swiglu: &'static str,
+    /// Weight rows of a block's tile.
+    tile: usize,
+    /// Blocks that a multiprocessor holds.
+    resident: u32,
+}
+
+/// The kernel for `n` rows and `features` outputs. Larger tiles share the input among more rows, as long as there are tiles enough for every
+/// multiprocessor; `wanted` is for measurements.
+fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>) -> Shape {
+    let enough = |tile: usize, each: usize| wanted.map_or(features >= tile * each * multiprocessors as usize, |w| w >= tile);
+    let (plain, swiglu, tile, resident) = match n {
+        0..=8 if enough(32, 2) => ("nf4_small_2_1", "nf4_swiglu_2_1", 32, 2),
+        0..=8 => ("nf4_small_1_1", "nf4_swiglu_1_1", 16, 3),
+        9..=16 => ("nf4_small_2_2", "nf4_swiglu_2_2", 32, 1),
+        17..=32 if enough(64, 2) => ("nf4_small_4_4", "nf4_swiglu_4_4", 64, 1),
+        17..=32 => ("nf4_small_2_4", "nf4_swiglu_2_4", 32, 1),
+        _ => ("nf4_small_2_8", "nf4_swiglu_2_8", 32, 1),
+    };
+    Shape { plain, swiglu, tile, resident }
+}
+
+/// Shared memory of the sums of a tile's warps, twice.
+fn sums(tile: usize) -> usize {
+    2 * WARPS * 8 * (tile + 4) * 4
 }
 
 /// A group's checked arguments.
@@ -107,42 +131,52 @@ impl Device {
         for m in members {
             least(op, "the output's columns", out.cols(), m.column.checked_add(m.weight.rows))?;
         }
-        let steps = cols / 64;
-        let fits = |tile: usize, tokens: usize| shared(tile, tokens, steps) + STATIC <= self.shared_limit() as usize;
         let total: usize = members.iter().map(|m| m.weight.rows).sum();
-        let fast = members.iter().all(|m| regular(m.weight));
-        // Larger tiles share the input and the tables among more rows, as long as there is a block for every multiprocessor.
-        let tall = tile.map_or(total >= 64 * self.multiprocessors() as usize, |t| t > 16);
-        let (name, tile, tokens) = match n {
-            _ if !fast => ("nf4_small_any", WARPS, 0),
-            1..=8 if (!tall || !fits(32, 8)) && fits(16, 8) => ("nf4_small_1_1", 16, 8),
-            1..=8 if fits(32, 8) => ("nf4_small_2_1", 32, 8),
-            9..=16 if fits(32, 16) => ("nf4_small_2_2", 32, 16),
-            17..=32 if fits(32, 32) => ("nf4_small_2_4", 32, 32),
-            33..=64 if fits(32, 64) => ("nf4_small_2_8", 32, 64),
-            _ => ("nf4_small_any", WARPS, 0),
-        };
-        let group = self.group(op, n, x, members, tile, tile)?;
+        let fast = members.iter().all(|m| regular(m.weight))
+            && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code);
+        let ready = members.iter().any(|m| m.lora.is_some_and(|l| l.rank > 0));
+        if fast {
+            let shape = shape(n, total, self.multiprocessors(), tile);
+            let group = self.group(op, n, x, members, shape.tile, ready)?;
+            self.small_mid(op, &group, n, x, members, mid)?;
+            return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out);
+        }
+        let group = self.group(op, n, x, members, WARPS, false)?;
         self.small_mid(op, &group, n, x, members, mid)?;
-        let mut config = grid(blocks(op, group.tiles, 1)?, 1, 256);
-        let steps = if tokens == 0 { cols / 8 } else { steps };
-        config.shared_mem_bytes = if tokens == 0 { 0 } else { small(op, "the input", shared(tile, tokens, steps))? };
+        let config = grid(blocks(op, group.tiles, 1)?, 1, 256);
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
-        let stride = small(op, "the output's stride", out.stride())?;
-        let steps = small(op, "the input", steps)?;
-        launch_early!(self, name, config, group.words.as_slice(), x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride);
+        let (stride, groups) = (small(op, "the output's stride", out.stride())?, small(op, "the input", cols / 8)?);
+        let words = group.words.as_slice();
+        launch_early!(self, "nf4_small_any", config, words, x.ptr(), group.x_stride, group.n, groups, mid, ranks, out.ptr(), stride);
+        Ok(())
+    }
+
+    /// Launches a kernel of the tensor cores: as many blocks as the card holds, each for several tiles.
+    #[expect(clippy::too_many_arguments, reason = "what both operations have in common")]
+    fn small(
+        &self,
+        op: &'static str,
+        name: &'static str,
+        shape: Shape,
+        group: &Group,
+        tiles: usize,
+        steps: usize,
+        x: &Tensor,
+        mid: &Floats,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let mut config = grid(blocks(op, tiles, 1)?.min(shape.resident * self.multiprocessors()), 1, 256);
+        config.shared_mem_bytes = small(op, "the tile", TABLE + sums(shape.tile))?;
+        let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
+        let (stride, steps) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
+        let words = group.words.as_slice();
+        launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride);
         Ok(())
     }
 
     /// Whether [`Self::nf4_swiglu`] takes these weights.
-    pub fn nf4_swiglu_fits(&self, n: usize, gate: &DeviceNf4, up: &DeviceNf4) -> bool {
-        let tokens = n.next_power_of_two().max(8);
-        let tile = if tokens == 8 { 16 } else { 32 };
-        regular(gate)
-            && regular(up)
-            && (gate.rows, gate.cols) == (up.rows, up.cols)
-            && gate.host_code == up.host_code
-            && shared(tile, tokens, gate.cols / 64) + STATIC <= self.shared_limit() as usize
+    pub fn nf4_swiglu_fits(&self, gate: &DeviceNf4, up: &DeviceNf4) -> bool {
+        regular(gate) && regular(up) && (gate.rows, gate.cols) == (up.rows, up.cols) && gate.host_code == up.host_code
     }
 
     /// `silu(gate) * up` of both projections (with adapters and biases, as in [`Self::nf4_linear`]; their columns are ignored) in one launch:
@@ -182,48 +216,27 @@ impl Device {
         if n == 0 {
             return Ok(());
         }
-        if !self.nf4_swiglu_fits(n, gate.weight, up.weight) {
+        if !self.nf4_swiglu_fits(gate.weight, up.weight) {
             return Err(fail(
                 op,
                 "the input width",
                 gate.weight.cols,
-                "a multiple of 64, with blocks of at least 64 and two weights of one shape",
+                "a multiple of 256, with blocks of at least 64 and two weights of one shape",
             ));
         }
         let width = gate.weight.rows;
         rows(op, "the output", out, n, width)?;
-        let steps = gate.weight.cols / 64;
-        let fits = |tile: usize, tokens: usize| shared(tile, tokens, steps) + STATIC <= self.shared_limit() as usize;
-        let tall = tile.map_or(2 * width >= 64 * self.multiprocessors() as usize, |t| t > 16) && fits(32, 8);
-        let (name, tile, tokens) = match n {
-            1..=8 if !tall => ("nf4_swiglu_1_1", 16, 8),
-            1..=8 => ("nf4_swiglu_2_1", 32, 8),
-            9..=16 => ("nf4_swiglu_2_2", 32, 16),
-            17..=32 => ("nf4_swiglu_2_4", 32, 32),
-            _ => ("nf4_swiglu_2_8", 32, 64),
-        };
         let members = [gate, up];
-        let group = self.group(op, n, x, &members, tile, tile / 2)?;
+        let ready = members.iter().any(|m| m.lora.is_some_and(|l| l.rank > 0));
+        let shape = shape(n, 2 * width, self.multiprocessors(), tile);
+        let group = self.group(op, n, x, &members, shape.tile / 2, ready)?;
         self.small_mid(op, &group, n, x, &members, mid)?;
-        let mut config = grid(blocks(op, width, tile / 2)?, 1, 256);
-        config.shared_mem_bytes = small(op, "the input", shared(tile, tokens, steps))?;
-        let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
-        let stride = small(op, "the output's stride", out.stride())?;
-        let steps = small(op, "the input", steps)?;
-        launch_early!(self, name, config, group.words.as_slice(), x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride);
-        Ok(())
+        self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out)
     }
 
-    /// Checks the members' sizes and lays them out for the kernels, `tile` weight rows to a block (`rows_of_each` of each member of a pair).
-    fn group(
-        &self,
-        op: &'static str,
-        n: usize,
-        x: &Tensor,
-        members: &[SmallMember<'_>],
-        tile: usize,
-        rows_of_each: usize,
-    ) -> Result<Group> {
+    /// Checks the members' sizes and lays them out for the kernels, `tile` rows of a member to a tile. `ready` says that the adapters' first product
+    /// is launched in between, so that the input is complete when the kernel begins.
+    fn group(&self, op: &'static str, n: usize, x: &Tensor, members: &[SmallMember<'_>], tile: usize, ready: bool) -> Result<Group> {
         if n > MOST_SMALL_ROWS {
             return Err(fail(op, "the number of rows", n, format_args!("at most {MOST_SMALL_ROWS}")));
         }
@@ -232,6 +245,7 @@ impl Device {
         }
         let cols = members.first().map_or(0, |m| m.weight.cols);
         let x_stride = small(op, "the input's stride", 8 * rows(op, "x", x, n, cols)? as usize)?;
+        small(op, "the input", n * x_stride as usize)?;
         let mut group = Group { words: [0; MOST_MEMBERS * WORDS], tiles: 0, ranks: 0, x_stride, n: small(op, "the number of rows", n)? };
         for (m, words) in members.iter().zip(group.words.chunks_exact_mut(WORDS)) {
             let w = m.weight;
@@ -247,8 +261,7 @@ impl Device {
                 least(op, "B", lora.b.len(), product(&[w.rows, lora.rank]))?;
                 (b, rank, scale) = (lora.b.ptr(), lora.rank, lora.scale);
             }
-            let tiles = w.rows.div_ceil(rows_of_each);
-            debug_assert!(rows_of_each <= tile);
+            let tiles = w.rows.div_ceil(tile);
             let fields = [
                 w.packed.ptr(),
                 w.code.ptr(),
@@ -262,7 +275,8 @@ impl Device {
                 pair(w.block_shift as u32, w.nested_shift as u32),
                 pair(small(op, "a member's rows", w.rows)?, small(op, "a column", m.column)?),
                 pair(small(op, "a rank", rank)?, small(op, "the ranks", group.ranks)?),
-                pair(small(op, "the tiles", tiles)?, 0),
+                pair(small(op, "the tiles", tiles)?, u32::from(ready)),
+                pair(w.fit.to_bits(), (1.0 / w.fit).to_bits()),
             ];
             words.copy_from_slice(&fields);
             group.tiles += tiles;
@@ -316,24 +330,30 @@ impl Device {
         if cols == 0 || !cols.is_multiple_of(8) {
             return Err(fail(op, "the input width", cols, "a positive multiple of 8"));
         }
-        let (name, tile, tokens) = match n {
-            _ if !cols.is_multiple_of(64) => ("bf16_small_any", WARPS, 0),
-            1..=8 => ("bf16_small_1", 16, 8),
-            9..=16 => ("bf16_small_2", 16, 16),
-            17..=32 => ("bf16_small_4", 32, 32),
-            _ => ("bf16_small_8", 32, 32),
+        small(op, "the input", n * x_stride as usize)?;
+        let counted = product(&[features, 2 * weight.stride()]).is_some_and(|n| n < 1 << 32);
+        let (name, tile, resident) = match n {
+            _ if !(cols.is_multiple_of(256) && counted) => ("bf16_small_any", WARPS, u32::MAX),
+            1..=8 => ("bf16_small_1", 16, 2),
+            9..=16 => ("bf16_small_2", 16, 2),
+            17..=32 => ("bf16_small_4", 32, 1),
+            _ => ("bf16_small_8", 32, 1),
         };
-        let mut words = [0u64; MOST_MEMBERS * WORDS];
-        let tiles = features.div_ceil(tile);
-        let fields = [(0, weight.ptr()), (7, 2 * weight.stride() as u64), (10, pair(small(op, "the output", features)?, 0))];
-        for (at, value) in fields.into_iter().chain([(12, pair(small(op, "the output", tiles)?, 0))]) {
+        let (mut words, tiles, any) = ([0u64; MOST_MEMBERS * WORDS], features.div_ceil(tile), tile == WARPS);
+        let fields = [
+            (0, weight.ptr()),
+            (7, 2 * weight.stride() as u64),
+            (10, pair(small(op, "the output", features)?, 0)),
+            (12, pair(small(op, "the output", tiles)?, 0)),
+        ];
+        for (at, value) in fields {
             if let Some(word) = words.get_mut(at) {
                 *word = value;
             }
         }
-        let mut config = grid(blocks(op, tiles, 1)?, 1, 256);
-        config.shared_mem_bytes = small(op, "the tile", WARPS * tokens * tile * 4)?;
-        let steps = small(op, "the input", if tokens == 0 { cols / 8 } else { cols / 64 })?;
+        let mut config = grid(blocks(op, tiles, 1)?.min(resident.saturating_mul(self.multiprocessors())), 1, 256);
+        config.shared_mem_bytes = if any { 0 } else { small(op, "the tile", sums(tile))? };
+        let steps = small(op, "the input", if any { cols / 8 } else { cols / 64 })?;
         let (n, stride) = (small(op, "the number of rows", n)?, small(op, "the output", features)?);
         launch_early!(self, name, config, words.as_slice(), x.ptr(), x_stride, n, steps, 0u64, 0u32, out.ptr(), stride);
         Ok(())

@@ -1,9 +1,9 @@
 //! Matrix products by our own kernels: what serves where cublasLt is not installed.
 
 use super::{blocks, fail, launch};
-use crate::Result;
 use crate::device::Device;
 use crate::matrix::{Float, Matrix, Op, Out, check};
+use crate::{CudaError, Result};
 use cudarc::driver::LaunchConfig;
 
 /// Rows of a block's tile.
@@ -17,7 +17,8 @@ impl Device {
     /// [`crate::blaslt::BlasLt::gemm`].
     ///
     /// # Errors
-    /// Matrices that do not fit; `k` must be a multiple of eight unless it runs along the rows of both operands (`T`, `N`).
+    /// Matrices that do not fit; `k` must be a multiple of eight unless it runs along the rows of both operands (`T`, `N`). Both
+    /// operands transposed (`T`, `T`) is nothing that an engine asks for, and not served.
     #[expect(clippy::too_many_arguments, reason = "a matrix product")]
     pub fn gemm(
         &self,
@@ -43,11 +44,10 @@ impl Device {
             (Op::N, Op::T, true) => "gemm_nt_256",
             (Op::N, Op::N, true) => "gemm_nn_256",
             (Op::T, Op::N, true) => "gemm_tn_256",
-            (Op::T, Op::T, true) => "gemm_tt_256",
             (Op::N, Op::T, false) => "gemm_nt_128",
             (Op::N, Op::N, false) => "gemm_nn_128",
             (Op::T, Op::N, false) => "gemm_tn_128",
-            (Op::T, Op::T, false) => "gemm_tt_128",
+            (Op::T, Op::T, _) => return Err(CudaError::NoKernel { name: "gemm_tt", arch: self.arch().name() }),
         };
         let width = if wide { 256 } else { 128 };
         let grid_dim = (blocks("gemm", tiles(width as usize), 1)?, 1, 1);

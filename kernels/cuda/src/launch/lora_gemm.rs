@@ -32,7 +32,11 @@ impl MidPlan {
     /// The plan for a width and a rank.
     pub fn new(width: usize, rank: usize) -> Self {
         // A block of few tokens needs no second launch but reads all of A for them.
-        if width < 2048 && rank <= 96 { Self { tokens: 32, slices: 1 } } else { Self { tokens: 128, slices: (width / 1024).clamp(1, 8) } }
+        if rank <= 64 || width < 2048 && rank <= 96 {
+            Self { tokens: 32, slices: 1 }
+        } else {
+            Self { tokens: 128, slices: (width / 1024).clamp(1, 8) }
+        }
     }
 }
 
@@ -71,16 +75,70 @@ fn rank_of(op: &'static str, rank: usize) -> Result<u32> {
     u32::try_from(rank).map_err(|_| fail(op, "the rank", rank, "less than 2^32"))
 }
 
-/// Tokens of a run, so that `across` blocks times the runs fill the card once; whole steps.
-fn run_of(device: &Device, n: usize, across: usize) -> usize {
-    let runs = (device.multiprocessors() as usize).div_ceil(across.max(1)).max(1);
+/// Tokens of a run, so that `across` blocks times the runs fill the card so many times; whole steps.
+fn run_of(device: &Device, n: usize, across: usize, times: usize) -> usize {
+    let runs = (device.multiprocessors() as usize * times / across.max(1)).max(1);
     n.div_ceil(runs).next_multiple_of(TOKENS).max(TOKENS)
+}
+
+/// Shared memory of as many stages as the kernels keep.
+fn stages(bytes: usize) -> usize {
+    bytes * (98304 / bytes).min(6)
 }
 
 /// A launch of 256 threads a block.
 fn config(x: u32, y: u32, shared_mem_bytes: usize) -> LaunchConfig {
     LaunchConfig { grid_dim: (x, y, 1), block_dim: (256, 1, 1), shared_mem_bytes: shared_mem_bytes as u32 }
 }
+
+/// A kernel of the backward over dy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackwardKernel {
+    /// 32 ranks and 256 outputs of a block: serves every card.
+    Short,
+    /// 32 ranks and 512 outputs, two blocks on a multiprocessor of Hopper.
+    Long,
+    /// The same with a third tile on its way, one block on a multiprocessor.
+    Deep,
+    /// 64 ranks and 256 outputs.
+    Wide,
+}
+
+impl BackwardKernel {
+    /// Name, ranks of a launch, blocks of 256 outputs of a block of threads, tiles of dy in shared memory.
+    fn parts(self) -> (&'static str, usize, usize, usize) {
+        match self {
+            Self::Short => ("lora_backward_32_1", 32, 1, 2),
+            Self::Long => ("lora_backward_32_2", 32, 2, 2),
+            Self::Deep => ("lora_backward_32_2_deep", 32, 2, 3),
+            Self::Wide => ("lora_backward_64_1", 64, 1, 2),
+        }
+    }
+
+    /// Blocks of threads along the outputs.
+    fn across(self, outs: &[usize]) -> usize {
+        outs.iter().map(|o| o.div_ceil(self.parts().2 * OUTS)).sum()
+    }
+
+    /// Shared memory: B of the block's outputs, tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
+    fn shared(self) -> usize {
+        let (_, ranks, halves, stages) = self.parts();
+        let sums = if halves == 2 { 4 * TOKENS * ranks } else { 0 };
+        2 * (halves * OUTS * ranks + stages * TOKENS * OUTS + 2 * TOKENS * ranks) + sums
+    }
+}
+
+/// How the backward over dy is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackwardPlan {
+    /// The kernel.
+    pub kernel: BackwardKernel,
+    /// Blocks for each multiprocessor.
+    pub times: usize,
+}
+
+/// Values of dy from which on two blocks share a multiprocessor: below, the partial sums of more runs cost more than they bring.
+const LARGE: usize = 40 << 20;
 
 /// A member of a launch over dy: one slice of the ranks of a projection.
 #[derive(Clone, Copy, Default)]
@@ -143,7 +201,7 @@ impl Device {
                 least(op, "scratch", scratch.len(), super::product(&[slices, n, part]))?;
             }
             let chunk = if plan.tokens == 32 { 128 } else { 64 };
-            let grid = config(blocks(op, n, plan.tokens)?, slices as u32, 3 * 2 * chunk * (plan.tokens + padded));
+            let grid = config(blocks(op, n, plan.tokens)?, slices as u32, stages(2 * chunk * (plan.tokens + padded)));
             let (a_ptr, out) = (a.ptr + 2 * (from * a.stride) as u64, mid.ptr() + 2 * from as u64);
             if n > 0 {
                 let (rank, n, width) = (part as u32, n as u32, width as u32);
@@ -157,32 +215,34 @@ impl Device {
         Ok(())
     }
 
-    /// Which kernel serves a rank in the backward: its name, the ranks of a launch and blocks of 256 outputs that one block of threads takes.
-    fn backward_kernel(&self, rank: usize) -> (&'static str, usize, usize) {
-        let shared = |ranks, blocks| self.shared_limit() as usize >= backward_shared(ranks, blocks);
-        if rank > 32 && shared(64, 1) {
-            ("lora_backward_64_1", 64, 1)
-        } else if shared(32, 2) {
-            ("lora_backward_32_2", 32, 2)
-        } else {
-            ("lora_backward_32_1", 32, 1)
-        }
+    /// The plan of the backward for `n` tokens, members of these outputs, and their rank.
+    pub fn lora_backward_plan(&self, n: usize, outs: &[usize], rank: usize) -> BackwardPlan {
+        use BackwardKernel::{Deep, Long, Short, Wide};
+        let fits = |kernel: BackwardKernel| self.shared_limit() as usize >= kernel.shared();
+        let large = n.saturating_mul(outs.iter().sum()) >= LARGE;
+        let kernel = match (rank > 32 && fits(Wide), large) {
+            (true, _) => Wide,
+            (false, false) if fits(Deep) => Deep,
+            (false, _) if fits(Long) => Long,
+            _ => Short,
+        };
+        BackwardPlan { kernel, times: if large { 2 } else { 1 } }
     }
 
-    /// Floats of scratch for one launch over members of equal rank.
-    fn backward_scratch(&self, n: usize, outs: &[usize], rank: usize) -> [usize; 2] {
-        let (_, ranks, halves) = self.backward_kernel(rank);
-        let part = rank.min(ranks);
-        let across: usize = outs.iter().map(|o| o.div_ceil(halves * OUTS)).sum();
-        let runs = n.div_ceil(run_of(self, n, across));
+    /// Floats of scratch for one launch over members of equal rank: partial sums of dmid and of dB.
+    fn backward_scratch(&self, plan: BackwardPlan, n: usize, outs: &[usize], rank: usize) -> [usize; 2] {
+        let (part, across) = (rank.min(plan.kernel.parts().1), plan.kernel.across(outs));
+        let runs = n.div_ceil(run_of(self, n, across, plan.times));
         [across * n * part, runs * outs.iter().sum::<usize>() * part]
     }
 
-    /// Bytes of scratch that [`Self::lora_backward`] needs for `n` tokens and members of these outputs and ranks.
-    pub fn lora_backward_scratch_bytes(&self, n: usize, members: &[(usize, usize)]) -> usize {
+    /// Bytes of scratch that [`Self::lora_backward`] needs for `n` tokens and members of these outputs and ranks; with a plan,
+    /// [`Self::lora_backward_as`].
+    pub fn lora_backward_scratch_bytes(&self, plan: Option<BackwardPlan>, n: usize, members: &[(usize, usize)]) -> usize {
         let launch = |group: &[(usize, usize)]| {
-            let outs: Vec<usize> = group.iter().map(|m| m.0).collect();
-            4 * self.backward_scratch(n, &outs, group.first().map_or(0, |m| m.1)).iter().sum::<usize>()
+            let (outs, rank): (Vec<usize>, usize) = (group.iter().map(|m| m.0).collect(), group.first().map_or(0, |m| m.1));
+            let plan = plan.unwrap_or_else(|| self.lora_backward_plan(n, &outs, rank));
+            4 * self.backward_scratch(plan, n, &outs, rank).iter().sum::<usize>()
         };
         members.chunk_by(|a, b| a.1 == b.1).flat_map(|g| g.chunks(MEMBERS)).map(launch).max().unwrap_or(0)
     }
@@ -194,6 +254,24 @@ impl Device {
     /// Buffers or sizes that do not fit.
     pub fn lora_backward(
         &self,
+        n: usize,
+        dy: &Tensor,
+        mid: &Tensor,
+        members: &mut [LoraOut<'_>],
+        dmid: &mut Tensor,
+        scratch: &mut Floats,
+    ) -> Result<()> {
+        self.lora_backward_as(None, n, dy, mid, members, dmid, scratch)
+    }
+
+    /// [`Self::lora_backward`] with a plan of the caller's, for measurements.
+    ///
+    /// # Errors
+    /// As [`Self::lora_backward`]; plans that the card has not got the shared memory for.
+    #[expect(clippy::too_many_arguments, reason = "two products that share an operand")]
+    pub fn lora_backward_as(
+        &self,
+        plan: Option<BackwardPlan>,
         n: usize,
         dy: &Tensor,
         mid: &Tensor,
@@ -221,12 +299,12 @@ impl Device {
         }
         for group in members.chunk_by_mut(|a, b| a.rank == b.rank).flat_map(|g| g.chunks_mut(MEMBERS)) {
             let rank = group.first().map_or(0, |m| m.rank);
-            let (name, ranks, halves) = self.backward_kernel(rank);
             let outs: Vec<usize> = group.iter().map(|m| m.out).collect();
-            let [mids, bs] = self.backward_scratch(n, &outs, rank);
+            let plan = plan.unwrap_or_else(|| self.lora_backward_plan(n, &outs, rank));
+            let ((name, ranks, halves, _), across) = (plan.kernel.parts(), plan.kernel.across(&outs));
+            let [mids, bs] = self.backward_scratch(plan, n, &outs, rank);
             least(op, "scratch", scratch.len(), mids.checked_add(bs))?;
-            let across: usize = outs.iter().map(|o| o.div_ceil(halves * OUTS)).sum();
-            let run = run_of(self, n, across);
+            let run = run_of(self, n, across, plan.times);
             let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * mids as u64);
             for from in (0..rank).step_by(ranks) {
                 let part = (rank - from).min(ranks);
@@ -239,7 +317,7 @@ impl Device {
                 }
                 let [a, b, c] = s;
                 let (n32, part32, run32) = (n as u32, part as u32, run as u32);
-                let grid = config(blocks(op, across, 1)?, runs, backward_shared(ranks, halves));
+                let grid = config(blocks(op, across, 1)?, runs, plan.kernel.shared());
                 launch!(
                     self,
                     name,
@@ -305,7 +383,7 @@ impl Device {
 
     /// Bytes of scratch that [`Self::lora_da`] needs for `n` tokens and members of these ranks, together.
     pub fn lora_da_scratch_bytes(&self, n: usize, width: usize, ranks: usize) -> usize {
-        let run = run_of(self, n, width.div_ceil(COLUMNS));
+        let run = run_of(self, n, width.div_ceil(COLUMNS), 1);
         4 * n.div_ceil(run) * ranks.min(RANKS) * width
     }
 
@@ -343,18 +421,18 @@ impl Device {
                 }
             }
         }
-        let run = run_of(self, n, width.div_ceil(COLUMNS));
+        let run = run_of(self, n, width.div_ceil(COLUMNS), 1);
         let runs = n.div_ceil(run);
         for (first, parts) in launches.iter().filter(|_| n > 0) {
             let rank: usize = parts.iter().map(|p| p.0).sum();
             least(op, "scratch", scratch.len(), super::product(&[runs, rank, width]))?;
             let (name, padded) = match rank {
                 ..=32 => ("lora_da_32", 32),
-                ..=64 => ("lora_da_64", 64),
-                ..=96 => ("lora_da_96", 96),
+                33..=64 => ("lora_da_64", 64),
+                65..=96 => ("lora_da_96", 96),
                 _ => ("lora_da_128", 128),
             };
-            let grid = config(blocks(op, width, COLUMNS)?, runs as u32, 3 * 2 * TOKENS * (COLUMNS + padded));
+            let grid = config(blocks(op, width, COLUMNS)?, runs as u32, stages(2 * TOKENS * (COLUMNS + padded)));
             let (rank32, width32, run32) = (rank as u32, width as u32, run as u32);
             let at = dmid.ptr() + 2 * *first as u64;
             launch!(self, name, grid, at, sd, rank32, x.ptr(), sx, n as u32, width32, run32, scratch.ptr());
@@ -364,9 +442,4 @@ impl Device {
         }
         Ok(())
     }
-}
-
-/// Shared memory of the backward: B of its outputs, two tiles of dy, two of mid.
-fn backward_shared(ranks: usize, halves: usize) -> usize {
-    2 * (halves * OUTS * ranks + 2 * TOKENS * OUTS + 2 * TOKENS * ranks)
 }

@@ -4,6 +4,7 @@ use super::{blocks, fail, grid, launch, least, product, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
+use half::bf16;
 use trainer_kernels::nf4::{Absmax, Nf4};
 
 /// An NF4 weight on the card, as stored, `[rows, cols]`.
@@ -12,6 +13,8 @@ pub struct DeviceNf4 {
     pub(crate) code: Floats,
     /// The same code points, in host memory.
     pub(crate) host_code: [f32; 16],
+    /// The code points times this are near to bf16 values: what a kernel that multiplies them in bf16 loses is least.
+    pub(crate) fit: f32,
     /// Codes of the scales; one unused entry when the scales are plain.
     pub(crate) codes: Buffer<u8>,
     pub(crate) map: Floats,
@@ -46,6 +49,13 @@ impl DeviceNf4 {
     }
 }
 
+/// The factor in `1.0..2.0` (a multiple of 1/512) by which code points lose the least when they are rounded to bf16.
+pub(super) fn fit(code: &[f32; 16]) -> f32 {
+    let loss = |f: f32| -> f64 { code.iter().map(|&c| f64::from(bf16::from_f32(c * f).to_f32() / f - c).powi(2)).sum() };
+    let factors = (0..512u16).map(|i| 1.0 + f32::from(i) / 512.0);
+    factors.map(|f| (loss(f), f)).min_by(|a, b| a.0.total_cmp(&b.0)).map_or(1.0, |best| best.1)
+}
+
 impl Device {
     /// Puts an NF4 matrix on the card.
     ///
@@ -72,6 +82,7 @@ impl Device {
             packed: self.upload(w.packed(), "NF4 values")?,
             code: self.floats(w.code().as_slice())?,
             host_code: *w.code(),
+            fit: fit(w.code()),
             codes,
             map,
             absmax,

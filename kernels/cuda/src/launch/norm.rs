@@ -1,6 +1,6 @@
 //! RMSNorm and the residual sum.
 
-use super::{blocks, fail, grid, launch, least, rows, vectors};
+use super::{blocks, fail, grid, launch, launch_early, least, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Floats, Tensor};
@@ -31,7 +31,7 @@ impl Device {
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
         if n > 0 {
-            launch!(self, "rms_norm", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
+            launch_early!(self, "rms_norm", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
         }
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Device {
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
         if n > 0 {
-            launch!(self, op, config, x, sx, delta.ptr(), sd, sum.ptr(), ss, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
+            launch_early!(self, op, config, x, sx, delta.ptr(), sd, sum.ptr(), ss, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
         }
         Ok(())
     }

@@ -93,6 +93,7 @@ impl Device {
             packed,
             code: self.floats(&NF4_CODE)?,
             host_code: NF4_CODE,
+            fit: super::nf4::fit(&NF4_CODE),
             codes,
             map,
             absmax,

@@ -85,6 +85,37 @@ impl Checks<'_> {
         for (heads, kv_heads, head_dim) in [(4, 2, 128), (5, 1, 64), (8, 8, 32), (16, 2, 128)] {
             self.check_cached(AttentionShape { heads, kv_heads, head_dim })?;
         }
+        for head_dim in [32, 128] {
+            self.check_long(AttentionShape { heads: 3, kv_heads: 1, head_dim })?;
+        }
+        Ok(())
+    }
+
+    /// One row far behind in a long sequence: more parts than are combined at once.
+    fn check_long(&mut self, shape: AttentionShape) -> Outcome<()> {
+        let (d, n, length) = (self.device, 8500, 9000);
+        let (qk, qkv) = (self.random.values(n * shape.qk_width()), self.random.values(n * shape.qkv_width()));
+        let positions: Vec<u32> = (0..n as u32).collect();
+        let host = |positions: &[u32]| HostBatch {
+            ids: vec![0; positions.len()],
+            positions: positions.to_vec(),
+            cu_seqlens: vec![0, positions.len() as u32],
+            slots: vec![0],
+            ..HostBatch::default()
+        };
+        let (mut cache, mut cpu_cache) = (d.kv_cache(1, 1, length, shape)?, self.cpu.cache(1, 1, length, shape)?);
+        let (card_qk, card_qkv) = (d.tensor(shape.qk_width(), &qk)?, d.tensor(shape.qkv_width(), &qkv)?);
+        let slots = d.upload(&vec![0u32; n], "slots")?;
+        d.cache_append(n, 0, &d.upload(&positions, "positions")?, &slots, shape, &card_qk, &card_qkv, &mut cache)?;
+        let (cpu_qk, cpu_qkv) = (self.host(n, shape.qk_width(), &qk)?, self.host(n, shape.qkv_width(), &qkv)?);
+        self.cpu.cache_append(&self.cpu.batch(&host(&positions))?, n, 0, shape, &cpu_qk, &cpu_qkv, &mut cpu_cache)?;
+        let last = [n as u32 - 1];
+        let (mut out, mut cpu_out) = (self.poison(1, shape.q_width())?, self.cpu.tensor(1, shape.q_width())?);
+        let mut scratch = d.cached_scratch(1, length, shape)?;
+        d.attention_cached(1, 0, shape, &card_qk, &cache, &d.upload(&last, "a position")?, &slots, length, &mut scratch, &mut out)?;
+        self.cpu.attention_cached(&self.cpu.batch(&host(&last))?, 1, 0, shape, &cpu_qk, &cpu_cache, &mut cpu_out)?;
+        let what = format!("{}/{}x{} at {n}", shape.heads, shape.kv_heads, shape.head_dim);
+        self.note("attention_cached", what, &d.read_tensor(1, &out)?, &self.cpu.read_tensor(1, &cpu_out)?, BF16);
         Ok(())
     }
 
@@ -136,9 +167,9 @@ impl Checks<'_> {
                 first = got.get(..104).unwrap_or(&[]).to_vec();
             }
             self.note("nf4_linear, alone or not", format!("{n}x{kind}"), kept, &first, 0.0);
-            if n <= 8 {
+            for tile in [16, 32, 64] {
                 let (mut out, _gap) = self.apart(width, 64, &vec![f32::NAN; n * width])?;
-                d.nf4_linear_tiled(n, &card_x, &small, &mut mid, &mut out, Some(32))?;
+                d.nf4_linear_tiled(n, &card_x, &small, &mut mid, &mut out, Some(tile))?;
                 let again = columns(&d.read_tensor(n, &out)?, width, 112, 192);
                 self.note("nf4_linear, other tiles", format!("{n}x{kind}"), &again, &columns(&got, width, 112, 192), 0.0);
             }
@@ -154,8 +185,8 @@ impl Checks<'_> {
         self.note("nf4_linear, recorded", format!("5x{kind}"), if before { &got } else { &[] }, &want, BF16);
         let (gate, up) =
             (self.projection(104, cols, 16, true, blocksize, double)?, self.projection(104, cols, 8, false, blocksize, double)?);
-        if !d.nf4_swiglu_fits(64, &gate.weight, &up.weight) {
-            let irregular = !cols.is_multiple_of(64) || blocksize < 64;
+        if !d.nf4_swiglu_fits(&gate.weight, &up.weight) {
+            let irregular = !cols.is_multiple_of(256) || blocksize < 64;
             let outcome: &[f32] = if irregular { &[1.0] } else { &[] };
             self.note("nf4_swiglu is refused", kind, outcome, &[1.0], 0.0);
             return Ok(());
@@ -167,7 +198,7 @@ impl Checks<'_> {
             let (g, u) = (gate.reference(n, &x, cols), up.reference(n, &x, cols));
             let want: Vec<f32> = g.iter().zip(&u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
             let mut got = Vec::new();
-            for tile in [16, 32] {
+            for tile in [16, 32, 64] {
                 let (mut out, _gap) = self.apart(104, 8, &vec![f32::NAN; n * 104])?;
                 d.nf4_swiglu_tiled(n, &card_x, gate.member(0), up.member(0), &mut mid, &mut out, Some(tile))?;
                 let now = d.read_tensor(n, &out)?;
