@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Sandbox, reference};
+use crate::support::{Sandbox, json_file, reference};
 
 /// Whether this machine has a card that can be used.
 fn has_card(found: &Value) -> bool {
@@ -103,6 +103,34 @@ fn a_card_that_is_not_there_is_an_error_that_says_what_to_do() {
     let text = sandbox.fails(["generate", "--prompt", "a", "--device", "gpu"]);
     assert!(text.contains("device.backend: must be \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""), "{text}");
     assert_eq!(sandbox.names(), [""; 0], "nothing was begun");
+}
+
+/// Runs where a card can be used, and says so where none can.
+#[test]
+fn the_main_job_on_a_card() {
+    let sandbox = Sandbox::new();
+    let with_cards = |args: &[&str]| {
+        let output = sandbox.command(args).env_remove("CUDA_VISIBLE_DEVICES").output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let found: Value = serde_json::from_str(&with_cards(&["doctor", "--json"])).unwrap();
+    if !has_card(&found) {
+        eprintln!("not checked: {}", found["auto"]["reason"]);
+        return;
+    }
+    let banner = with_cards(&["run", "--plugin", "math_mix", "--out", "first"]);
+    assert!(banner.contains("on cuda:"), "{banner}");
+    let report = json_file(&sandbox.path("first/eval/after.json"));
+    assert!(report["metrics"]["boxed_answer/accuracy"].as_f64().unwrap() >= 0.95, "{report}");
+    let lock = json_file(&sandbox.path("first/lock.json"));
+    assert!(lock["machine"]["backend"].as_str().unwrap().starts_with("cuda") && lock["machine"]["device"].is_string(), "{lock}");
+    let lock = sandbox.path("first/lock.json");
+    with_cards(&["run", "--plugin", "math_mix", "--out", "second", "--locked", lock.to_str().unwrap()]);
+    assert_eq!(crate::support::bytes(&sandbox.path("second")), crate::support::bytes(&sandbox.path("first")), "a run repeats to the byte");
+    // The lock of a card is not kept by the CPU.
+    let text = sandbox.fails(["run", "--plugin", "math_mix", "--out", "third", "--locked", lock.to_str().unwrap()]);
+    assert!(text.contains("machine.backend: locked"), "{text}");
 }
 
 #[test]

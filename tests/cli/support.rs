@@ -75,11 +75,12 @@ impl Sandbox {
         names
     }
 
-    /// The program, to run in the folder, with nothing of the tester's surroundings.
+    /// The program, to run in the folder, with nothing of the tester's surroundings: without a card too, so that `auto` is the CPU everywhere.
     pub fn command(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trainer"));
         command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
         command.env("XDG_CACHE_HOME", self.path("cache")).env("HOME", self.path("home")).env_remove("TRAINER_LOG");
+        command.env("CUDA_VISIBLE_DEVICES", "");
         command
     }
 

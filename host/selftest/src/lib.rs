@@ -113,12 +113,10 @@ pub const GROUPS: &[&str] = &["ref-nf4", "ref-blockwise8", "ref-adamw8bit", "ref
 /// The largest errors that pass.
 ///
 /// For f32 they are those that the reference data's own README recommends, which leave an order of magnitude above the spread between
-/// thread counts and attention kernels. For bf16 (8 significant bits, rounding of 2⁻⁹ in each activation of some thirty in a row on the way through
-/// the four layers of these models):
-/// - logits: README's 0.3 at the most where logits reach 5 (a whole bf16 run of torch differs by 0.12), and 0.03 in relative norm;
-/// - losses average over tokens, so 0.02 relative is generous, as it is along a curve of twenty steps;
-/// - gradients pass through twice as many roundings: 0.05 in relative norm of each tensor;
-/// - the norm of all gradients averages them again: 0.03.
+/// thread counts and attention kernels. For bf16 they are two to four times what the CPU backend gives on the same data with every weight, activation
+/// and adapter rounded to bf16 (`tests/bf16.rs` prints it): 0.13 in logits that reach 5 and 0.014 of their norm, 5e-4 of a loss, 0.041 of the norm of
+/// the worst gradient (of a key projection, a difference of nearly equal numbers), 3e-4 of a run's losses, 3e-3 of its gradient norms, 4e-3 of the trained
+/// adapter, and a first other token where the reference's margin was 0.04. A backend also rounds inside attention, hence the factor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Tolerances {
     /// Largest difference of a logit or hidden state.
@@ -161,14 +159,14 @@ impl Tolerances {
             Self {
                 logits: 0.3,
                 logits_norm: 3e-2,
-                loss: 2e-2,
-                gradient: 5e-2,
-                curve: 2e-2,
-                norm: 3e-2,
-                adapter: 5e-2,
+                loss: 2e-3,
+                gradient: 8e-2,
+                curve: 2e-3,
+                norm: 1e-2,
+                adapter: 2e-2,
                 // Rounding to bf16 alone is about 0.0017.
                 weights: 3e-3,
-                margin: 0.3,
+                margin: 0.15,
             }
         }
     }
@@ -187,7 +185,7 @@ pub(crate) struct Checks<'a, O: Ops> {
 /// Runs the reference checks of some groups (none named: all) on a backend. `seen` hears of each comparison.
 ///
 /// # Errors
-/// Reference data that is not there or broken, or the backend fails; a wrong result is no error but a comparison that did not pass.
+/// Reference data that is not there or broken. A wrong result, and a group that the backend ended with an error, are comparisons that did not pass.
 pub fn run<O: Ops>(ops: Arc<O>, reference: &Path, groups: &[String], seen: &mut dyn FnMut(&Check)) -> Result<Vec<Check>> {
     if let Some(unknown) = groups.iter().find(|g| !GROUPS.contains(&g.as_str())) {
         return Err(SelftestError::NoGroup(unknown.clone()));
@@ -197,14 +195,22 @@ pub fn run<O: Ops>(ops: Arc<O>, reference: &Path, groups: &[String], seen: &mut 
     let mut checks = Checks { ops, files, tolerances, group: "", all: Vec::new(), seen };
     for &group in GROUPS.iter().filter(|g| groups.is_empty() || groups.iter().any(|wanted| wanted == **g)) {
         checks.group = group;
-        match group {
-            "ref-nf4" => checks.nf4()?,
-            "ref-blockwise8" => checks.blockwise8()?,
-            "ref-adamw8bit" => checks.adamw8bit()?,
-            "ref-forward" => checks.forward()?,
-            "ref-lora" => checks.lora()?,
-            "ref-greedy" => checks.greedy()?,
-            _ => checks.curves()?,
+        let ran = match group {
+            "ref-nf4" => checks.nf4(),
+            "ref-blockwise8" => checks.blockwise8(),
+            "ref-adamw8bit" => checks.adamw8bit(),
+            "ref-forward" => checks.forward(),
+            "ref-lora" => checks.lora(),
+            "ref-greedy" => checks.greedy(),
+            _ => checks.curves(),
+        };
+        match ran {
+            Ok(()) => {}
+            // What the device refuses is a failure of this group; the others can still tell something.
+            Err(e @ (SelftestError::Engine { .. } | SelftestError::Ops { .. })) => {
+                checks.note(format!("ended by an error: {e}"), Measure::Count, f64::INFINITY, 0.0);
+            }
+            Err(e) => return Err(e),
         }
     }
     Ok(checks.all)
@@ -277,6 +283,6 @@ mod tests {
         assert_eq!(relative_norm(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
         assert!((relative_norm(&[3.0, 5.0], &[3.0, 4.0]) - 0.2).abs() < 1e-12);
         assert_eq!(relative_norm(&[], &[1.0]), f64::INFINITY);
-        assert!(!(relative_norm(&[f32::NAN], &[1.0]) <= 1.0));
+        assert!(relative_norm(&[f32::NAN], &[1.0]).is_nan());
     }
 }

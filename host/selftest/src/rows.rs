@@ -22,17 +22,17 @@ pub(crate) fn rows(files: &Files, path: &str, tensors: &Tensors) -> Result<Vec<R
     if width == 0 || mask.len() != ids.len() || labels.len() != ids.len() {
         return Err(files.error(path, "input_ids, attention_mask and labels are not of one size"));
     }
-    let each = ids.chunks(width).zip(mask.chunks(width)).zip(labels.chunks(width)).enumerate();
-    let row = |(sample, ((ids, mask), labels)): (usize, ((&[i64], &[i64]), &[i64]))| {
+    let mut rows = Vec::new();
+    for ((ids, mask), labels) in ids.chunks(width).zip(mask.chunks(width)).zip(labels.chunks(width)) {
         let len = mask.iter().take_while(|m| **m != 0).count();
         let target = |p: usize| p + 1 < len && labels.get(p + 1).is_some_and(|l| *l != -100);
-        Row {
+        rows.push(Row {
             ids: ids.iter().take(len).map(|i| *i as u32).collect(),
             weights: (0..len).map(|p| f32::from(u8::from(target(p)))).collect(),
-            sample: sample as u64,
-        }
-    };
-    Ok(each.map(row).collect())
+            sample: rows.len() as u64,
+        });
+    }
+    Ok(rows)
 }
 
 /// Rows packed into one micro-batch.

@@ -135,14 +135,12 @@ impl Ops for Rounded {
         self.0.zero(n, t)
     }
     fn copy(&self, n: usize, from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()> {
-        let done = self.0.copy(n, from, to)?;
-        self.round(n, to)?;
-        Ok(done)
+        self.0.copy(n, from, to)?;
+        self.round(n, to)
     }
     fn copy_mid(&self, n: usize, ranks: usize, from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()> {
-        let done = self.0.copy_mid(n, ranks, from, to)?;
-        self.round(n, to)?;
-        Ok(done)
+        self.0.copy_mid(n, ranks, from, to)?;
+        self.round(n, to)
     }
     fn param(&self, values: &[f32]) -> Result<Self::Param> {
         self.0.param(values)
@@ -163,9 +161,8 @@ impl Ops for Rounded {
         self.0.offload(n, from, to)
     }
     fn fetch(&self, n: usize, from: &mut Self::Offloaded, to: &mut Self::Tensor) -> Result<()> {
-        let done = self.0.fetch(n, from, to)?;
-        self.round(n, to)?;
-        Ok(done)
+        self.0.fetch(n, from, to)?;
+        self.round(n, to)
     }
     fn settle(&self, of: &Self::Offloaded) -> Result<()> {
         self.0.settle(of)
@@ -177,9 +174,8 @@ impl Ops for Rounded {
         Ok(Batch(self.0.batch(batch)?, batch.ids.len()))
     }
     fn embed(&self, batch: &Batch, table: &Self::Table, out: &mut Self::Tensor) -> Result<()> {
-        let done = self.0.embed(&batch.0, table, out)?;
-        self.round(batch.1, out)?;
-        Ok(done)
+        self.0.embed(&batch.0, table, out)?;
+        self.round(batch.1, out)
     }
     fn rms_norm(
         &self,
@@ -190,9 +186,8 @@ impl Ops for Rounded {
         out: &mut Self::Tensor,
         rstd: &mut Self::Stats,
     ) -> Result<()> {
-        let done = self.0.rms_norm(n, x, weight, eps, out, rstd)?;
-        self.round(n, out)?;
-        Ok(done)
+        self.0.rms_norm(n, x, weight, eps, out, rstd)?;
+        self.round(n, out)
     }
     fn add_rms_norm(
         &self,
@@ -204,10 +199,9 @@ impl Ops for Rounded {
         out: &mut Self::Tensor,
         rstd: &mut Self::Stats,
     ) -> Result<()> {
-        let done = self.0.add_rms_norm(n, x_acc, delta, weight, eps, out, rstd)?;
+        self.0.add_rms_norm(n, x_acc, delta, weight, eps, out, rstd)?;
         self.round(n, x_acc)?;
-        self.round(n, out)?;
-        Ok(done)
+        self.round(n, out)
     }
     fn rms_norm_backward(
         &self,
@@ -218,14 +212,12 @@ impl Ops for Rounded {
         rstd: &Self::Stats,
         dx_acc: &mut Self::Tensor,
     ) -> Result<()> {
-        let done = self.0.rms_norm_backward(n, dy, x, weight, rstd, dx_acc)?;
-        self.round(n, dx_acc)?;
-        Ok(done)
+        self.0.rms_norm_backward(n, dy, x, weight, rstd, dx_acc)?;
+        self.round(n, dx_acc)
     }
     fn add(&self, n: usize, x_acc: &mut Self::Tensor, delta: &Self::Tensor) -> Result<()> {
-        let done = self.0.add(n, x_acc, delta)?;
-        self.round(n, x_acc)?;
-        Ok(done)
+        self.0.add(n, x_acc, delta)?;
+        self.round(n, x_acc)
     }
     fn qk_norm_rope(
         &self,
@@ -240,9 +232,8 @@ impl Ops for Rounded {
         qk: &mut Self::Tensor,
         rstd: &mut Self::Stats,
     ) -> Result<()> {
-        let done = self.0.qk_norm_rope(&batch.0, n, shape, qkv, q_weight, k_weight, eps, theta, qk, rstd)?;
-        self.round(n, qk)?;
-        Ok(done)
+        self.0.qk_norm_rope(&batch.0, n, shape, qkv, q_weight, k_weight, eps, theta, qk, rstd)?;
+        self.round(n, qk)
     }
     fn qk_norm_rope_backward(
         &self,
@@ -257,9 +248,8 @@ impl Ops for Rounded {
         theta: f64,
         dqkv: &mut Self::Tensor,
     ) -> Result<()> {
-        let done = self.0.qk_norm_rope_backward(&batch.0, n, shape, dqk, qkv, q_weight, k_weight, rstd, theta, dqkv)?;
-        self.round(n, dqkv)?;
-        Ok(done)
+        self.0.qk_norm_rope_backward(&batch.0, n, shape, dqk, qkv, q_weight, k_weight, rstd, theta, dqkv)?;
+        self.round(n, dqkv)
     }
     fn attention(
         &self,
@@ -271,9 +261,8 @@ impl Ops for Rounded {
         out: &mut Self::Tensor,
         lse: &mut Self::Stats,
     ) -> Result<()> {
-        let done = self.0.attention(&batch.0, n, shape, qk, qkv, out, lse)?;
-        self.round(n, out)?;
-        Ok(done)
+        self.0.attention(&batch.0, n, shape, qk, qkv, out, lse)?;
+        self.round(n, out)
     }
     fn attention_backward(
         &self,
@@ -288,15 +277,13 @@ impl Ops for Rounded {
         dqk: &mut Self::Tensor,
         dqkv: &mut Self::Tensor,
     ) -> Result<()> {
-        let done = self.0.attention_backward(&batch.0, n, shape, dout, out, qk, qkv, lse, dqk, dqkv)?;
+        self.0.attention_backward(&batch.0, n, shape, dout, out, qk, qkv, lse, dqk, dqkv)?;
         self.round(n, dqk)?;
-        self.round(n, dqkv)?;
-        Ok(done)
+        self.round(n, dqkv)
     }
     fn swiglu(&self, n: usize, width: usize, gate_up: &Self::Tensor, out: &mut Self::Tensor) -> Result<()> {
-        let done = self.0.swiglu(n, width, gate_up, out)?;
-        self.round(n, out)?;
-        Ok(done)
+        self.0.swiglu(n, width, gate_up, out)?;
+        self.round(n, out)
     }
     fn swiglu_backward(
         &self,
@@ -306,9 +293,8 @@ impl Ops for Rounded {
         gate_up: &Self::Tensor,
         d_gate_up: &mut Self::Tensor,
     ) -> Result<()> {
-        let done = self.0.swiglu_backward(n, width, dout, gate_up, d_gate_up)?;
-        self.round(n, d_gate_up)?;
-        Ok(done)
+        self.0.swiglu_backward(n, width, dout, gate_up, d_gate_up)?;
+        self.round(n, d_gate_up)
     }
     fn cross_entropy(
         &self,
@@ -350,14 +336,12 @@ impl Ops for Rounded {
         cache: &Self::Cache,
         out: &mut Self::Tensor,
     ) -> Result<()> {
-        let done = self.0.attention_cached(&batch.0, n, layer, shape, qk, cache, out)?;
-        self.round(n, out)?;
-        Ok(done)
+        self.0.attention_cached(&batch.0, n, layer, shape, qk, cache, out)?;
+        self.round(n, out)
     }
     fn gather(&self, rows: &[u32], from: &Self::Tensor, to: &mut Self::Tensor) -> Result<()> {
-        let done = self.0.gather(rows, from, to)?;
-        self.round(rows.len(), to)?;
-        Ok(done)
+        self.0.gather(rows, from, to)?;
+        self.round(rows.len(), to)
     }
     fn logits(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<Vec<f32>> {
         self.0.logits(n, hidden, head)
