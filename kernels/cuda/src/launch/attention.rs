@@ -216,7 +216,11 @@ impl Device {
     /// Bytes that [`Self::attention_scratch`] takes, before the arena rounds its up to three buffers up.
     pub fn attention_scratch_bytes(&self, rows: usize, shape: AttentionShape) -> u64 {
         let values = (rows as u64).saturating_mul(shape.heads as u64);
-        if self.own_attention(shape) { values.saturating_mul(8 + 4 * HOPPER_DIM as u64).saturating_add(4) } else { values.saturating_mul(4) }
+        if self.own_attention(shape) {
+            values.saturating_mul(8 + 4 * HOPPER_DIM as u64).saturating_add(4)
+        } else {
+            values.saturating_mul(4)
+        }
     }
 
     /// Scratch of [`Self::attention_backward`] for up to `rows` rows: [`Self::attention_scratch_bytes`].
@@ -239,7 +243,9 @@ impl Device {
 
     /// Whether this card has kernels of its own for the shape.
     fn own_attention(&self, shape: AttentionShape) -> bool {
-        shape.head_dim == HOPPER_DIM && self.prefers("attention_sm90") && self.shared_limit() as usize >= FORWARD_SHARED.max(BACKWARD_SHARED)
+        shape.head_dim == HOPPER_DIM
+            && self.prefers("attention_sm90")
+            && self.shared_limit() as usize >= FORWARD_SHARED.max(BACKWARD_SHARED)
     }
 
     /// Causal grouped-query attention of `n` rows, inside each sequence, scaled by `1 / sqrt(head_dim)`. Reads the rotated `q | k` rows of
@@ -273,8 +279,21 @@ impl Device {
             let (qk, qkv) = (tensor_map(qk, n)?, tensor_map(qkv, n)?);
             let config = config(op, total.min(self.multiprocessors()) as usize, 1, 384, FORWARD_SHARED)?;
             launch!(
-                self, "attention_sm90", config, seqs.large_queries(), total, &qk, &qkv, out.ptr(), so, lse.ptr(), count, h.heads, h.group,
-                h.scale2, seqs.counters()
+                self,
+                "attention_sm90",
+                config,
+                seqs.large_queries(),
+                total,
+                &qk,
+                &qkv,
+                out.ptr(),
+                so,
+                lse.ptr(),
+                count,
+                h.heads,
+                h.group,
+                h.scale2,
+                seqs.counters()
             );
             return Ok(());
         }
@@ -323,15 +342,34 @@ impl Device {
         let flat = super::grid(blocks(op, threads, 256)?, 1, 256);
         let own = scratch.sums.as_ref().filter(|_| self.own_attention(shape));
         // One turn for each row and head, and the count of blocks: fewer than the threads.
-        let turn_count = product(&[n, shape.heads]).and_then(|t| u32::try_from(t + 1).ok()).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
+        let turn_count =
+            product(&[n, shape.heads]).and_then(|t| u32::try_from(t + 1).ok()).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
         let (turns, turn_count) = own.map_or((0, 0), |(turns, _)| (turns.ptr(), turn_count));
         launch!(self, "attention_delta", flat, dout.ptr(), sdo, out.ptr(), so, count, h.heads, lanes, delta.ptr(), turns, turn_count);
         if let Some((turns, sums)) = own {
             let maps = (tensor_map(qk, n)?, tensor_map(qkv, n)?, tensor_map(dout, n)?);
             let by_keys = config(op, seqs.large, h.kv_heads, 384, BACKWARD_SHARED)?;
             launch!(
-                self, "attention_backward_sm90", by_keys, seqs.large_keys(), &maps.0, &maps.1, &maps.2, lse.ptr(), delta.ptr(), dqk.ptr(), sdqk,
-                dqkv.ptr(), sdqkv, sums.ptr(), turns.ptr(), count, h.heads, h.group, h.scale2, h.scale
+                self,
+                "attention_backward_sm90",
+                by_keys,
+                seqs.large_keys(),
+                &maps.0,
+                &maps.1,
+                &maps.2,
+                lse.ptr(),
+                delta.ptr(),
+                dqk.ptr(),
+                sdqk,
+                dqkv.ptr(),
+                sdqkv,
+                sums.ptr(),
+                turns.ptr(),
+                count,
+                h.heads,
+                h.group,
+                h.scale2,
+                h.scale
             );
             return Ok(());
         }
