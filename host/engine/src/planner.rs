@@ -6,7 +6,7 @@ use trainer_kernels::ops::{Ops, Rates, WeightPlan};
 use trainer_model::{AdapterConfig, ModelConfig};
 
 use crate::adapter::trained_parameters;
-use crate::error::{EngineError, Result};
+use crate::error::{EngineError, OpsContext, Result};
 use crate::modules::Dims;
 use crate::plan::{MemoryPlan, PlanOptions, plan};
 use crate::workspace::{Keep, Recompute};
@@ -39,6 +39,19 @@ pub struct Choice {
     pub memory: MemoryPlan,
     /// Predicted seconds of a micro-batch of `max_tokens`, where the backend knows its rates.
     pub seconds: Option<f64>,
+}
+
+impl Choice {
+    /// Takes the planned memory from the device in one piece, before anything is made: nothing is allocated after the first step then, and a run that
+    /// does not fit ends here. A little more is taken than planned, for batches and what loading needs in passing, but never more than `limit`.
+    ///
+    /// # Errors
+    /// The device has not got the memory.
+    pub fn reserve<O: Ops>(&self, ops: &O, limit: Option<u64>) -> Result<()> {
+        let planned = self.memory.total();
+        let room = planned + planned / 256 + (16 << 20);
+        ops.reserve(limit.map_or(room, |limit| room.min(limit))).at(|| "the planned memory".into())
+    }
 }
 
 /// Positions of the loss in a fast and in a small plan.

@@ -117,6 +117,17 @@ pub struct MemoryUse {
     pub system: Option<u64>,
 }
 
+/// The time of one kernel in a profile.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelTime {
+    /// Its name; products with their sizes.
+    pub name: String,
+    /// Launches.
+    pub launches: usize,
+    /// All of them together, on the device.
+    pub microseconds: f64,
+}
+
 /// What the host asks of a backend beyond computing.
 pub trait Gauge {
     /// The highest marks so far.
@@ -128,6 +139,18 @@ pub trait Gauge {
     /// The device's: a fault of earlier work among them.
     fn synchronize(&self) -> Result<(), RuntimeError> {
         Ok(())
+    }
+
+    /// Begins to collect where time goes; false where the backend cannot tell.
+    fn profile_start(&self) -> bool {
+        false
+    }
+    /// What was collected, the longest first.
+    ///
+    /// # Errors
+    /// The device's.
+    fn profile_stop(&self) -> Result<Vec<KernelTime>, RuntimeError> {
+        Ok(Vec::new())
     }
 }
 
@@ -154,6 +177,18 @@ impl Gauge for Cuda {
 
     fn synchronize(&self) -> Result<(), RuntimeError> {
         self.device().synchronize().map_err(|e| RuntimeError::Device(e.into()))
+    }
+
+    fn profile_start(&self) -> bool {
+        self.device().profile().start();
+        true
+    }
+
+    fn profile_stop(&self) -> Result<Vec<KernelTime>, RuntimeError> {
+        let timings = self.device().profile().stop(self.device().stream()).map_err(trainer_kernels::ops::OpsError::from)?;
+        let time =
+            |t: trainer_kernels_cuda::profile::Timing| KernelTime { name: t.name, launches: t.launches, microseconds: t.microseconds };
+        Ok(timings.into_iter().map(time).collect())
     }
 }
 

@@ -189,6 +189,7 @@ impl<O: Ops> Assembly<O> {
     pub fn work(&self) -> Result<Work<O>, TrainError> {
         let choice = &self.planned.choice;
         let config = adapter_config(&self.recipe);
+        choice.reserve(self.ops.as_ref(), self.planned.limit)?;
         let how = ModelOptions { weights: choice.weights, adapter: Some(&config), host_embedding: choice.offload };
         let model = Model::with_options(self.ops.clone(), &self.base.config, &self.base.weights, &how)?;
         let adapter = match &self.recipe.adapter.from {

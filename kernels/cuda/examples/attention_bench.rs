@@ -1,6 +1,6 @@
 //! Times attention, forward and backward, at the shapes of Qwen3.
 //!
-//!     attention_bench [--portable]
+//!     attention_bench [--portable | --both] [--few]
 //!
 //! Prints a line per shape and direction: the median time of a launch by device events, and TFLOP/s counting causal products alone
 //! (2 S² D H forward, 2.5 times as many backward).
@@ -21,12 +21,13 @@ const SAMPLES: usize = 15;
 
 fn main() -> Outcome<()> {
     let mut device = Device::open(0, &Nvrtc::load()?, None)?;
-    let mut variants = vec![false];
+    let (mut variants, mut few) = (vec![false], false);
     for arg in std::env::args().skip(1) {
         match arg.as_str() {
             "--portable" => variants = vec![true],
             "--both" => variants = vec![false, true],
-            _ => return Err("usage: attention_bench [--portable | --both]".into()),
+            "--few" => few = true,
+            _ => return Err("usage: attention_bench [--portable | --both] [--few]".into()),
         }
     }
     let shape = |heads, kv_heads, head_dim| AttentionShape { heads, kv_heads, head_dim };
@@ -39,24 +40,25 @@ fn main() -> Outcome<()> {
         (&[1700, 90, 1300, 600, 406], shape(32, 8, 128)),
         (&[2048; 4], shape(3, 1, 64)),
     ];
+    let most = cases.iter().map(|(l, s)| l.iter().sum::<usize>() * s.qkv_width()).max().unwrap_or(0);
+    let values = Random::new(7).values(most);
     for portable in variants {
         device.use_portable_kernels(portable);
-        for (lengths, shape) in cases {
-            measure(&device, portable, lengths, shape)?;
+        for (lengths, shape) in cases.into_iter().take(if few { 3 } else { cases.len() }) {
+            measure(&device, &values, portable, lengths, shape)?;
         }
     }
     Ok(())
 }
 
-fn measure(d: &Device, portable: bool, lengths: &[usize], shape: AttentionShape) -> Outcome<()> {
-    let mut random = Random::new(7);
+fn measure(d: &Device, values: &[f32], portable: bool, lengths: &[usize], shape: AttentionShape) -> Outcome<()> {
     let n: usize = lengths.iter().sum();
     let mut ends = vec![0u32];
     for l in lengths {
         ends.push(ends[ends.len() - 1] + *l as u32);
     }
     let seqs = d.sequences(&ends)?;
-    let mut tensor = |cols: usize| -> Outcome<_> { Ok(d.tensor(cols, &random.values(n * cols))?) };
+    let tensor = |cols: usize| -> Outcome<_> { Ok(d.tensor(cols, &values[..n * cols])?) };
     // Two sets in turn: each is larger than the cache.
     let mut sets = Vec::new();
     for _ in 0..2 {

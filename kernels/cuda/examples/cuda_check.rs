@@ -1,6 +1,6 @@
 //! Checks kernels against the CPU reference: what `trainer selftest` runs, in a program that builds in seconds.
 //!
-//!     cuda_check [--seed N] [--json FILE] [GROUP...]
+//!     cuda_check [--seed N] [--json FILE] [--portable] [GROUP...]
 //!
 //! Prints a line per comparison; fails if one does. NVRTC is found as [`trainer_kernels_cuda::nvrtc::Nvrtc::load`] says.
 
@@ -21,10 +21,11 @@ fn main() {
 }
 
 fn run() -> Result<bool, Box<dyn Error>> {
-    let (mut file, mut seed, mut groups) = (None, 1u64, Vec::new());
+    let (mut file, mut seed, mut portable, mut groups) = (None, 1u64, false, Vec::new());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
+            "--portable" => portable = true,
             "--json" => file = args.next(),
             "--seed" => seed = args.next().ok_or("--seed needs a number")?.parse()?,
             group if selftest::GROUPS.contains(&group) => groups.push(group.to_owned()),
@@ -32,7 +33,8 @@ fn run() -> Result<bool, Box<dyn Error>> {
         }
     }
     let start = std::time::Instant::now();
-    let device = Device::open(0, &Nvrtc::load()?, None)?;
+    let mut device = Device::open(0, &Nvrtc::load()?, None)?;
+    device.use_portable_kernels(portable);
     println!("compiled for {} in {:.0} ms", device.arch().name(), start.elapsed().as_secs_f64() * 1e3);
     let rows = selftest::run(&device, &groups, seed, &mut |c| {
         let verdict = if c.pass { "ok  " } else { "FAIL" };

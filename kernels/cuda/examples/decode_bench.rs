@@ -180,7 +180,11 @@ fn run() -> Outcome<()> {
     (0..VOCABULARY / 128).try_for_each(|i| device.nf4_unpack(&piece, &mut head, 128 * i))?;
     device.synchronize()?;
     let packed: usize = layers.iter().flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]).map(|l| l.weight.bytes()).sum();
-    println!("{count} layers, {:.3} GB packed, head {:.3} GB, adapter rank {rank}, context {context}", packed as f64 / 1e9, head.rows() as f64 * 8192.0 / 1e9);
+    println!(
+        "{count} layers, {:.3} GB packed, head {:.3} GB, adapter rank {rank}, context {context}",
+        packed as f64 / 1e9,
+        head.rows() as f64 * 8192.0 / 1e9
+    );
     let norm = device.floats(&vec![1.0; HIDDEN])?;
     let head_norm = device.floats(&vec![1.0; SHAPE.head_dim])?;
     let angles = device.angles(context, SHAPE.head_dim, 1e6)?;
@@ -242,20 +246,7 @@ fn measure(
     };
     let residual = |s: &mut Space| device.add_rms_norm_in_place(s.n, &mut s.x, &s.delta, norm, EPS, &mut s.normed, &mut s.rstd);
     let rope = |s: &mut Space, i: usize| {
-        device.qk_norm_rope_append(
-            s.n,
-            i,
-            &s.positions,
-            &s.slots,
-            angles,
-            SHAPE,
-            &s.qkv,
-            head_norm,
-            head_norm,
-            EPS,
-            &mut s.q,
-            &mut s.cache,
-        )
+        device.qk_norm_rope_append(s.n, i, &s.positions, &s.slots, angles, SHAPE, &s.qkv, head_norm, head_norm, EPS, &mut s.q, &mut s.cache)
     };
     let attend = |s: &mut Space, i: usize| {
         device.attention_cached(s.n, i, SHAPE, &s.q, &s.cache, &s.positions, &s.slots, s.longest, &mut s.scratch, &mut s.mixed)

@@ -141,6 +141,18 @@ pub const SOURCES: &[Source] = &[
         kernels: &["lora_backward_32_2", "lora_backward_32_1", "lora_backward_64_1", "lora_backward_32_2_deep", "lora_backward_sum"],
         only: None,
     },
+    Source {
+        file: "attention_sm90.cu",
+        text: concat!(include_str!("attention_wgmma.cu"), include_str!("attention_sm90.cu")),
+        kernels: &["attention_sm90"],
+        only: Some(Arch::Sm90a),
+    },
+    Source {
+        file: "attention_backward_sm90.cu",
+        text: concat!(include_str!("attention_wgmma.cu"), include_str!("attention_backward_sm90.cu")),
+        kernels: &["attention_backward_sm90"],
+        only: Some(Arch::Sm90a),
+    },
 ];
 
 impl Source {

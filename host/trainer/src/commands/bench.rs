@@ -1,5 +1,6 @@
 //! `trainer bench`: the figures of docs/src/benchmarks.md, measured on this machine.
 
+mod breakdown;
 mod data;
 mod decode;
 mod figure;

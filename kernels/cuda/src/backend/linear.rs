@@ -502,7 +502,9 @@ impl Cuda {
         if with.is_empty() {
             return 0;
         }
-        d.lora_mid_scratch_bytes(n, inner, ranks).max(d.lora_backward_scratch_bytes(None, n, &with)).max(d.lora_da_scratch_bytes(n, inner, ranks))
+        d.lora_mid_scratch_bytes(n, inner, ranks)
+            .max(d.lora_backward_scratch_bytes(None, n, &with))
+            .max(d.lora_da_scratch_bytes(n, inner, ranks))
     }
 
     /// Runs `work` with a buffer for so many bytes of partial sums.

@@ -16,7 +16,7 @@ pub use types::{Batch, Param, Table};
 use crate::blaslt::BlasLt;
 use crate::cache::Cache as CubinCache;
 use crate::device::Device;
-use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, POSITIONS, RowSet, attention_scratch_bytes};
+use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, POSITIONS, RowSet};
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
 use crate::nvrtc::Nvrtc;
@@ -225,7 +225,7 @@ impl Ops for Cuda {
         parts.push(("adapters' partial sums", partial.unwrap_or(0) as u64));
         if need.training {
             parts.push(("loss", loss::loss_bytes(need.loss_rows, need.vocab, need.hidden)));
-            parts.push(("attention scratch", attention_scratch_bytes(need.tokens, need.attention)));
+            parts.push(("attention scratch", self.device.attention_scratch_bytes(need.tokens, need.attention)));
         }
         if need.dropout {
             parts.push(("dropout", 2 * need.tokens as u64 * inner as u64));
@@ -241,7 +241,12 @@ impl Ops for Cuda {
     }
 
     fn reserve(&self, bytes: u64) -> Outcome<()> {
-        Ok(self.device.arena().reserve(bytes)?)
+        // What is in use already is part of the plan, and what was reserved before serves it.
+        let usage = self.usage();
+        let rest = bytes.saturating_sub(usage.reserved.max(usage.in_use));
+        Ok(if rest > 0 {
+            self.device.arena().reserve(rest)?
+        })
     }
 
     fn rates(&self) -> Option<Rates> {

@@ -2,9 +2,9 @@
 
 use super::{blocks, fail, launch, least, product, rows};
 use crate::Result;
-use crate::device::Device;
+use crate::device::{Device, TensorMap};
 use crate::memory::{Buffer, Floats, Tensor};
-use cudarc::driver::LaunchConfig;
+use cudarc::driver::{LaunchConfig, sys};
 use trainer_kernels::ops::AttentionShape;
 
 /// Words of a tile's entry in the schedule.
@@ -16,7 +16,8 @@ const SMALL: usize = 64;
 
 /// Where the sequences of a batch lie, on the card, and their work in tiles, heaviest first so that no block starts a long one last.
 pub struct Sequences {
-    /// Four lists of tiles `{first row of the sequence, its length, first row of the tile within it, 0}`, then `cu_seqlens`.
+    /// Four lists of tiles `{first row of the sequence, its length, first row of the tile within it, 0}`, then `cu_seqlens`, then two counters
+    /// that a forward on Hopper finds and leaves at 0.
     words: Buffer<u32>,
     /// Tiles of 128 rows.
     large: usize,
@@ -48,12 +49,19 @@ impl Sequences {
         self.list(2 * (self.large + self.small))
     }
 
+    fn counters(&self) -> u64 {
+        self.cu_seqlens() + ((self.count + 1) * size_of::<u32>()) as u64
+    }
     fn list(&self, tiles_before: usize) -> u64 {
         self.words.ptr() + (tiles_before * ENTRY * size_of::<u32>()) as u64
     }
     /// Tiles of 128 query rows: the last of a sequence sees the most keys.
     fn large_queries(&self) -> u64 {
         self.list(0)
+    }
+    /// Tiles of 128 keys.
+    fn large_keys(&self) -> u64 {
+        self.list(self.large)
     }
     /// Tiles of 64 query rows.
     fn small_queries(&self) -> u64 {
@@ -83,6 +91,8 @@ fn schedule(words: &mut Vec<u32>, mut tiles: Vec<[u32; 3]>) {
 pub struct AttentionScratch {
     /// `Σ dout * out` by head and row.
     delta: Floats,
+    /// On Hopper: whose turn it is to add to a query tile's dq, and sums of dq in f32, by head and row.
+    sums: Option<(Buffer<u32>, Floats)>,
     rows: usize,
     heads: usize,
 }
@@ -90,14 +100,15 @@ pub struct AttentionScratch {
 impl AttentionScratch {
     /// Whether it is large enough.
     pub fn serves(&self, rows: usize, shape: AttentionShape) -> bool {
-        self.rows >= rows && self.heads >= shape.heads
+        self.rows >= rows && self.heads >= shape.heads && (self.sums.is_some() || shape.head_dim != HOPPER_DIM)
     }
 }
 
-/// Bytes that [`Device::attention_scratch`] takes, before the arena rounds them up.
-pub fn attention_scratch_bytes(rows: usize, shape: AttentionShape) -> u64 {
-    (rows as u64).saturating_mul(shape.heads as u64).saturating_mul(size_of::<f32>() as u64)
-}
+/// The head size that has kernels of its own on Hopper.
+const HOPPER_DIM: usize = 128;
+/// Those kernels' shared memory: tiles, barriers, and what it takes to begin at a multiple of 1024.
+const FORWARD_SHARED: usize = 5 * 32768 + 256 + 1024;
+const BACKWARD_SHARED: usize = 230_400 + 128 + 1024;
 
 /// The kernels of a head size, and what a launch needs of the shape.
 struct Heads {
@@ -148,6 +159,33 @@ fn config(op: &'static str, tiles: usize, heads: u32, threads: u32, shared: usiz
     Ok(LaunchConfig { grid_dim: (blocks(op, count, 1)?, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes })
 }
 
+/// Describes the first `n` rows of a tensor to the copy engine, in boxes of 64 rows and 64 columns; what lies past row `n` is read as zeros.
+#[expect(unsafe_code, reason = "the driver's interface")]
+fn tensor_map(t: &Tensor, n: usize) -> Result<TensorMap> {
+    let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
+    let (sizes, strides) = ([t.cols() as u64, n as u64], [2 * t.stride() as u64]);
+    // SAFETY: the driver reads two sizes, one stride and two pairs of numbers, and writes the map; the address is not followed here. Every
+    // access through the map is within `n` rows of `cols` values, which the caller has checked against the tensor.
+    let status = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map.0,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            t.ptr() as *mut std::ffi::c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            [64u32, 64].as_ptr(),
+            [1u32, 1].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    status.result()?;
+    Ok(map)
+}
+
 impl Device {
     /// Puts the sequences of a batch on the card, with a schedule of their tiles, in one transfer. `cu_seqlens` holds the first row of each
     /// sequence, then the number of rows.
@@ -169,18 +207,45 @@ impl Device {
         schedule(&mut words, large);
         schedule(&mut words, small);
         words.extend_from_slice(cu_seqlens);
+        words.extend([0; 2]);
         let longest = cu_seqlens.iter().zip(cu_seqlens.iter().skip(1)).map(|(a, b)| b - a).max().unwrap_or(0) as usize;
         let words = self.upload(&words, "the schedule of a batch")?;
         Ok(Sequences { words, large: counts.0, small: counts.1, rows: rows as usize, count: cu_seqlens.len() - 1, longest })
     }
 
-    /// Scratch of [`Self::attention_backward`] for up to `rows` rows: [`attention_scratch_bytes`].
+    /// Bytes that [`Self::attention_scratch`] takes, before the arena rounds its up to three buffers up.
+    pub fn attention_scratch_bytes(&self, rows: usize, shape: AttentionShape) -> u64 {
+        let values = (rows as u64).saturating_mul(shape.heads as u64);
+        if self.own_attention(shape) {
+            values.saturating_mul(8 + 4 * HOPPER_DIM as u64).saturating_add(4)
+        } else {
+            values.saturating_mul(4)
+        }
+    }
+
+    /// Scratch of [`Self::attention_backward`] for up to `rows` rows: [`Self::attention_scratch_bytes`].
     ///
     /// # Errors
     /// The card has no more memory.
     pub fn attention_scratch(&self, rows: usize, shape: AttentionShape) -> Result<AttentionScratch> {
-        let values = product(&[rows, shape.heads]).ok_or_else(|| fail("attention_scratch", "the rows", rows, "fewer"))?;
-        Ok(AttentionScratch { delta: self.buffer(values, "scratch of attention")?, rows, heads: shape.heads })
+        let what = "scratch of attention";
+        let too_many = || fail("attention_scratch", "the rows", rows, "fewer");
+        let values = product(&[rows, shape.heads]).ok_or_else(too_many)?;
+        let sums = if self.own_attention(shape) {
+            let turns = values.checked_add(1).ok_or_else(too_many)?;
+            let sums = product(&[values, HOPPER_DIM]).ok_or_else(too_many)?;
+            Some((self.buffer(turns, what)?, self.buffer(sums, what)?))
+        } else {
+            None
+        };
+        Ok(AttentionScratch { delta: self.buffer(values, what)?, sums, rows, heads: shape.heads })
+    }
+
+    /// Whether this card has kernels of its own for the shape.
+    fn own_attention(&self, shape: AttentionShape) -> bool {
+        shape.head_dim == HOPPER_DIM
+            && self.prefers("attention_sm90")
+            && self.shared_limit() as usize >= FORWARD_SHARED.max(BACKWARD_SHARED)
     }
 
     /// Causal grouped-query attention of `n` rows, inside each sequence, scaled by `1 / sqrt(head_dim)`. Reads the rotated `q | k` rows of
@@ -206,6 +271,30 @@ impl Device {
         let so = rows(op, "the output", out, n, shape.q_width())?;
         least(op, "the log-sum-exps", lse.len(), product(&[n, shape.heads]))?;
         if n == 0 {
+            return Ok(());
+        }
+        if self.own_attention(shape) {
+            let total = product(&[seqs.large, shape.heads]).and_then(|t| u32::try_from(t).ok()).filter(|&t| t <= i32::MAX as u32);
+            let total = total.ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
+            let (qk, qkv) = (tensor_map(qk, n)?, tensor_map(qkv, n)?);
+            let config = config(op, total.min(self.multiprocessors()) as usize, 1, 384, FORWARD_SHARED)?;
+            launch!(
+                self,
+                "attention_sm90",
+                config,
+                seqs.large_queries(),
+                total,
+                &qk,
+                &qkv,
+                out.ptr(),
+                so,
+                lse.ptr(),
+                count,
+                h.heads,
+                h.group,
+                h.scale2,
+                seqs.counters()
+            );
             return Ok(());
         }
         // A query tile of 128 rows, two key and two value tiles of 64.
@@ -241,7 +330,7 @@ impl Device {
         let (sqk, sqkv) = (rows(op, "qk", qk, n, shape.qk_width())?, rows(op, "qkv", qkv, n, shape.qkv_width())?);
         let (sdqk, sdqkv) = (rows(op, "dqk", dqk, n, shape.qk_width())?, rows(op, "dqkv", dqkv, n, shape.qkv_width())?);
         least(op, "the log-sum-exps", lse.len(), product(&[n, shape.heads]))?;
-        if scratch.heads != shape.heads || scratch.rows < n {
+        if scratch.heads < shape.heads || scratch.rows < n {
             return Err(fail(op, "the scratch's rows", scratch.rows, format_args!("{n} of {} heads", shape.heads)));
         }
         if n == 0 {
@@ -251,7 +340,39 @@ impl Device {
         let lanes = (h.dim / 8) as u32;
         let threads = product(&[n, shape.heads, lanes as usize]).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
         let flat = super::grid(blocks(op, threads, 256)?, 1, 256);
-        launch!(self, "attention_delta", flat, dout.ptr(), sdo, out.ptr(), so, count, h.heads, lanes, delta.ptr(), 0u64, 0u32);
+        let own = scratch.sums.as_ref().filter(|_| self.own_attention(shape));
+        // One turn for each row and head, and the count of blocks: fewer than the threads.
+        let turn_count =
+            product(&[n, shape.heads]).and_then(|t| u32::try_from(t + 1).ok()).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
+        let (turns, turn_count) = own.map_or((0, 0), |(turns, _)| (turns.ptr(), turn_count));
+        launch!(self, "attention_delta", flat, dout.ptr(), sdo, out.ptr(), so, count, h.heads, lanes, delta.ptr(), turns, turn_count);
+        if let Some((turns, sums)) = own {
+            let maps = (tensor_map(qk, n)?, tensor_map(qkv, n)?, tensor_map(dout, n)?);
+            let by_keys = config(op, seqs.large, h.kv_heads, 384, BACKWARD_SHARED)?;
+            launch!(
+                self,
+                "attention_backward_sm90",
+                by_keys,
+                seqs.large_keys(),
+                &maps.0,
+                &maps.1,
+                &maps.2,
+                lse.ptr(),
+                delta.ptr(),
+                dqk.ptr(),
+                sdqk,
+                dqkv.ptr(),
+                sdqkv,
+                sums.ptr(),
+                turns.ptr(),
+                count,
+                h.heads,
+                h.group,
+                h.scale2,
+                h.scale
+            );
+            return Ok(());
+        }
         let tile = 2 * h.dim * SMALL;
         // Tiles of q and dout, two of k and of v.
         let by_queries = config(op, seqs.small, h.heads, 128, 6 * tile)?;

@@ -23,13 +23,13 @@ mod rope;
 mod sampling;
 
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
-pub use attention::{AttentionScratch, Sequences, attention_scratch_bytes};
+pub use attention::{AttentionScratch, Sequences};
 pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
 pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember};
 pub use elementwise::SumScratch;
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
-pub use loss::RowSet;
 pub use lora_gemm::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
+pub use loss::RowSet;
 pub use nf4::DeviceNf4;
 pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS};

@@ -23,6 +23,7 @@ use trainer_runtime::{
 };
 use trainer_train::rundir::utc;
 
+use super::breakdown::{Row, Step};
 use super::figure::median;
 use crate::cli::BenchArgs;
 use crate::clock;
@@ -152,6 +153,8 @@ struct TrainOut {
     /// From the start of the process until the model is on the device.
     seconds_to_model: f64,
     plan: PlanOut,
+    /// The kernels of one more step, the longest first; empty where the backend does not tell.
+    breakdown: Vec<Row>,
 }
 
 /// Decoding, as JSON.
@@ -272,6 +275,7 @@ fn train<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, he
         PlanRequest { config, adapter: &lora, optimizer, longest: max_tokens, packed: max_tokens, sequence, recompute: None, goal, limit };
     let planned = choose_plan(ops.as_ref(), &request)?;
     let choice = &planned.choice;
+    choice.reserve(ops.as_ref(), planned.limit)?;
     let how = ModelOptions { weights: choice.weights, adapter: Some(&lora), host_embedding: choice.offload };
     let model = Model::synthetic(ops.clone(), config, &how, true, 1)?;
     let dims = *model.dims();
@@ -312,6 +316,16 @@ fn train<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, he
         losses.push(loss);
         norms.push(report.grad_norm);
     }
+    // One step more, which is not among the timed ones: events around each launch cost time.
+    let mut breakdown = Vec::new();
+    if ops.profile_start() {
+        for micro in 0..accumulation {
+            trainer.train_micro_batch(&random_batch(batch, sequence, dims.vocab, steps, micro), (1.0 / weight) as f32)?;
+        }
+        trainer.optimizer_step(2e-4)?;
+        let step = Step { dims: &dims, tokens: max_tokens, sequence, trained: work.lora_parameters };
+        breakdown = step.rows(&ops.profile_stop()?);
+    }
     let tokens_per_second = tokens_per_step as f64 / median(step_seconds.get(WARM_UP..).unwrap_or_default()).max(1e-12);
     let useful_tflops = tokens_per_second * work.flops_per_token / 1e12;
     let floor_tflops = floor(&header.device, ops.as_ref());
@@ -338,6 +352,7 @@ fn train<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, he
         seconds_to_first_step: first.unwrap_or_default(),
         seconds_to_model,
         plan: PlanOut::of(&planned, goal, dims.layers),
+        breakdown,
         header,
     };
     if let Some(target) = &args.json {
