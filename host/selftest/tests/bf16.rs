@@ -69,6 +69,7 @@ impl Ops for Rounded {
     type Cache = <Cpu as Ops>::Cache;
     type State = <Cpu as Ops>::State;
     type Offloaded = <Cpu as Ops>::Offloaded;
+    type Recording = <Cpu as Ops>::Recording;
 
     fn describe(&self) -> String {
         "cpu, rounded to bf16".into()

@@ -33,6 +33,8 @@ use crate::output::{json_on_stdout, write_json};
 const WARM_UP: usize = 2;
 /// Measurements of decoding after the one that warms up.
 const TIMES: usize = 3;
+/// Prompt tokens in one forward pass.
+const MOST_PREFILL: usize = 8192;
 /// What the peers' figures were measured with: rank and alpha on all seven projections.
 const RANK: usize = 32;
 /// Large products that an H100 sustains in bf16, in TFLOP/s: what the floor is computed with (docs/src/bench.md).
@@ -166,7 +168,7 @@ struct DecodeOut {
     weights: &'static str,
     /// New tokens over the whole time, prefill included; the median.
     tokens_per_second: f64,
-    /// New tokens after each answer's first over the time after the prefill; the median.
+    /// Tokens that came after the prefill over the time that they took; the median.
     decode_tokens_per_second: f64,
     prefill_seconds: Vec<f64>,
     seconds: Vec<f64>,
@@ -392,7 +394,7 @@ fn decode<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, h
     let model = Model::synthetic(ops.clone(), config, &how, true, 1)?;
     let vocab = model.dims().vocab;
     let adapter = Adapter::init(&model, lora, 3407)?;
-    let options = GenOptions { slots: batch, cache_length: prompt + new, prefill_tokens: 2048 };
+    let options = GenOptions { slots: batch, cache_length: prompt + new, prefill_tokens: batch.saturating_mul(prompt).min(MOST_PREFILL) };
     let mut generator = Generator::new(model, options)?;
     let requests: Vec<GenRequest> = (0..batch)
         .map(|i| GenRequest {
@@ -408,11 +410,15 @@ fn decode<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, h
         .collect();
     let (mut seconds, mut prefill_seconds, mut speeds, mut decode_speeds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for time in 0..=TIMES {
-        let (began, mut tokens, mut prefilled) = (Instant::now(), 0usize, None);
+        // The prefill is over when every answer has its first token; the others' later ones may have come by then.
+        let (began, mut tokens, mut begun, mut prefilled) = (Instant::now(), 0usize, vec![false; batch], None);
         let results = generator.generate(Some(&adapter), requests.clone(), &mut |event| {
             tokens += usize::from(event.token.is_some());
-            if tokens == batch {
-                prefilled.get_or_insert_with(|| began.elapsed().as_secs_f64());
+            if let Some(begun) = usize::try_from(event.id).ok().and_then(|i| begun.get_mut(i)) {
+                *begun = true;
+            }
+            if prefilled.is_none() && begun.iter().all(|b| *b) {
+                prefilled = Some((began.elapsed().as_secs_f64(), tokens));
             }
             ControlFlow::Continue(())
         })?;
@@ -421,11 +427,11 @@ fn decode<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, h
             bail!("answer {} ended after {} of {new} tokens: {:?}", short.id, short.ids.len(), short.finish);
         }
         if time > 0 {
-            let prefill = prefilled.unwrap_or_default();
+            let (prefill, before) = prefilled.unwrap_or_default();
             seconds.push(total);
             prefill_seconds.push(prefill);
             speeds.push((batch * new) as f64 / total.max(1e-12));
-            decode_speeds.push((batch * (new - 1)) as f64 / (total - prefill).max(1e-12));
+            decode_speeds.push((batch * new - before) as f64 / (total - prefill).max(1e-12));
         }
     }
     let used = ops.memory_use();
