@@ -42,6 +42,16 @@ impl Eight {
         least(op, "the scales", self.scales.len(), Some(n))
     }
 
+    /// The parts.
+    pub(crate) fn parts(&mut self) -> (&mut Buffer<u8>, &mut Floats) {
+        (&mut self.values, &mut self.scales)
+    }
+
+    /// The scales alone.
+    pub(crate) fn into_scales(self) -> Floats {
+        self.scales
+    }
+
     /// Addresses for a kernel that writes `n` rows of `width` values.
     pub(crate) fn ptrs(&mut self, op: &'static str, n: usize, width: usize) -> Result<(u64, u64)> {
         self.room(op, n, width)?;
@@ -99,29 +109,31 @@ impl Device {
         Ok(())
     }
 
-    /// The transpose of `x [rows, cols]` in e4m3 with the scales in `out`, one for each column, into rows of `stride` bytes.
+    /// The transpose of `x [rows, cols]` in e4m3 with a given scale for each column, into the columns from `first` on of rows of `stride` bytes.
     ///
     /// # Errors
-    /// Buffers that do not fit; rows or a stride that are no multiple of 16.
-    pub fn eight_transposed(&self, x: &Tensor, out: &mut Eight, stride: usize) -> Result<()> {
+    /// Buffers that do not fit; rows, a first column or a stride that are no multiple of 16.
+    pub fn eight_transposed(&self, x: &Tensor, scales: &Floats, out: &mut Buffer<u8>, first: usize, stride: usize) -> Result<()> {
         let op = "eight_transposed";
+        vectors(op, "the columns", x.cols())?;
         let from = rows(op, "x", x, x.rows(), x.cols())?;
-        let (n, cols, to, stride) = transpose(op, x.rows(), x.cols(), out, 0, stride)?;
+        let (n, cols, to, stride) = transpose(op, x.rows(), x.cols(), scales, out, first, stride)?;
         if n > 0 {
             let config = grid(cols.div_ceil(64), n.div_ceil(128), 256);
-            launch!(self, "bf16_eight_transposed", config, x.ptr(), from, n, cols, out.scales.ptr(), to, stride);
+            launch!(self, "bf16_eight_transposed", config, x.ptr(), from, n, cols, scales.ptr(), to, stride);
         }
         Ok(())
     }
 
-    /// `w` in e4m3 with the scales that lie in `out`, those of rows from `first_row` on, into its rows from there on.
+    /// `w` in e4m3 into rows of `out` from `first_row` on, with the scales of those rows, which lie in the same places of `scales`.
     ///
     /// # Errors
     /// Buffers that do not fit.
-    pub fn nf4_eight(&self, w: &DeviceNf4, out: &mut Eight, first_row: usize) -> Result<()> {
+    pub fn nf4_eight(&self, w: &DeviceNf4, scales: &Floats, out: &mut Buffer<u8>, first_row: usize) -> Result<()> {
         let op = "nf4_eight";
         let n = first_row.checked_add(w.rows).ok_or_else(|| fail(op, "the first row", first_row, "less"))?;
-        out.room(op, n, w.cols)?;
+        least(op, "the bytes", out.len(), product(&[n, w.cols]))?;
+        least(op, "the scales", scales.len(), Some(n))?;
         let v = vectors(op, "the columns", w.cols)?;
         let words = w.rows * w.cols / 8;
         if u32::try_from(words).is_err() {
@@ -130,7 +142,7 @@ impl Device {
         if words == 0 {
             return Ok(());
         }
-        let (to, scales) = (out.values.ptr() + (first_row * w.cols) as u64, out.scales.ptr() + 4 * first_row as u64);
+        let (to, scales) = (out.ptr() + (first_row * w.cols) as u64, scales.ptr() + 4 * first_row as u64);
         launch!(
             self,
             op,
@@ -151,14 +163,14 @@ impl Device {
         Ok(())
     }
 
-    /// The transpose of `w` in e4m3 with the scales that lie in `out`, one for each column of `w`, into the columns from `first` on of rows of `stride` bytes.
+    /// The transpose of `w` in e4m3 with a given scale for each column of `w`, into the columns from `first` on of rows of `stride` bytes.
     ///
     /// # Errors
     /// Buffers that do not fit; rows, a first column or a stride that are no multiple of 16.
-    pub fn nf4_eight_transposed(&self, w: &DeviceNf4, out: &mut Eight, first: usize, stride: usize) -> Result<()> {
+    pub fn nf4_eight_transposed(&self, w: &DeviceNf4, scales: &Floats, out: &mut Buffer<u8>, first: usize, stride: usize) -> Result<()> {
         let op = "nf4_eight_transposed";
         vectors(op, "the columns", w.cols)?;
-        let (n, cols, to, stride) = transpose(op, w.rows, w.cols, out, first, stride)?;
+        let (n, cols, to, stride) = transpose(op, w.rows, w.cols, scales, out, first, stride)?;
         if n > 0 {
             launch!(
                 self,
@@ -174,7 +186,7 @@ impl Device {
                 w.nested_shift,
                 n,
                 cols,
-                out.scales.ptr(),
+                scales.ptr(),
                 to,
                 stride
             );
@@ -184,14 +196,23 @@ impl Device {
 }
 
 /// Checks of a transpose: rows and columns of the source, where it goes and the stride.
-fn transpose(op: &'static str, n: usize, cols: usize, out: &Eight, first: usize, stride: usize) -> Result<(u32, u32, u64, u32)> {
+fn transpose(
+    op: &'static str,
+    n: usize,
+    cols: usize,
+    scales: &Floats,
+    out: &Buffer<u8>,
+    first: usize,
+    stride: usize,
+) -> Result<(u32, u32, u64, u32)> {
     if [n, first, stride].iter().any(|v| !v.is_multiple_of(PIECE)) {
         return Err(fail(op, "the rows", n, "rows, a first column and a stride that are multiples of 16"));
     }
     least(op, "the stride", stride, first.checked_add(n))?;
-    out.room(op, cols, stride)?;
+    least(op, "the bytes", out.len(), product(&[cols, stride]))?;
+    least(op, "the scales", scales.len(), Some(cols))?;
     match (u32::try_from(n), u32::try_from(cols), u32::try_from(stride)) {
-        (Ok(n), Ok(cols), Ok(stride)) if n.div_ceil(128) <= 65535 => Ok((n, cols, out.values.ptr() + first as u64, stride)),
+        (Ok(n), Ok(cols), Ok(stride)) if n.div_ceil(128) <= 65535 => Ok((n, cols, out.ptr() + first as u64, stride)),
         _ => Err(fail(op, "the rows", n, "at most 128 * 65535")),
     }
 }
