@@ -23,13 +23,32 @@ pub struct Source {
 
 /// Every kernel file.
 pub const SOURCES: &[Source] = &[
-    Source { file: "nf4.cu", text: include_str!("nf4.cu"), kernels: &["nf4_unpack", "nf4_unpack_transposed"], only: None },
-    Source { file: "norm.cu", text: include_str!("norm.cu"), kernels: &["rms_norm", "add_rms_norm", "rms_norm_backward"], only: None },
+    Source {
+        file: "nf4.cu",
+        text: concat!(include_str!("eight.cu"), "#line 1 \"nf4.cu\"\n", include_str!("nf4.cu")),
+        kernels: &[
+            "nf4_unpack",
+            "nf4_unpack_transposed",
+            "nf4_eight",
+            "nf4_eight_transposed",
+            "bf16_eight_transposed",
+            "eight_rows",
+            "largest_of_columns",
+            "scales_from_largest",
+        ],
+        only: None,
+    },
+    Source {
+        file: "norm.cu",
+        text: concat!(include_str!("eight.cu"), "#line 1 \"norm.cu\"\n", include_str!("norm.cu")),
+        kernels: &["rms_norm", "rms_norm_8", "add_rms_norm", "add_rms_norm_8", "rms_norm_backward", "rms_norm_backward_8"],
+        only: None,
+    },
     Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"], only: None },
     Source {
         file: "elementwise.cu",
-        text: include_str!("elementwise.cu"),
-        kernels: &["swiglu", "swiglu_backward", "add", "embed", "squares_partial", "squares_total"],
+        text: concat!(include_str!("eight.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),
+        kernels: &["swiglu", "swiglu_backward", "swiglu_8", "swiglu_backward_8", "add", "embed", "squares_partial", "squares_total"],
         only: None,
     },
     Source {

@@ -19,7 +19,7 @@ pub mod profile;
 pub mod ranges;
 pub mod selftest;
 
-pub use backend::{Cuda, CudaOptions};
+pub use backend::{Cuda, CudaOptions, Precision};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +110,12 @@ pub enum CudaError {
         what: String,
         /// How much.
         bytes: u64,
+    },
+    /// The card, or its library, has no products in the precision asked for.
+    #[error("fp8 products need an H100 or H200 (compute capability 9.0) and cublasLt 12.9 or newer: {why}; use bf16")]
+    Precision {
+        /// What is missing.
+        why: String,
     },
     /// cublasLt cannot be used or reports an error.
     #[error("cublasLt: {0}")]
