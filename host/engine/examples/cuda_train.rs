@@ -10,7 +10,7 @@ use trainer_engine::{Adapter, Keep, LOSS_ROWS, Model, ModelOptions, Recompute, T
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{HostBatch, WeightPlan};
 use trainer_kernels::rng::philox4x32_10;
-use trainer_kernels_cuda::backend::{Cuda, CudaOptions};
+use trainer_kernels_cuda::backend::{Cuda, CudaOptions, Precision};
 use trainer_model::AdapterConfig;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut batch, mut accum, mut seq, mut steps, mut weights, mut keep) =
         (2usize, 4usize, 2048usize, 6usize, WeightPlan::Unpacked, Keep::All);
     let (mut profile, mut loss_rows, mut offload) = (false, LOSS_ROWS, false);
-    let options = CudaOptions::default();
+    let mut options = CudaOptions::default();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
         match arg.as_str() {
@@ -35,6 +35,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                     "lean" => Keep::Lean,
                     "input" => Keep::Input,
                     _ => Keep::All,
+                }
+            }
+            "--precision" => {
+                if value()? == "fp8" {
+                    options.precision = Precision::Fp8;
                 }
             }
             "--profile" => profile = true,
