@@ -16,8 +16,8 @@ const SMALL: usize = 64;
 
 /// Where the sequences of a batch lie, on the card, and their work in tiles, heaviest first so that no block starts a long one last.
 pub struct Sequences {
-    /// Four lists of tiles `{first row of the sequence, its length, first row of the tile within it, 0}`, then `cu_seqlens`, then two counters
-    /// that a forward on Hopper finds and leaves at 0.
+    /// Four lists of tiles `{first row of the sequence, its length, first row of the tile within it, 0}`, then `cu_seqlens`, then two
+    /// counters that a forward on Hopper finds and leaves at 0.
     words: Buffer<u32>,
     /// Tiles of 128 rows.
     large: usize,
@@ -159,7 +159,8 @@ fn config(op: &'static str, tiles: usize, heads: u32, threads: u32, shared: usiz
     Ok(LaunchConfig { grid_dim: (blocks(op, count, 1)?, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes })
 }
 
-/// Describes the first `n` rows of a tensor to the copy engine, in boxes of 64 rows and 64 columns; what lies past row `n` is read as zeros.
+/// Describes the first `n` rows of a tensor to the copy engine, in boxes of 64 rows and 64 columns; what lies past row `n` is read as
+/// zeros.
 #[expect(unsafe_code, reason = "the driver's interface")]
 fn tensor_map(t: &Tensor, n: usize) -> Result<TensorMap> {
     let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
@@ -216,7 +217,11 @@ impl Device {
     /// Bytes that [`Self::attention_scratch`] takes, before the arena rounds its up to three buffers up.
     pub fn attention_scratch_bytes(&self, rows: usize, shape: AttentionShape) -> u64 {
         let values = (rows as u64).saturating_mul(shape.heads as u64);
-        if self.own_attention(shape) { values.saturating_mul(8 + 4 * HOPPER_DIM as u64).saturating_add(4) } else { values.saturating_mul(4) }
+        if self.own_attention(shape) {
+            values.saturating_mul(8 + 4 * HOPPER_DIM as u64).saturating_add(4)
+        } else {
+            values.saturating_mul(4)
+        }
     }
 
     /// Scratch of [`Self::attention_backward`] for up to `rows` rows: [`Self::attention_scratch_bytes`].
@@ -239,12 +244,15 @@ impl Device {
 
     /// Whether this card has kernels of its own for the shape.
     fn own_attention(&self, shape: AttentionShape) -> bool {
-        shape.head_dim == HOPPER_DIM && self.prefers("attention_sm90") && self.shared_limit() as usize >= FORWARD_SHARED.max(BACKWARD_SHARED)
+        shape.head_dim == HOPPER_DIM
+            && self.prefers("attention_sm90")
+            && self.shared_limit() as usize >= FORWARD_SHARED.max(BACKWARD_SHARED)
     }
 
-    /// Causal grouped-query attention of `n` rows, inside each sequence, scaled by `1 / sqrt(head_dim)`. Reads the rotated `q | k` rows of
-    /// `qk` and the last `kv_width` columns of `qkv`; writes `out [n, q_width]` and `n * heads` log-sum-exps, in a layout of the backward's own.
-    /// Rows of other sequences never decide a bit of a sequence's result, but a value that is not finite in one can spoil another.
+    /// Causal grouped-query attention of `n` rows, inside each sequence, scaled by `1 / sqrt(head_dim)`. Reads the rotated `q | k` rows
+    /// of `qk` and the last `kv_width` columns of `qkv`; writes `out [n, q_width]` and `n * heads` log-sum-exps, in a layout of the
+    /// backward's own. Rows of other sequences never decide a bit of a sequence's result, but a value that is not finite in one can spoil
+    /// another.
     ///
     /// # Errors
     /// A head size other than 32, 64 and 128, or buffers that do not fit.
@@ -273,8 +281,21 @@ impl Device {
             let (qk, qkv) = (tensor_map(qk, n)?, tensor_map(qkv, n)?);
             let config = config(op, total.min(self.multiprocessors()) as usize, 1, 384, FORWARD_SHARED)?;
             launch!(
-                self, "attention_sm90", config, seqs.large_queries(), total, &qk, &qkv, out.ptr(), so, lse.ptr(), count, h.heads, h.group,
-                h.scale2, seqs.counters()
+                self,
+                "attention_sm90",
+                config,
+                seqs.large_queries(),
+                total,
+                &qk,
+                &qkv,
+                out.ptr(),
+                so,
+                lse.ptr(),
+                count,
+                h.heads,
+                h.group,
+                h.scale2,
+                seqs.counters()
             );
             return Ok(());
         }
@@ -323,15 +344,34 @@ impl Device {
         let flat = super::grid(blocks(op, threads, 256)?, 1, 256);
         let own = scratch.sums.as_ref().filter(|_| self.own_attention(shape));
         // One turn for each row and head, and the count of blocks: fewer than the threads.
-        let turn_count = product(&[n, shape.heads]).and_then(|t| u32::try_from(t + 1).ok()).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
+        let turn_count =
+            product(&[n, shape.heads]).and_then(|t| u32::try_from(t + 1).ok()).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
         let (turns, turn_count) = own.map_or((0, 0), |(turns, _)| (turns.ptr(), turn_count));
         launch!(self, "attention_delta", flat, dout.ptr(), sdo, out.ptr(), so, count, h.heads, lanes, delta.ptr(), turns, turn_count);
         if let Some((turns, sums)) = own {
             let maps = (tensor_map(qk, n)?, tensor_map(qkv, n)?, tensor_map(dout, n)?);
             let by_keys = config(op, seqs.large, h.kv_heads, 384, BACKWARD_SHARED)?;
             launch!(
-                self, "attention_backward_sm90", by_keys, seqs.large_keys(), &maps.0, &maps.1, &maps.2, lse.ptr(), delta.ptr(), dqk.ptr(), sdqk,
-                dqkv.ptr(), sdqkv, sums.ptr(), turns.ptr(), count, h.heads, h.group, h.scale2, h.scale
+                self,
+                "attention_backward_sm90",
+                by_keys,
+                seqs.large_keys(),
+                &maps.0,
+                &maps.1,
+                &maps.2,
+                lse.ptr(),
+                delta.ptr(),
+                dqk.ptr(),
+                sdqk,
+                dqkv.ptr(),
+                sdqkv,
+                sums.ptr(),
+                turns.ptr(),
+                count,
+                h.heads,
+                h.group,
+                h.scale2,
+                h.scale
             );
             return Ok(());
         }
