@@ -163,6 +163,21 @@ fn plan_shows_the_parts_and_follows_limit_and_goal() {
 }
 
 #[test]
+fn plan_needs_only_the_models_configuration() {
+    let sandbox = Sandbox::cold();
+    let config = r#"{"architectures":["Qwen3ForCausalLM"],"model_type":"qwen3","hidden_act":"silu","attention_bias":false,"hidden_size":4096,
+        "intermediate_size":12288,"num_hidden_layers":36,"num_attention_heads":32,"num_key_value_heads":8,"head_dim":128,"vocab_size":151936,
+        "max_position_embeddings":40960,"rms_norm_eps":1e-6,"rope_theta":1000000.0,"tie_word_embeddings":false,"torch_dtype":"bfloat16"}"#;
+    sandbox.write("model/config.json", config);
+    let recipe = sandbox.write("recipe.toml", "[model]\nsource = \"model\"\n[device]\nbackend = \"cpu\"\n");
+    let plan = sandbox.json(["plan", recipe.to_str().unwrap(), "--json"]);
+    assert_eq!(plan["keeps"].as_array().unwrap().len(), 36);
+    assert!(plan["total"].as_u64().unwrap() > 30 << 30, "eight billion weights in f32: {plan}");
+    std::fs::remove_file(sandbox.path("model/config.json")).unwrap();
+    assert!(sandbox.fails(["plan", recipe.to_str().unwrap()]).contains("config.json"));
+}
+
+#[test]
 fn a_small_plan_trains_the_same() {
     let sandbox = Sandbox::new();
     let run = |name: &str, more: &[&str]| {

@@ -31,15 +31,20 @@ pub struct Base {
     pub eos: Vec<u32>,
 }
 
+/// The files of a recipe's model.
+pub fn model_files(source: &ModelSource) -> ModelFiles {
+    match source {
+        ModelSource::Nano => ModelFiles::Embedded(trainer_nano::MODEL_FILES),
+        ModelSource::Folder(path) => ModelFiles::dir(path),
+    }
+}
+
 /// Loads a base model. Plain weights are quantized while loading where the recipe says so.
 ///
 /// # Errors
 /// Files that are missing, broken, or of another architecture; each error names file and tensor or key.
 pub fn load_base(source: &ModelSource, quantization: Quantization) -> Result<Base, RuntimeError> {
-    let files = match source {
-        ModelSource::Nano => ModelFiles::Embedded(trainer_nano::MODEL_FILES),
-        ModelSource::Folder(path) => ModelFiles::dir(path),
-    };
+    let files = model_files(source);
     let config = ModelConfig::read(&files)?;
     let generation = GenerationConfig::read(&files)?;
     let tokenizer = match &files {

@@ -16,12 +16,12 @@ use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conver
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
 use trainer_kernels::ops::Ops;
 use trainer_kernels::sampling::SamplingParams;
-use trainer_model::{AdapterBias, AdapterConfig, ModelDigest, ModelFiles};
+use trainer_model::{AdapterBias, AdapterConfig, ModelConfig, ModelDigest, ModelFiles};
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
     Base, DeviceInfo, DeviceKind, Machine, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command, limit_in_bytes,
-    load_base, open_sources, source_digest,
+    load_base, model_files, open_sources, source_digest,
 };
 use trainer_text::SpecialMode;
 
@@ -92,7 +92,7 @@ impl<O: Ops> Assembly<O> {
         let panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
         let sources = open_sources(&recipe)?;
         let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
-        let planned = choose(ops.as_ref(), &recipe, &base, &device)?;
+        let planned = choose(ops.as_ref(), &recipe, &base.config, &device)?;
         let keeps = planned.keeps(base.config.num_hidden_layers);
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
@@ -486,11 +486,21 @@ fn recompute(recipe: &Recipe) -> Option<Recompute> {
     }
 }
 
+/// How a run of a recipe would use a device, from the model's configuration alone: nothing is loaded.
+///
+/// # Errors
+/// A model whose configuration cannot be read, or a run that does not fit.
+pub fn plan_run<O: Ops>(ops: &O, recipe: &Recipe, device: &DeviceInfo) -> Result<(ModelConfig, Planned), TrainError> {
+    let config = ModelConfig::read(&model_files(&recipe.model.source))?;
+    let planned = choose(ops, recipe, &config, device)?;
+    Ok((config, planned))
+}
+
 /// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows.
-fn choose<O: Ops>(ops: &O, recipe: &Recipe, base: &Base, device: &DeviceInfo) -> Result<Planned, TrainError> {
+fn choose<O: Ops>(ops: &O, recipe: &Recipe, config: &ModelConfig, device: &DeviceInfo) -> Result<Planned, TrainError> {
     let longest = recipe.data.max_seq_length;
     let request = PlanRequest {
-        config: &base.config,
+        config,
         adapter: &adapter_config(recipe),
         optimizer: optimizer(recipe),
         longest,

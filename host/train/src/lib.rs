@@ -11,7 +11,7 @@ mod run;
 pub mod rundir;
 mod state;
 
-pub use assemble::{Assembly, Work};
+pub use assemble::{Assembly, Work, plan_run};
 pub use error::TrainError;
 pub use events::{Banner, Event, PluginInfo, SourceInfo, StepInfo, When};
 pub use run::{RunSummary, Start, run};

@@ -10,7 +10,7 @@ use trainer_config::Recipe;
 use trainer_engine::Keep;
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_runtime::{DeviceInfo, open_device, with_ops};
-use trainer_train::Assembly;
+use trainer_train::plan_run;
 
 use crate::cli::PlanArgs;
 use crate::output::{check_json, put, write_json};
@@ -58,10 +58,8 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let recipe = recipe(args)?;
     let open = open_device(&recipe.device)?;
-    with_ops!(open.backend, ops => {
-        let assembly = Assembly::new(recipe, ops.clone(), open.threads, open.info)?;
-        show(&plan(&assembly, ops.as_ref()), args.json.as_deref())
-    })
+    let plan = with_ops!(open.backend, ops => plan(ops.as_ref(), &recipe, open.info))?;
+    show(&plan, args.json.as_deref())
 }
 
 /// The recipe with the command's two flags over it.
@@ -72,12 +70,12 @@ fn recipe(args: &PlanArgs) -> Result<Recipe> {
     super::recipe(args.recipe.as_deref(), &over)
 }
 
-fn plan<O: Ops>(assembly: &Assembly<O>, ops: &O) -> Plan {
-    let (recipe, planned) = (assembly.recipe(), assembly.planned());
+fn plan<O: Ops>(ops: &O, recipe: &Recipe, device: DeviceInfo) -> Result<Plan> {
+    let (config, planned) = plan_run(ops, recipe, &device)?;
     let choice = &planned.choice;
-    Plan {
+    Ok(Plan {
         trainer: env!("CARGO_PKG_VERSION"),
-        device: assembly.device().clone(),
+        device,
         backend: ops.describe(),
         model: recipe.model.source.to_string(),
         goal: recipe.device.plan.to_string(),
@@ -88,14 +86,14 @@ fn plan<O: Ops>(assembly: &Assembly<O>, ops: &O) -> Plan {
             WeightPlan::Unpacked => "unpacked",
             WeightPlan::Packed => "packed",
         },
-        keeps: planned.keeps(assembly.lock().plan.recompute.len()),
+        keeps: planned.keeps(config.num_hidden_layers),
         offload: choice.offload,
         loss_rows: choice.loss_rows,
         parts: choice.memory.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect(),
         total: choice.memory.total(),
         limit: planned.limit,
         tokens_per_second: planned.tokens_per_second(),
-    }
+    })
 }
 
 fn show(plan: &Plan, json: Option<&Path>) -> Result<ExitCode> {
