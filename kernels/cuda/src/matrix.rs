@@ -132,6 +132,7 @@ fn within(len: usize, at: usize, rows: usize, cols: usize) -> Result<()> {
 
 /// An error unless `op(A) [m, k]`, `op(B) [k, n]` and `C [m, n]` lie within their matrices and rows start at 16 bytes (those of an f32
 /// result: at 8).
+#[expect(clippy::too_many_arguments, reason = "a matrix product")]
 pub(crate) fn check(a: &Matrix, op_a: Op, b: &Matrix, op_b: Op, c: &Out, m: usize, n: usize, k: usize) -> Result<()> {
     let op = "gemm";
     let stored = |of: Op, rows: usize, cols: usize| if of == Op::N { (rows, cols) } else { (cols, rows) };

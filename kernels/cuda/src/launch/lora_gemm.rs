@@ -349,9 +349,9 @@ impl Device {
             let rank: usize = parts.iter().map(|p| p.0).sum();
             least(op, "scratch", scratch.len(), super::product(&[runs, rank, width]))?;
             let (name, padded) = match rank {
-                ..=32 => ("lora_da_32", 32),
-                ..=64 => ("lora_da_64", 64),
-                ..=96 => ("lora_da_96", 96),
+                0..=32 => ("lora_da_32", 32),
+                33..=64 => ("lora_da_64", 64),
+                65..=96 => ("lora_da_96", 96),
                 _ => ("lora_da_128", 128),
             };
             let grid = config(blocks(op, width, COLUMNS)?, runs as u32, 3 * 2 * TOKENS * (COLUMNS + padded));
