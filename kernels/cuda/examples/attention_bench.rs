@@ -8,6 +8,7 @@
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use std::error::Error;
 use trainer_kernels::ops::AttentionShape;
+use trainer_kernels_cuda::archive::Archive;
 use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
 use trainer_kernels_cuda::selftest::Random;
@@ -20,7 +21,7 @@ const BATCH: usize = 5;
 const SAMPLES: usize = 15;
 
 fn main() -> Outcome<()> {
-    let mut device = Device::open(0, &Code::compiled(None))?;
+    let mut device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     let mut variants = vec![false];
     for arg in std::env::args().skip(1) {
         match arg.as_str() {

@@ -6,6 +6,7 @@
 
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use std::error::Error;
+use trainer_kernels_cuda::archive::Archive;
 use trainer_kernels_cuda::blaslt::{BlasLt, Scales};
 use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
@@ -276,7 +277,7 @@ impl Bench {
 
 fn main() -> Outcome<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let device = Device::open(0, &Code::compiled(None))?;
+    let device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     let lt = BlasLt::open(&device, 64 << 20)?;
     println!("{}, cublasLt {}", device.arch().name(), lt.version());
     let len = TOKENS * 24576 + 65536;
