@@ -55,7 +55,20 @@ fn doctor_without_a_card() {
         (r"(?m)^  - cublasLt.*\n", ""),
     ];
     insta::with_settings!({filters => filters}, {
-        insta::assert_snapshot!(text, @r"");
+        insta::assert_snapshot!(text, @r"
+        trainer 0.1.0
+          machine    [MACHINE]
+          driver     none
+          cards      none
+          kernels    [KERNELS]
+          nvrtc      [MISSING]
+          cublasLt   [LIBRARY]
+          cache      [DIR]/cache/trainer/cubins: not there yet: it is made when a card is first used
+          auto means cpu, because no NVIDIA driver was found (libcuda.so.1): install the driver, or use the CPU
+
+        missing
+          - no NVIDIA driver was found (libcuda.so.1): install the driver, or use the CPU
+        ");
     });
 }
 

@@ -105,7 +105,20 @@ mod tests {
 
     #[test]
     fn without_a_card() {
-        insta::assert_snapshot!(diagnosis(&bare()), @"");
+        insta::assert_snapshot!(diagnosis(&bare()), @r"
+        trainer 0.1.0
+          machine    AMD EPYC, 2 cores, 24.0 GiB memory
+          driver     none
+          cards      none
+          kernels    none inside this program
+          nvrtc      missing, and needed (something)
+          cublasLt   missing, not needed (something)
+          cache      /home/me/.cache/trainer/cubins: not there yet
+          auto means cpu, because no NVIDIA driver was found: install it
+
+        missing
+          - no NVIDIA driver was found: install it
+        ");
     }
 
     #[test]
@@ -132,6 +145,18 @@ mod tests {
         (found.kernel_cache.entries, found.kernel_cache.bytes) = (4, 300_000);
         found.missing.clear();
         found.auto = Verdict { kind: DeviceKind::Cuda, ordinal: Some(0), reason: "NVIDIA H100 80GB HBM3 can be used".into() };
-        insta::assert_snapshot!(diagnosis(&found), @"");
+        insta::assert_snapshot!(diagnosis(&found), @r"
+        trainer 0.1.0
+          machine    AMD EPYC, 2 cores, 24.0 GiB memory
+          driver     580.159.04, serves CUDA 13.0
+          cuda:0     NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB memory, 132 multiprocessors, 50.0 MiB second-level cache, kernels for sm_90a
+          cuda:1     NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB memory, 132 multiprocessors, 50.0 MiB second-level cache, kernels for sm_90a
+                     cannot be used: it is asleep
+          kernels    for sm_80, sm_90a inside this program
+          nvrtc      /usr/lib/lib.so 13.0 (something)
+          cublasLt   /usr/lib/lib.so 13.0 (something)
+          cache      /home/me/.cache/trainer/cubins: ready, 4 kernel files, 293.0 KiB
+          auto means cuda:0, because NVIDIA H100 80GB HBM3 can be used
+        ");
     }
 }
