@@ -6,7 +6,7 @@ use serde::Serialize;
 use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels_cuda::compile::Arch;
-use trainer_kernels_cuda::probe::{Probe, driver_present, probe};
+use trainer_kernels_cuda::probe::{CUBLASLT, NVRTC, Probe, driver_present, probe};
 use trainer_kernels_cuda::{Cuda, CudaError, CudaOptions};
 
 use crate::RuntimeError;
@@ -210,7 +210,9 @@ pub fn choose(found: &Probe) -> Verdict {
     match usable {
         Some(ordinal) => {
             let name = found.cards.get(ordinal).map_or("the card", |c| c.name.as_str());
-            Verdict { kind: DeviceKind::Cuda, ordinal: Some(ordinal), reason: format!("{name} can be used") }
+            let slower = found.library(CUBLASLT).is_some_and(|l| l.state.is_err());
+            let how = if slower { ", with slower matrix products: cublasLt is not there" } else { "" };
+            Verdict { kind: DeviceKind::Cuda, ordinal: Some(ordinal), reason: format!("{name} can be used{how}") }
         }
         None => cpu(unusable(found, 0).unwrap_or_else(|| "there is no card".to_owned())),
     }
@@ -228,21 +230,16 @@ pub fn unusable(found: &Probe, ordinal: usize) -> Option<String> {
         return Some(format!("there {are} {count} card{}, numbered 0 to {last}", if count == 1 { "" } else { "s" }));
     };
     let [major, minor] = card.compute_capability;
-    if let Err(e) = Arch::of(major, minor) {
-        return Some(format!("{}: {e}", card.name));
+    match Arch::of(major, minor) {
+        Err(e) => Some(format!("{}: {e}", card.name)),
+        Ok(_) if found.has_code(card.compute_capability) => None,
+        Ok(arch) => {
+            let compiler = found.library(NVRTC).and_then(|l| l.state.as_ref().err());
+            let why = compiler.map_or("there is no compiler for them", String::as_str);
+            Some(format!("this program holds no kernels for {}, and {why}", arch.name()))
+        }
     }
-    missing_library(found)
 }
-
-/// A library without which nothing can be computed on a card.
-fn missing_library(found: &Probe) -> Option<String> {
-    let needed = found.libraries.iter().find(|l| NEEDED.contains(&l.name) && l.state.is_err())?;
-    let remedy = found.missing.iter().find(|m| m.to_lowercase().contains(&needed.name.to_lowercase()));
-    Some(remedy.cloned().unwrap_or_else(|| format!("{} cannot be loaded", needed.name)))
-}
-
-/// Libraries that the CUDA backend cannot do without.
-const NEEDED: [&str; 2] = ["nvrtc", "cublasLt"];
 
 /// Opens the device that a recipe asks for.
 ///

@@ -241,8 +241,8 @@ pub fn options(arch: Arch) -> Vec<String> {
     vec![format!("--gpu-architecture={}", arch.name()), "--std=c++17".into(), "--fmad=true".into(), "--ftz=false".into()]
 }
 
-/// What a cubin depends on, as one digest: source, architecture, options and compiler.
-pub fn key(source: &Source, arch: Arch, version: (i32, i32)) -> String {
+/// What a cubin is compiled from, as one digest: source, architecture and options.
+pub fn digest(source: &Source, arch: Arch) -> [u8; 32] {
     let mut digest = Sha256::new();
     let mut part = |bytes: &[u8]| {
         digest.update((bytes.len() as u64).to_le_bytes());
@@ -251,9 +251,13 @@ pub fn key(source: &Source, arch: Arch, version: (i32, i32)) -> String {
     part(source.full_text().as_bytes());
     part(arch.name().as_bytes());
     options(arch).iter().for_each(|o| part(o.as_bytes()));
-    part(&version.0.to_le_bytes());
-    part(&version.1.to_le_bytes());
-    crate::cache::hex(&digest.finalize())
+    digest.finalize().into()
+}
+
+/// What a cubin depends on, as one digest: what it is compiled from, and the compiler.
+pub fn key(source: &Source, arch: Arch, version: (i32, i32)) -> String {
+    let of = Sha256::new_with_prefix(digest(source, arch)).chain_update(version.0.to_le_bytes()).chain_update(version.1.to_le_bytes());
+    crate::cache::hex(&of.finalize())
 }
 
 /// Compiles a source, or takes it from the cache.

@@ -166,7 +166,8 @@ impl Cuda {
         let a = eight.matrix(n, k)?;
         let name = || format!("fp8 product {n} x {width} x {k}{}", if beta == 0.0 { "" } else { " +=" });
         let by = Scales::Rows { a: eight.scales(), b: scales };
-        let launch = || self.blas.gemm_fp8(&self.device, a, weights, by, FAST, c, n, width, k, 1.0, beta);
+        let blas = self.products.cublaslt("a product in fp8")?;
+        let launch = || blas.gemm_fp8(&self.device, a, weights, by, FAST, c, n, width, k, 1.0, beta);
         Ok(self.device.profile().span(self.device.stream(), name, launch)?)
     }
 

@@ -6,23 +6,21 @@ mod linear;
 mod loss;
 mod optimizer;
 mod outside;
+mod products;
 mod recording;
 mod types;
 
 pub use linear::Group;
 pub use outside::Offloaded;
+pub use products::Products;
 pub use recording::Recording;
 pub use types::{Batch, Param, Table};
 
-use crate::blaslt::BlasLt;
-use crate::cache::Cache as CubinCache;
+use crate::code::Code;
 use crate::device::Device;
-use crate::launch::{
-    Angles, AttentionScratch, DeviceState, KvCache, LONGEST_PAIR, LONGEST_ROW, POSITIONS, RowSet,
-};
+use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, LONGEST_PAIR, LONGEST_ROW, POSITIONS, RowSet};
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
-use crate::nvrtc::Nvrtc;
 use crate::ranges::ALIGNMENT;
 use crate::{CudaError, Result as CudaResult};
 use cudarc::driver::CudaStream;
@@ -63,11 +61,13 @@ pub struct CudaOptions {
     pub memory_limit: Option<u64>,
     /// What products of frozen weights are computed in.
     pub precision: Precision,
+    /// Our own kernels compute large products even where cublasLt is installed. The environment variable `TRAINER_CUDA_PRODUCTS` has the last word.
+    pub own_products: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, workspace: 64 << 20, memory_limit: None, precision: Precision::default() }
+        Self { ordinal: 0, workspace: 64 << 20, memory_limit: None, precision: Precision::default(), own_products: false }
     }
 }
 
@@ -83,7 +83,7 @@ pub(crate) struct Scratch {
 /// The CUDA backend.
 pub struct Cuda {
     device: Device,
-    blas: BlasLt,
+    products: Products,
     options: CudaOptions,
     loss_rows: AtomicUsize,
     name: String,
@@ -113,25 +113,24 @@ impl Cuda {
     /// Opens a card.
     ///
     /// # Errors
-    /// No driver, a card that is too old, no compiler for its kernels, or the driver's own errors.
+    /// No driver, a card that is too old, no code for it and no compiler, or the driver's own errors.
     pub fn open(options: CudaOptions) -> CudaResult<Self> {
-        let cache = CubinCache::default_folder().and_then(|folder| CubinCache::open(&folder).ok());
-        let device = Device::open(options.ordinal, &Nvrtc::load()?, cache.as_ref())?;
+        let device = Device::open(options.ordinal, &Code::installed())?;
         Self::with_device(device, options)
     }
 
     /// A backend on a card that was opened before.
     ///
     /// # Errors
-    /// The card has not got the memory.
+    /// The card has not got the memory; `TRAINER_CUDA_PRODUCTS` demands what is not there.
     pub fn with_device(device: Device, options: CudaOptions) -> CudaResult<Self> {
         device.arena().limit(options.memory_limit);
-        let blas = BlasLt::open(&device, options.workspace)?;
+        let products = Products::open(&device, &options)?;
         let name = device.name()?;
-        let sums8 = options.precision == Precision::Fp8 && fp8::check(&device, &blas)?;
+        let sums8 = options.precision == Precision::Fp8 && fp8::check(&device, products.cublaslt("training in fp8")?)?;
         Ok(Self {
             device,
-            blas,
+            products,
             options,
             loss_rows: AtomicUsize::new(1024),
             name,
@@ -157,6 +156,11 @@ impl Cuda {
         &self.device
     }
 
+    /// What computes large products.
+    pub fn products(&self) -> &Products {
+        &self.products
+    }
+
     /// The card's name, such as `NVIDIA H100 80GB HBM3`.
     pub fn card(&self) -> &str {
         &self.name
@@ -170,7 +174,7 @@ impl Cuda {
     #[expect(clippy::too_many_arguments, reason = "a product has two operands, a result, three sizes and two factors")]
     fn gemm(&self, a: Matrix, op_a: Op, b: Matrix, op_b: Op, c: Out, m: usize, n: usize, k: usize, alpha: f32, beta: f32) -> Outcome<()> {
         let name = || format!("product {m} x {n} x {k}{}", if beta == 0.0 { "" } else { " +=" });
-        let launch = || self.blas.gemm(&self.device, a, op_a, b, op_b, c, m, n, k, alpha, beta);
+        let launch = || self.products.gemm(&self.device, a, op_a, b, op_b, c, m, n, k, alpha, beta);
         Ok(self.device.profile().span(self.device.stream(), name, launch)?)
     }
 
@@ -193,7 +197,7 @@ impl Cuda {
         if let Some(a) = held.as_ref().filter(|a| a.theta == theta && a.head_dim == head_dim && a.positions > last) {
             return Ok(Arc::clone(a));
         }
-        let made = Arc::new(self.device.angles((last + 1).next_power_of_two().max(4096).min(POSITIONS), head_dim, theta)?);
+        let made = Arc::new(self.device.angles((last + 1).next_power_of_two().clamp(4096, POSITIONS), head_dim, theta)?);
         *held = Some(Arc::clone(&made));
         self.replace();
         Ok(made)
@@ -218,7 +222,7 @@ impl Ops for Cuda {
             Precision::Bf16 => "bf16",
             Precision::Fp8 => "fp8",
         };
-        format!("cuda-{precision} {} cublasLt {}", self.device.arch().name(), self.blas.version())
+        format!("cuda-{precision} {} {}", self.device.arch().name(), self.products)
     }
 
     fn element_bytes(&self) -> usize {
@@ -253,7 +257,7 @@ impl Ops for Cuda {
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
-        let mut parts = vec![("library workspace", self.options.workspace as u64)];
+        let mut parts = vec![("library workspace", self.products.workspace() as u64)];
         let inner = need.largest_group.1;
         let (mut rounded, mut values8, mut adapters, mut weights) = (0, 0, 0, 0);
         for (members, inner) in &need.groups {
@@ -302,7 +306,7 @@ impl Ops for Cuda {
     }
 
     fn rates(&self) -> Option<Rates> {
-        Some(self.device.rates())
+        Some(self.products.rates(self.device.rates()))
     }
 
     fn set_loss_rows(&self, rows: usize) {
@@ -442,12 +446,13 @@ impl Ops for Cuda {
             return Err(OpsError::Index { op: "embed", what: "token id", index: batch.largest_id.into(), limit: rows as u64 });
         }
         batch.vocabulary.store(rows, Ordering::Relaxed);
-        Ok(match table {
+        match table {
             Table::Card(t) => self.device.embed(batch.n, &batch.ids, batch.largest_id, t, out)?,
             Table::Outside { memory, rows, cols } => {
                 self.device.embed_pinned(batch.n, &batch.ids, batch.largest_id, (memory.ptr(), *rows, *cols), out)?;
             }
-        })
+        }
+        Ok(())
     }
 
     fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Outcome<()> {
