@@ -9,7 +9,7 @@ use serde::Serialize;
 use trainer_config::Recipe;
 use trainer_engine::Keep;
 use trainer_kernels::ops::{Ops, WeightPlan};
-use trainer_runtime::{DeviceInfo, open_device, with_ops};
+use trainer_runtime::{DeviceInfo, open_device_as, with_ops};
 use trainer_train::Assembly;
 
 use crate::cli::PlanArgs;
@@ -57,7 +57,7 @@ pub struct Plan {
 pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let recipe = recipe(args)?;
-    let open = open_device(&recipe.device)?;
+    let open = open_device_as(&recipe.device, recipe.train.precision)?;
     with_ops!(open.backend, ops => {
         let assembly = Assembly::new(recipe, ops.clone(), open.threads, open.info)?;
         show(&plan(&assembly, ops.as_ref()), args.json.as_deref())

@@ -285,7 +285,9 @@ impl Ops for Cuda {
     }
 
     fn rates(&self) -> Option<Rates> {
-        Some(self.device.rates())
+        let rates = self.device.rates();
+        let eight = self.options.precision == Precision::Fp8;
+        Some(Rates { frozen: if eight { fp8::GAIN * rates.products } else { rates.products }, ..rates })
     }
 
     fn set_loss_rows(&self, rows: usize) {

@@ -320,3 +320,32 @@ impl Checks<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_goes_to_the_nearest_value_and_ties_to_even() {
+        let values: Vec<f32> = (0..=0x7e).map(value).collect();
+        assert_eq!(values.last(), Some(&448.0));
+        for (i, pair) in values.windows(2).enumerate() {
+            let &[low, high] = pair else { continue };
+            let (low_byte, high_byte) = (i as u8, i as u8 + 1);
+            let middle = (low + high) / 2.0;
+            let even = if low_byte.is_multiple_of(2) { low_byte } else { high_byte };
+            assert_eq!([round(low), round(high), round(middle)], [low_byte, high_byte, even], "{low} {high}");
+            assert_eq!([round(middle.next_down()), round(middle.next_up())], [low_byte, high_byte], "{low} {high}");
+            assert_eq!(round(-high), 0x80 | high_byte);
+        }
+        assert_eq!([round(1e9), round(f32::INFINITY), round(-460.0), round(f32::NAN)], [0x7e, 0x7e, 0xfe, 0x7f]);
+    }
+
+    #[test]
+    fn rows_of_zeros_have_a_scale() {
+        let (bytes, scales) = rows(2, &[0.0, -0.0, 3.5, -7.0]);
+        assert_eq!(bytes, [0, 0x80, 0x76, 0xfe]);
+        assert!(scales[0] > 0.0 && scales[0].is_normal());
+        assert_eq!(scales[1], 7.0 / 448.0);
+    }
+}
