@@ -16,7 +16,7 @@ use crate::blaslt::BlasLt;
 use crate::cache::Cache as CubinCache;
 use crate::device::Device;
 use crate::launch::{
-    Angles, AttentionScratch, DeviceState, KvCache, LONGEST_PAIR, LONGEST_ROW, POSITIONS, RowSet, attention_scratch_bytes,
+    Angles, AttentionScratch, DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, POSITIONS, RowSet, attention_scratch_bytes,
 };
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
@@ -435,7 +435,7 @@ impl Ops for Cuda {
     }
 
     fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Outcome<()> {
-        let wanted = self.rounds(n, out.cols(), LONGEST_ROW);
+        let wanted = self.rounds(n, out.cols(), LONGEST_EIGHT);
         self.rounding(wanted, n, out, |out, eight| self.device.rms_norm_eight(n, x, weight, eps, out, rstd, eight))
     }
 
@@ -464,12 +464,12 @@ impl Ops for Cuda {
         out: &mut Tensor,
         rstd: &mut Floats,
     ) -> Outcome<()> {
-        let wanted = self.rounds(n, out.cols(), LONGEST_ROW);
+        let wanted = self.rounds(n, out.cols(), LONGEST_EIGHT);
         self.rounding(wanted, n, out, |out, eight| self.device.add_rms_norm_eight(n, x, delta, sum, weight, eps, out, rstd, eight))
     }
 
     fn rms_norm_backward(&self, n: usize, dy: &Tensor, x: &Tensor, weight: &Floats, rstd: &Floats, dx_acc: &mut Tensor) -> Outcome<()> {
-        let wanted = self.rounds(n, dx_acc.cols(), LONGEST_ROW);
+        let wanted = self.rounds(n, dx_acc.cols(), LONGEST_EIGHT);
         self.rounding(wanted, n, dx_acc, |dx, eight| self.device.rms_norm_backward_eight(n, dy, x, weight, rstd, dx, eight))
     }
 
