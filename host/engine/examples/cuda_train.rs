@@ -1,6 +1,7 @@
 //! Training steps of a synthetic model on a card: speed, memory, losses, and where the time goes.
 //!
-//!     cuda_train SHAPE [--batch 2] [--accum 4] [--seq 2048] [--steps 6] [--weights kept|packed] [--keep all|lean|input] [--profile]
+//!     cuda_train SHAPE [--batch 2] [--accum 4] [--seq 2048] [--steps 6] [--weights kept|packed] [--keep all|lean|input]
+//!         [--precision bf16|fp8] [--profile]
 
 use std::error::Error;
 use std::time::Instant;
@@ -37,11 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     _ => Keep::All,
                 }
             }
-            "--precision" => {
-                if value()? == "fp8" {
-                    options.precision = Precision::Fp8;
-                }
-            }
+            "--precision" => options.precision = if value()? == "fp8" { Precision::Fp8 } else { Precision::Bf16 },
             "--profile" => profile = true,
             "--offload" => offload = true,
             other => return Err(format!("unknown: {other}").into()),

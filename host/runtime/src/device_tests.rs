@@ -70,6 +70,13 @@ fn a_card_that_is_not_there_is_an_error_with_its_remedy() {
 }
 
 #[test]
+fn the_cpu_has_no_fp8() {
+    let device = Device { backend: DeviceBackend::Cpu, ..Device::default() };
+    let error = open_device_as(&device, Precision::Fp8).err().unwrap().to_string();
+    assert!(error.starts_with("the CPU cannot compute in fp8") && error.contains("train.precision"), "{error}");
+}
+
+#[test]
 fn the_cpu_is_always_there() {
     let device = Device { backend: DeviceBackend::Cpu, threads: trainer_config::Count::Exactly(1), ..Device::default() };
     let open = open_device(&device).unwrap();

@@ -157,7 +157,8 @@ impl Device {
             Arch::Sm80 => 0.5,
             Arch::Sm86 | Arch::Sm89 | Arch::Sm120a => 0.25,
         };
-        Rates { products: 6.6e14 * compute * generation, attention: 3.0e14 * compute * generation, bytes: 2.6e12 * memory }
+        let products = 6.6e14 * compute * generation;
+        Rates { products, frozen: products, attention: 3.0e14 * compute * generation, bytes: 2.6e12 * memory }
     }
 
     /// Multiprocessors of the card.

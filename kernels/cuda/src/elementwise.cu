@@ -59,26 +59,34 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
 
 #define PAIRS 4  // of vectors per thread: a block of 1024 threads holds gates and ups of up to 32768
 
-// As swiglu and swiglu_backward, a block per row, which also leaves the row in e4m3 (see eight.cu).
+// As swiglu and swiglu_backward, a block per row, which also leaves the row in e4m3 (see eight.cu). All loads of a thread are under way before the first
+// is used, and blocks are small, so that some load while others wait for their largest value.
 extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
     const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ out, u32 out_stride, uint2* __restrict__ values,
     float* __restrict__ scales) {
     const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
-    uint4 rows[PAIRS];
+    uint4 rows[PAIRS], ups[PAIRS];
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < PAIRS; ++i) {
         u32 v = threadIdx.x + i * blockDim.x;
+        rows[i] = ups[i] = make_uint4(0, 0, 0, 0);
         if (v < vectors) {
-            float g[8], u[8];
-            unpack8(x[v], g);
-            unpack8(x[v + vectors], u);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
-            rows[i] = pack8(g);
-            out[(u64)blockIdx.x * out_stride + v] = rows[i];
-            largest = largest8(rows[i], largest);
+            rows[i] = x[v];
+            ups[i] = x[v + vectors];
         }
+    }
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
+        float g[8], u[8];
+        unpack8(rows[i], g);
+        unpack8(ups[i], u);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
+        rows[i] = pack8(g);
+        largest = largest8(rows[i], largest);
+        if (v < vectors) out[(u64)blockIdx.x * out_stride + v] = rows[i];
     }
     float by = row_factor(largest, scales);
 #pragma unroll
@@ -98,11 +106,20 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu_backward_8(
 #pragma unroll
     for (int i = 0; i < PAIRS; ++i) {
         u32 v = threadIdx.x + i * blockDim.x;
+        gates[i] = ups[i] = make_uint4(0, 0, 0, 0);
+        if (v < vectors) {
+            gates[i] = x[v];
+            ups[i] = x[v + vectors];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
         if (v < vectors) {
             float g[8], u[8], d[8];
-            unpack8(x[v], g);
-            unpack8(x[v + vectors], u);
             unpack8(dout[(u64)blockIdx.x * dout_stride + v], d);
+            unpack8(gates[i], g);
+            unpack8(ups[i], u);
             backward8(g, u, d);
             gates[i] = pack8(g);
             ups[i] = pack8(u);

@@ -1,6 +1,6 @@
 // RMSNorm over rows of bf16: one block per row, the row kept in registers between the reduction and its use.
 
-#define VECTORS 4  // of eight values per thread: a block of 1024 threads holds rows of up to 32768
+// Vectors of eight values per thread: with four, a block of 1024 threads holds rows of up to 32768; with two, of 16384 in half the registers.
 
 // Where a kernel also leaves its row in e4m3, and the row's scale (see eight.cu); rows of bytes have no gaps.
 struct Eight {
@@ -9,6 +9,7 @@ struct Eight {
 };
 
 // The packed row, `v`, to e4m3.
+template <int VECTORS>
 static __device__ __forceinline__ void round_row(const uint4 (&v)[VECTORS], u32 vectors, Eight to) {
     float largest = 0.0f;
 #pragma unroll
@@ -22,7 +23,7 @@ static __device__ __forceinline__ void round_row(const uint4 (&v)[VECTORS], u32 
     }
 }
 
-template <bool EIGHT>
+template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void normalise(
     const float (&x)[VECTORS][8], const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, float* __restrict__ rstd,
     Eight to) {
@@ -50,7 +51,7 @@ static __device__ __forceinline__ void normalise(
     if (EIGHT) round_row(rows, vectors, to);
 }
 
-template <bool EIGHT>
+template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void norm_row(
     const uint4* x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
     float* __restrict__ rstd, Eight to) {
@@ -63,23 +64,23 @@ static __device__ __forceinline__ void norm_row(
         u32 at = threadIdx.x + i * blockDim.x;
         if (at < vectors) unpack8(x[at], v[i]);
     }
-    normalise<EIGHT>(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd, to);
+    normalise<VECTORS, EIGHT>(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd, to);
 }
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm(
     const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
     float* __restrict__ rstd) {
-    norm_row<false>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {});
+    norm_row<4, false>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {});
 }
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_8(
     const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
     float* __restrict__ rstd, uint2* __restrict__ values, float* __restrict__ scales) {
-    norm_row<true>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
+    norm_row<2, true>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
 }
 
 // sum = x + delta, stored as bf16; the norm is that of the stored value, which is what the backward pass will read. `sum` may be `x`.
-template <bool EIGHT>
+template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void add_norm_row(
     const uint4* x, u32 x_stride, const uint4* delta, u32 delta_stride, uint4* sum, u32 sum_stride,
     const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd, Eight to) {
@@ -103,24 +104,24 @@ static __device__ __forceinline__ void add_norm_row(
             unpack8(rounded, v[i]);
         }
     }
-    normalise<EIGHT>(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd, to);
+    normalise<VECTORS, EIGHT>(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd, to);
 }
 
 extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(
     const uint4* x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, uint4* sum, u32 sum_stride,
     const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd) {
-    add_norm_row<false>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {});
+    add_norm_row<4, false>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {});
 }
 
 extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_8(
     const uint4* x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, uint4* sum, u32 sum_stride,
     const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd,
     uint2* __restrict__ values, float* __restrict__ scales) {
-    add_norm_row<true>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
+    add_norm_row<2, true>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
 }
 
 // With g = dy * weight: dx += rstd * g - x * rstd^3 * mean(g * x).
-template <bool EIGHT>
+template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void norm_row_backward(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, Eight to) {
@@ -165,11 +166,11 @@ static __device__ __forceinline__ void norm_row_backward(
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride) {
-    norm_row_backward<false>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {});
+    norm_row_backward<4, false>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {});
 }
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_8(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales) {
-    norm_row_backward<true>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {values, scales});
+    norm_row_backward<2, true>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {values, scales});
 }

@@ -22,6 +22,9 @@ pub(super) const PIECE: usize = 16;
 /// Sums in the matrix unit's own format, of about 14 bits: their error is a tenth of that of the operands.
 const FAST: bool = true;
 
+/// How much faster frozen products are than in bf16, the rounding of their operands counted in.
+pub(super) const GAIN: f64 = 1.6;
+
 /// The frozen weights of a group in e4m3.
 pub(super) struct Eights {
     /// `W`, `[out, in]`, and its scales.

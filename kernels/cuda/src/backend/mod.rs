@@ -18,7 +18,7 @@ pub use types::{Batch, Param, Table};
 
 use crate::code::Code;
 use crate::device::Device;
-use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, LONGEST_PAIR, LONGEST_ROW, POSITIONS, RowSet};
+use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, POSITIONS, RowSet};
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
 use crate::ranges::ALIGNMENT;
@@ -306,7 +306,9 @@ impl Ops for Cuda {
     }
 
     fn rates(&self) -> Option<Rates> {
-        Some(self.products.rates(self.device.rates()))
+        let rates = self.products.rates(self.device.rates());
+        let eight = self.options.precision == Precision::Fp8;
+        Some(Rates { frozen: if eight { fp8::GAIN * rates.products } else { rates.products }, ..rates })
     }
 
     fn set_loss_rows(&self, rows: usize) {
@@ -456,7 +458,7 @@ impl Ops for Cuda {
     }
 
     fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Outcome<()> {
-        let wanted = self.rounds(n, out.cols(), LONGEST_ROW);
+        let wanted = self.rounds(n, out.cols(), LONGEST_EIGHT);
         self.rounding(wanted, n, out, |out, eight| self.device.rms_norm_eight(n, x, weight, eps, out, rstd, eight))
     }
 
@@ -485,12 +487,12 @@ impl Ops for Cuda {
         out: &mut Tensor,
         rstd: &mut Floats,
     ) -> Outcome<()> {
-        let wanted = self.rounds(n, out.cols(), LONGEST_ROW);
+        let wanted = self.rounds(n, out.cols(), LONGEST_EIGHT);
         self.rounding(wanted, n, out, |out, eight| self.device.add_rms_norm_eight(n, x, delta, sum, weight, eps, out, rstd, eight))
     }
 
     fn rms_norm_backward(&self, n: usize, dy: &Tensor, x: &Tensor, weight: &Floats, rstd: &Floats, dx_acc: &mut Tensor) -> Outcome<()> {
-        let wanted = self.rounds(n, dx_acc.cols(), LONGEST_ROW);
+        let wanted = self.rounds(n, dx_acc.cols(), LONGEST_EIGHT);
         self.rounding(wanted, n, dx_acc, |dx, eight| self.device.rms_norm_backward_eight(n, dy, x, weight, rstd, dx, eight))
     }
 

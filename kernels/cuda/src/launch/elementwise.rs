@@ -18,7 +18,8 @@ fn pairs(op: &'static str, width: usize) -> Result<(u32, u32)> {
         return Err(fail(op, "the width", width, format_args!("at most {LONGEST_PAIR}")));
     }
     let v = vectors(op, "the width", width)?;
-    Ok((v, v.div_ceil(2).next_multiple_of(32).clamp(32, 1024)))
+    // As few threads as hold the row: several blocks then share a multiprocessor.
+    Ok((v, v.div_ceil(4).next_multiple_of(32).clamp(32, 1024)))
 }
 
 /// Scratch of [`Device::sum_of_squares`].

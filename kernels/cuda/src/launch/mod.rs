@@ -33,7 +33,7 @@ pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use lora_gemm::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
 pub use loss::RowSet;
 pub use nf4::DeviceNf4;
-pub use norm::LONGEST_ROW;
+pub use norm::LONGEST_EIGHT;
 pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS};
 pub use sampling::{BROKEN, ON_HOST};

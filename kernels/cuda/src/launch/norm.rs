@@ -7,7 +7,18 @@ use crate::memory::{Floats, Tensor};
 use cudarc::driver::LaunchConfig;
 
 /// Values of a row that 1024 threads hold in registers.
-pub const LONGEST_ROW: usize = 32768;
+const LONGEST_ROW: usize = 32768;
+
+/// Those of a kernel that also rounds the row to e4m3.
+pub const LONGEST_EIGHT: usize = 16384;
+
+/// Where a row of a norm goes in e4m3.
+fn eight(op: &'static str, to: Option<&mut Eight>, n: usize, width: usize) -> Result<Option<(u64, u64)>> {
+    match to {
+        Some(_) if width > LONGEST_EIGHT => Err(fail(op, "the width", width, format_args!("at most {LONGEST_EIGHT}"))),
+        to => to.map(|e| e.ptrs(op, n, width)).transpose(),
+    }
+}
 
 /// Rows of a norm: vectors of a row, and the launch.
 fn norm_rows(op: &'static str, n: usize, width: usize) -> Result<(u32, LaunchConfig)> {
@@ -41,14 +52,14 @@ impl Device {
         eps: f32,
         out: &mut Tensor,
         rstd: &mut Floats,
-        eight: Option<&mut Eight>,
+        to: Option<&mut Eight>,
     ) -> Result<()> {
         let op = "rms_norm";
         let width = weight.len();
         let (sx, so) = (rows(op, "x", x, n, width)?, rows(op, "the output", out, n, width)?);
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
-        match eight.map(|e| e.ptrs(op, n, width)).transpose()? {
+        match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None => launch_early!(self, op, config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr()),
             Some((q, s)) => launch!(self, "rms_norm_8", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr(), q, s),
@@ -90,10 +101,10 @@ impl Device {
         eps: f32,
         out: &mut Tensor,
         rstd: &mut Floats,
-        eight: Option<&mut Eight>,
+        to: Option<&mut Eight>,
     ) -> Result<()> {
         let (x, stride) = (x.ptr(), rows("add_rms_norm", "x", x, n, weight.len())?);
-        self.add_rms_norm_at(n, x, stride, delta, sum, weight, eps, out, rstd, eight)
+        self.add_rms_norm_at(n, x, stride, delta, sum, weight, eps, out, rstd, to)
     }
 
     /// `x_acc += delta`, rounded, then RMSNorm of the stored sum.
@@ -127,7 +138,7 @@ impl Device {
         eps: f32,
         out: &mut Tensor,
         rstd: &mut Floats,
-        eight: Option<&mut Eight>,
+        to: Option<&mut Eight>,
     ) -> Result<()> {
         let op = "add_rms_norm";
         let width = weight.len();
@@ -136,7 +147,7 @@ impl Device {
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
         let (d, sum, w, out, rstd) = (delta.ptr(), sum.ptr(), weight.ptr(), out.ptr(), rstd.ptr());
-        match eight.map(|e| e.ptrs(op, n, width)).transpose()? {
+        match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None => launch_early!(self, op, config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd),
             Some((q, s)) => launch!(self, "add_rms_norm_8", config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd, q, s),
@@ -165,7 +176,7 @@ impl Device {
         weight: &Floats,
         rstd: &Floats,
         dx_acc: &mut Tensor,
-        eight: Option<&mut Eight>,
+        to: Option<&mut Eight>,
     ) -> Result<()> {
         let op = "rms_norm_backward";
         let width = weight.len();
@@ -173,7 +184,7 @@ impl Device {
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
         let (dy, x, w, rstd, dx) = (dy.ptr(), x.ptr(), weight.ptr(), rstd.ptr(), dx_acc.ptr());
-        match eight.map(|e| e.ptrs(op, n, width)).transpose()? {
+        match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None => launch!(self, op, config, dy, sy, x, sx, w, rstd, v, dx, sd),
             Some((q, s)) => launch!(self, "rms_norm_backward_8", config, dy, sy, x, sx, w, rstd, v, dx, sd, q, s),

@@ -3,7 +3,7 @@
 use super::{BF16, CheckError, Checks, Outcome};
 use crate::backend::{Cuda, CudaOptions, Group, Param, Precision};
 use crate::compile::Arch;
-use crate::launch::Eight;
+use crate::launch::{Eight, LONGEST_EIGHT};
 use crate::memory::{Buffer, Tensor};
 use half::bf16;
 use trainer_kernels::nf4::{DoubleQuant, Nf4};
@@ -80,7 +80,7 @@ impl Checks<'_> {
         }
         self.check_rows8(3, 24576)?;
         self.check_rows8(2, 40000)?;
-        for (n, width) in [(1, 16), (127, 208), (2049, 1024), (65, 12288), (3, 32768)] {
+        for (n, width) in [(1, 16), (127, 208), (2049, 1024), (65, 12288), (5, 16384), (3, 32768)] {
             self.check_fused8(n, width)?;
         }
         for (n, cols) in [(16, 8), (144, 200), (528, 1032), (1008, 2568)] {
@@ -137,6 +137,24 @@ impl Checks<'_> {
 
     /// Kernels that round what they make give the same as rounding it afterwards, and the same result as without.
     fn check_fused8(&mut self, n: usize, width: usize) -> Outcome<()> {
+        if width <= LONGEST_EIGHT {
+            self.check_norms8(n, width)?;
+        }
+        let (d, shape) = (self.device, format!("{n}x{width}"));
+        let dy = d.tensor(width, &self.random.values(n * width))?;
+        let gate_up = d.tensor(2 * width, &self.random.values(2 * n * width))?;
+        let (mut plain, mut both, mut eight) = (self.poison(n, width)?, self.poison(n, width)?, self.rubbish8(n, width)?);
+        d.swiglu(n, width, &gate_up, &mut plain)?;
+        d.swiglu_eight(n, width, &gate_up, &mut both, &mut eight)?;
+        self.note_fused8("swiglu_8", &shape, n, &plain, &both, &eight)?;
+
+        let (mut plain, mut both, mut eight) = (self.poison(n, 2 * width)?, self.poison(n, 2 * width)?, self.rubbish8(n, 2 * width)?);
+        d.swiglu_backward(n, width, &dy, &gate_up, &mut plain)?;
+        d.swiglu_backward_eight(n, width, &dy, &gate_up, &mut both, &mut eight)?;
+        self.note_fused8("swiglu_backward_8", &shape, n, &plain, &both, &eight)
+    }
+
+    fn check_norms8(&mut self, n: usize, width: usize) -> Outcome<()> {
         let (d, eps, shape) = (self.device, 1e-6, format!("{n}x{width}"));
         let [x, delta, dy, before] = std::array::from_fn(|_| self.random.values(n * width));
         let weight = d.floats(&self.random.values(width))?;
@@ -155,18 +173,7 @@ impl Checks<'_> {
         let (mut plain, mut both, mut eight) = (d.tensor(width, &before)?, d.tensor(width, &before)?, self.rubbish8(n, width)?);
         d.rms_norm_backward(n, &dy, &x, &weight, &rstd, &mut plain)?;
         d.rms_norm_backward_eight(n, &dy, &x, &weight, &rstd, &mut both, Some(&mut eight))?;
-        self.note_fused8("rms_norm_backward_8", &shape, n, &plain, &both, &eight)?;
-
-        let gate_up = d.tensor(2 * width, &self.random.values(2 * n * width))?;
-        let (mut plain, mut both, mut eight) = (self.poison(n, width)?, self.poison(n, width)?, self.rubbish8(n, width)?);
-        d.swiglu(n, width, &gate_up, &mut plain)?;
-        d.swiglu_eight(n, width, &gate_up, &mut both, &mut eight)?;
-        self.note_fused8("swiglu_8", &shape, n, &plain, &both, &eight)?;
-
-        let (mut plain, mut both, mut eight) = (self.poison(n, 2 * width)?, self.poison(n, 2 * width)?, self.rubbish8(n, 2 * width)?);
-        d.swiglu_backward(n, width, &dy, &gate_up, &mut plain)?;
-        d.swiglu_backward_eight(n, width, &dy, &gate_up, &mut both, &mut eight)?;
-        self.note_fused8("swiglu_backward_8", &shape, n, &plain, &both, &eight)
+        self.note_fused8("rms_norm_backward_8", &shape, n, &plain, &both, &eight)
     }
 
     fn note_fused8(&mut self, kernel: &str, shape: &str, n: usize, plain: &Tensor, both: &Tensor, eight: &Eight) -> Outcome<()> {
@@ -318,5 +325,34 @@ impl Checks<'_> {
             self.note(&format!("fp8 linear packed {what}"), shape.clone(), packed, kept, 0.0);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_goes_to_the_nearest_value_and_ties_to_even() {
+        let values: Vec<f32> = (0..=0x7e).map(value).collect();
+        assert_eq!(values.last(), Some(&448.0));
+        for (i, pair) in values.windows(2).enumerate() {
+            let &[low, high] = pair else { continue };
+            let (low_byte, high_byte) = (i as u8, i as u8 + 1);
+            let middle = (low + high) / 2.0;
+            let even = if low_byte.is_multiple_of(2) { low_byte } else { high_byte };
+            assert_eq!([round(low), round(high), round(middle)], [low_byte, high_byte, even], "{low} {high}");
+            assert_eq!([round(middle.next_down()), round(middle.next_up())], [low_byte, high_byte], "{low} {high}");
+            assert_eq!(round(-high), 0x80 | high_byte);
+        }
+        assert_eq!([round(1e9), round(f32::INFINITY), round(-460.0), round(f32::NAN)], [0x7e, 0x7e, 0xfe, 0x7f]);
+    }
+
+    #[test]
+    fn rows_of_zeros_have_a_scale() {
+        let (bytes, scales) = rows(2, &[0.0, -0.0, 3.5, -7.0]);
+        assert_eq!(bytes, [0, 0x80, 0x76, 0xfe]);
+        assert!(scales[0] > 0.0 && scales[0].is_normal());
+        assert_eq!(scales[1], 7.0 / 448.0);
     }
 }
