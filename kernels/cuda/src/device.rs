@@ -151,6 +151,8 @@ impl Device {
         let memory = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
             * attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)
             / (2.619e6 * 5120.0);
+        // Hopper has kernels of its own; the portable ones reach less.
+        let attention = if self.arch == Arch::Sm90a { 4.4e14 } else { 2.2e14 };
         // Generations before Hopper do a quarter to a third of the products per multiprocessor and clock.
         let generation = match self.arch {
             Arch::Sm90a | Arch::Sm100a => 1.0,
@@ -158,7 +160,7 @@ impl Device {
             Arch::Sm86 | Arch::Sm89 | Arch::Sm120a => 0.25,
         };
         let products = 6.6e14 * compute * generation;
-        Rates { products, frozen: products, attention: 3.0e14 * compute * generation, bytes: 2.6e12 * memory }
+        Rates { products, frozen: products, attention: attention * compute * generation, bytes: 2.6e12 * memory }
     }
 
     /// Multiprocessors of the card.
