@@ -227,6 +227,8 @@ pub struct ScratchNeed {
 pub struct Rates {
     /// Operations per second of large matrix products.
     pub products: f64,
+    /// The same of products with frozen weights, where the backend computes them in another format; what brings operands into it is counted in.
+    pub frozen: f64,
     /// Operations per second of attention, those above the diagonal not counted.
     pub attention: f64,
     /// Bytes per second of memory traffic.

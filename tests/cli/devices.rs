@@ -14,12 +14,13 @@ fn doctor_tells_what_there_is_and_never_fails() {
     let sandbox = Sandbox::cold();
     let found = sandbox.json(["doctor", "--json"]);
     let keys: Vec<&str> = found.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["trainer", "machine", "driver", "cuda", "cards", "libraries", "missing", "kernel_cache", "auto"]);
+    assert_eq!(keys, ["trainer", "machine", "driver", "cuda", "cards", "kernels_inside", "libraries", "missing", "kernel_cache", "auto"]);
     assert!(found["machine"]["cores"].as_u64().unwrap() >= 1);
     let names: Vec<&str> = found["libraries"].as_array().unwrap().iter().map(|l| l["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["nvrtc", "cublasLt"]);
     for library in found["libraries"].as_array().unwrap() {
         assert!(library["found"].is_boolean() && library["detail"].is_string() && !library["serves"].as_str().unwrap().is_empty());
+        assert!(library["needed"].is_boolean() && library["remedy"].as_str().unwrap().contains("pip install"), "{library}");
     }
     for card in found["cards"].as_array().unwrap() {
         assert!(card["memory"].as_u64().unwrap() > 1 << 30 && card["compute_capability"].as_str().unwrap().contains('.'), "{card}");
@@ -46,9 +47,12 @@ fn doctor_without_a_card() {
     let text = sandbox.neutral(&String::from_utf8(output.stdout).unwrap());
     let filters = vec![
         (r"machine    .*", "machine    [MACHINE]"),
+        (r"kernels    .*", "kernels    [KERNELS]"),
+        (r"nvrtc      missing.*", "nvrtc      [MISSING]"),
         (r"cublasLt   .*", "cublasLt   [LIBRARY]"),
+        // Not missing where the program holds the kernels.
+        (r"(?m)^  - NVRTC.*\n", ""),
         (r"(?m)^  - cublasLt.*\n", ""),
-        (r"NVRTC cannot be loaded: .*\. Install", "NVRTC cannot be loaded: [PLACES]. Install"),
     ];
     insta::with_settings!({filters => filters}, {
         insta::assert_snapshot!(text, @r"
@@ -56,14 +60,14 @@ fn doctor_without_a_card() {
           machine    [MACHINE]
           driver     none
           cards      none
-          nvrtc      missing (compiles the kernels for the card, once; their code is kept in the cache)
+          kernels    [KERNELS]
+          nvrtc      [MISSING]
           cublasLt   [LIBRARY]
           cache      [DIR]/cache/trainer/cubins: not there yet: it is made when a card is first used
           auto means cpu, because no NVIDIA driver was found (libcuda.so.1): install the driver, or use the CPU
 
         missing
           - no NVIDIA driver was found (libcuda.so.1): install the driver, or use the CPU
-          - NVRTC cannot be loaded: [PLACES]. Install the CUDA 13 toolkit or `pip install 'nvidia-cuda-nvrtc==13.*'`, or set TRAINER_NVRTC to the folder of libnvrtc.so.13
         ");
     });
 }

@@ -264,6 +264,8 @@ section! {
         pub seed: u64 = 3407;
         /// Which layers' activations are computed again in the backward pass instead of being kept. Never changes a result.
         pub recompute: Recompute = Recompute::Auto;
+        /// What products of frozen weights are computed in on a card; the CPU computes in f32.
+        pub precision: Precision = Precision::Bf16;
         /// Steps between checkpoints; 0 writes one only at the end (and on Ctrl-C).
         pub checkpoint_every: u64 = 0;
         /// How many checkpoints are kept, the newest first.
@@ -290,6 +292,16 @@ choices! {
         AdamW8bit = "adamw_8bit",
         /// AdamW with 32-bit states.
         AdamW = "adamw",
+    }
+}
+
+choices! {
+    /// What products of frozen weights are computed in.
+    pub enum Precision {
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// 8-bit floating point (e4m3) with a scale for each row of weights, activations and gradients: faster, less exact. Needs an H100 or H200.
+        Fp8 = "fp8",
     }
 }
 

@@ -107,9 +107,16 @@ fn data() -> impl Strategy<Value = Data> {
 fn train() -> impl Strategy<Value = Train> {
     let length = prop_oneof![(1000..i64::MAX as u64).prop_map(|n| (Some(n), None)), positive().prop_map(|e| (None, Some(e)))];
     let numbers = (positive(), positive(), 0.0..1.0f64, 0.0..1.0f64, positive());
-    let names = (one_of(Schedule::ALL), one_of(Optimizer::ALL), one_of(Recompute::ALL));
+    let names = (one_of(Schedule::ALL), one_of(Optimizer::ALL), one_of(Recompute::ALL), one_of(Precision::ALL));
     (length, numbers, names, 0..i64::MAX as u64, 0..1000u64, 1..100usize).prop_map(
-        |((max_steps, epochs), (learning_rate, weight_decay, b1, b2, eps), (schedule, optimizer, recompute), seed, warmup_steps, batch)| {
+        |(
+            (max_steps, epochs),
+            (learning_rate, weight_decay, b1, b2, eps),
+            (schedule, optimizer, recompute, precision),
+            seed,
+            warmup_steps,
+            batch,
+        )| {
             Train {
                 max_steps,
                 epochs,
@@ -120,6 +127,7 @@ fn train() -> impl Strategy<Value = Train> {
                 schedule,
                 optimizer,
                 recompute,
+                precision,
                 seed,
                 warmup_steps,
                 batch,
@@ -266,6 +274,7 @@ fn the_resolved_main_job_is_this_text() {
     max_grad_norm = 1.0
     seed = 3407
     recompute = "auto"
+    precision = "bf16"
     checkpoint_every = 0
     keep_checkpoints = 2
 

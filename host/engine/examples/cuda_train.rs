@@ -1,6 +1,7 @@
 //! Training steps of a synthetic model on a card: speed, memory, losses, and where the time goes.
 //!
-//!     cuda_train SHAPE [--batch 2] [--accum 4] [--seq 2048] [--steps 6] [--weights kept|packed] [--keep all|lean|input] [--profile]
+//!     cuda_train SHAPE [--batch 2] [--accum 4] [--seq 2048] [--steps 6] [--weights kept|packed] [--keep all|lean|input]
+//!         [--precision bf16|fp8] [--profile]
 
 use std::error::Error;
 use std::time::Instant;
@@ -10,7 +11,7 @@ use trainer_engine::{Adapter, Keep, LOSS_ROWS, Model, ModelOptions, Recompute, T
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{HostBatch, WeightPlan};
 use trainer_kernels::rng::philox4x32_10;
-use trainer_kernels_cuda::backend::{Cuda, CudaOptions};
+use trainer_kernels_cuda::backend::{Cuda, CudaOptions, Precision};
 use trainer_model::AdapterConfig;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut batch, mut accum, mut seq, mut steps, mut weights, mut keep) =
         (2usize, 4usize, 2048usize, 6usize, WeightPlan::Unpacked, Keep::All);
     let (mut profile, mut loss_rows, mut offload) = (false, LOSS_ROWS, false);
-    let options = CudaOptions::default();
+    let mut options = CudaOptions::default();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
         match arg.as_str() {
@@ -37,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     _ => Keep::All,
                 }
             }
+            "--precision" => options.precision = if value()? == "fp8" { Precision::Fp8 } else { Precision::Bf16 },
             "--profile" => profile = true,
             "--offload" => offload = true,
             other => return Err(format!("unknown: {other}").into()),

@@ -200,7 +200,8 @@ fn seconds(
     let (input, lean) = (share(Keep::Input), share(Keep::Lean));
     let again = input * (linear - down);
     let head = dims.vocab as f64 * dims.hidden as f64;
-    let products = 2.0 * tokens * (2.0 * linear + again + 2.0 * head + 3.0 * lora);
+    let frozen = 2.0 * tokens * (2.0 * linear + again);
+    let products = 2.0 * tokens * (2.0 * head + 3.0 * lora);
     // Half of the square of a sequence; the backward does two and a half times the forward, and here seven products where five would do.
     let attention = layers * tokens * sequence as f64 * a.heads as f64 * a.head_dim as f64 * 2.0 * (1.0 + 3.5 + input);
     let (h, i) = (dims.hidden as f64, dims.intermediate as f64);
@@ -215,7 +216,7 @@ fn seconds(
         WeightPlan::Unpacked => 0.0,
         WeightPlan::Packed => (2.0 * linear + again) * (2.0 + 0.52),
     };
-    Ok(products / rates.products + attention / rates.attention + (traffic + logits + unpacked) / rates.bytes)
+    Ok(frozen / rates.frozen + products / rates.products + attention / rates.attention + (traffic + logits + unpacked) / rates.bytes)
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use trainer_config::{Device, DeviceBackend};
+use trainer_config::{Device, DeviceBackend, Precision};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels_cuda::compile::Arch;
-use trainer_kernels_cuda::probe::{Probe, driver_present, probe};
+use trainer_kernels_cuda::probe::{CUBLASLT, NVRTC, Probe, driver_present, probe};
 use trainer_kernels_cuda::{Cuda, CudaError, CudaOptions};
 
 use crate::RuntimeError;
@@ -210,7 +210,9 @@ pub fn choose(found: &Probe) -> Verdict {
     match usable {
         Some(ordinal) => {
             let name = found.cards.get(ordinal).map_or("the card", |c| c.name.as_str());
-            Verdict { kind: DeviceKind::Cuda, ordinal: Some(ordinal), reason: format!("{name} can be used") }
+            let slower = found.library(CUBLASLT).is_some_and(|l| l.state.is_err());
+            let how = if slower { ", with slower matrix products: cublasLt is not there" } else { "" };
+            Verdict { kind: DeviceKind::Cuda, ordinal: Some(ordinal), reason: format!("{name} can be used{how}") }
         }
         None => cpu(unusable(found, 0).unwrap_or_else(|| "there is no card".to_owned())),
     }
@@ -228,34 +230,37 @@ pub fn unusable(found: &Probe, ordinal: usize) -> Option<String> {
         return Some(format!("there {are} {count} card{}, numbered 0 to {last}", if count == 1 { "" } else { "s" }));
     };
     let [major, minor] = card.compute_capability;
-    if let Err(e) = Arch::of(major, minor) {
-        return Some(format!("{}: {e}", card.name));
+    match Arch::of(major, minor) {
+        Err(e) => Some(format!("{}: {e}", card.name)),
+        Ok(_) if found.has_code(card.compute_capability) => None,
+        Ok(arch) => {
+            let compiler = found.library(NVRTC).and_then(|l| l.state.as_ref().err());
+            let why = compiler.map_or("there is no compiler for them", String::as_str);
+            Some(format!("this program holds no kernels for {}, and {why}", arch.name()))
+        }
     }
-    missing_library(found)
 }
 
-/// A library without which nothing can be computed on a card.
-fn missing_library(found: &Probe) -> Option<String> {
-    let needed = found.libraries.iter().find(|l| NEEDED.contains(&l.name) && l.state.is_err())?;
-    let remedy = found.missing.iter().find(|m| m.to_lowercase().contains(&needed.name.to_lowercase()));
-    Some(remedy.cloned().unwrap_or_else(|| format!("{} cannot be loaded", needed.name)))
-}
-
-/// Libraries that the CUDA backend cannot do without.
-const NEEDED: [&str; 2] = ["nvrtc", "cublasLt"];
-
-/// Opens the device that a recipe asks for.
+/// Opens the device that a recipe asks for, for evaluation, generation and whatever else computes in the backend's plain precision.
 ///
 /// # Errors
 /// A card is asked for that cannot be used: the error says what is missing and how to get it.
 pub fn open_device(device: &Device) -> Result<OpenDevice, RuntimeError> {
+    open_device_as(device, Precision::Bf16)
+}
+
+/// Opens the device that a recipe asks for, to train in a precision.
+///
+/// # Errors
+/// As [`open_device`]; a device that has no products in that precision.
+pub fn open_device_as(device: &Device, precision: Precision) -> Result<OpenDevice, RuntimeError> {
     match device.backend {
-        DeviceBackend::Cpu => open_cpu(device, "it was asked for".to_owned()),
+        DeviceBackend::Cpu => open_cpu_as(device, precision, "it was asked for".to_owned()),
         DeviceBackend::Cuda(ordinal) => {
             let found = probe();
             match unusable(&found, ordinal) {
                 Some(why) => Err(RuntimeError::NoCard { ordinal, why }),
-                None => open_card(device, &found, ordinal, "it was asked for".to_owned()),
+                None => open_card(device, precision, &found, ordinal, "it was asked for".to_owned()),
             }
         }
         // Without a driver nothing else need be looked for.
@@ -269,18 +274,25 @@ pub fn open_device(device: &Device) -> Result<OpenDevice, RuntimeError> {
             let verdict = choose(&found);
             let Some(ordinal) = verdict.ordinal else {
                 tracing::info!("the CPU computes: {}", verdict.reason);
-                return open_cpu(device, verdict.reason);
+                return open_cpu_as(device, precision, verdict.reason);
             };
-            match open_card(device, &found, ordinal, verdict.reason) {
+            match open_card(device, precision, &found, ordinal, verdict.reason) {
                 Ok(open) => Ok(open),
                 // A card that looks usable but is not must not keep anyone from working; the reason is worth a line.
                 Err(RuntimeError::NoCard { why, .. }) => {
                     tracing::warn!("the CPU computes, because the card cannot be used: {why}");
-                    open_cpu(device, why)
+                    open_cpu_as(device, precision, why)
                 }
                 Err(e) => Err(e),
             }
         }
+    }
+}
+
+fn open_cpu_as(device: &Device, precision: Precision, reason: String) -> Result<OpenDevice, RuntimeError> {
+    match precision {
+        Precision::Bf16 => open_cpu(device, reason),
+        Precision::Fp8 => Err(RuntimeError::NoFp8 { device: "the CPU".to_owned(), why: format!("it computes in f32 ({reason})") }),
     }
 }
 
@@ -310,9 +322,16 @@ fn threads(device: &Device) -> usize {
 }
 
 /// Opens a card that [`unusable`] has nothing against.
-fn open_card(device: &Device, found: &Probe, ordinal: usize, reason: String) -> Result<OpenDevice, RuntimeError> {
-    let options = CudaOptions { ordinal, memory_limit: limit_in_bytes(device), ..CudaOptions::default() };
-    let cuda = Cuda::open(options).map_err(|e| RuntimeError::NoCard { ordinal, why: e.to_string() })?;
+fn open_card(device: &Device, precision: Precision, found: &Probe, ordinal: usize, reason: String) -> Result<OpenDevice, RuntimeError> {
+    let computes = match precision {
+        Precision::Bf16 => trainer_kernels_cuda::Precision::Bf16,
+        Precision::Fp8 => trainer_kernels_cuda::Precision::Fp8,
+    };
+    let options = CudaOptions { ordinal, memory_limit: limit_in_bytes(device), precision: computes, ..CudaOptions::default() };
+    let cuda = Cuda::open(options).map_err(|e| match e {
+        CudaError::Precision { why } => RuntimeError::NoFp8 { device: format!("cuda:{ordinal}"), why },
+        e => RuntimeError::NoCard { ordinal, why: e.to_string() },
+    })?;
     let card = found.cards.get(ordinal);
     let driver = match (driver_version(), &found.driver) {
         (Some(version), Some(serves)) => Some(format!("{version}, CUDA {serves}")),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use trainer_kernels_cuda::compile::Arch;
-use trainer_kernels_cuda::probe::{Probe, probe};
+use trainer_kernels_cuda::probe::{CUBLASLT, NVRTC, Probe, probe};
 
 use crate::device::{Machine, Verdict, choose, driver_version, unusable};
 use crate::plugins::cache_base;
@@ -23,6 +23,8 @@ pub struct Diagnosis {
     pub cuda: Option<String>,
     /// The cards in the driver's order.
     pub cards: Vec<CardState>,
+    /// Architectures whose kernels are all inside this program.
+    pub kernels_inside: Vec<&'static str>,
     /// The libraries that are loaded at run time.
     pub libraries: Vec<LibraryState>,
     /// What is missing, what it would serve and how to get it.
@@ -65,6 +67,10 @@ pub struct LibraryState {
     pub detail: String,
     /// What it is for.
     pub serves: &'static str,
+    /// Whether cards cannot be used here without it.
+    pub needed: bool,
+    /// How to get it.
+    pub remedy: &'static str,
 }
 
 /// A folder in which something is kept between runs.
@@ -104,7 +110,9 @@ pub fn from_probe(found: &Probe, machine: Machine, driver: Option<String>, kerne
         name: l.name,
         found: l.state.is_ok(),
         detail: l.state.clone().unwrap_or_else(|e| e),
-        serves: serves(l.name),
+        serves: serves(l.name).0,
+        needed: l.needed,
+        remedy: serves(l.name).1,
     };
     Diagnosis {
         trainer: env!("CARGO_PKG_VERSION").to_owned(),
@@ -112,6 +120,7 @@ pub fn from_probe(found: &Probe, machine: Machine, driver: Option<String>, kerne
         driver,
         cuda: found.driver.clone(),
         cards: found.cards.iter().enumerate().map(card).collect(),
+        kernels_inside: found.inside.clone(),
         libraries: found.libraries.iter().map(library).collect(),
         missing: found.missing.clone(),
         kernel_cache,
@@ -119,11 +128,18 @@ pub fn from_probe(found: &Probe, machine: Machine, driver: Option<String>, kerne
     }
 }
 
-fn serves(library: &str) -> &'static str {
+/// What a library is for, and how to get it.
+fn serves(library: &str) -> (&'static str, &'static str) {
     match library {
-        "nvrtc" => "compiles the kernels for the card, once; their code is kept in the cache",
-        "cublasLt" => "large matrix products",
-        _ => "",
+        NVRTC => (
+            "compiles kernels that are not inside this program, once; their code is kept in the cache",
+            "the CUDA 13 toolkit, or `pip install 'nvidia-cuda-nvrtc==13.*'` and TRAINER_NVRTC with its folder",
+        ),
+        CUBLASLT => (
+            "large matrix products, faster than this program's own; products in fp8",
+            "the CUDA 13 toolkit, or `pip install 'nvidia-cublas==13.*'` and TRAINER_CUBLASLT with its folder",
+        ),
+        _ => ("", ""),
     }
 }
 
@@ -182,6 +198,6 @@ mod tests {
     fn this_machine_has_a_diagnosis() {
         let found = diagnose();
         assert_eq!(found.cards.is_empty(), found.auto.ordinal.is_none() && found.cards.is_empty());
-        assert!(found.libraries.iter().all(|l| !l.serves.is_empty()), "each library says what it is for");
+        assert!(found.libraries.iter().all(|l| !l.serves.is_empty() && !l.remedy.is_empty()), "each library says what it is for");
     }
 }

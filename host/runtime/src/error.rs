@@ -91,6 +91,14 @@ pub enum RuntimeError {
         /// What is missing and how to get it.
         why: String,
     },
+    /// What computes has no products in the precision asked for.
+    #[error("{device} cannot compute in fp8: {why}; train.precision = \"bf16\" works everywhere")]
+    NoFp8 {
+        /// The device.
+        device: String,
+        /// Why.
+        why: String,
+    },
     /// No plan fits the memory.
     #[error("the run needs at least {need}, but {limit} may be used: {help}", need = gib(*need), limit = gib(*limit))]
     DoesNotFit {

@@ -14,7 +14,7 @@ mod sources;
 pub use adapter::adapter_digest;
 pub use device::{
     Backend, DeviceInfo, DeviceKind, Gauge, KernelTime, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, limit_in_bytes,
-    open_device, unusable,
+    open_device, open_device_as, unusable,
 };
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;

@@ -55,6 +55,7 @@ impl Planned {
     pub fn weights_text<O: Ops>(&self, ops: &O) -> &'static str {
         match (self.choice.weights, ops.element_bytes()) {
             (WeightPlan::Unpacked, 4) => "unpacked to f32",
+            (WeightPlan::Unpacked, _) if ops.describe().contains("fp8") => "unpacked to fp8",
             (WeightPlan::Unpacked, _) => "unpacked to bf16",
             (WeightPlan::Packed, _) => "unpacked for each use",
         }

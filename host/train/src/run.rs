@@ -12,7 +12,7 @@ use trainer_data::{MicroBatch, Pipeline, Sample, SourceLoss};
 use trainer_engine::schedule::lr;
 use trainer_eval::Report;
 use trainer_kernels::ops::{HostBatch, Ops};
-use trainer_runtime::{open_device, with_ops};
+use trainer_runtime::{open_device_as, with_ops};
 
 use crate::assemble::{Assembly, Work};
 use crate::error::TrainError;
@@ -81,7 +81,7 @@ pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>))
             (Recipe::load(&dir.recipe_path())?, Origin::Resumed(dir))
         }
     };
-    let open = open_device(&recipe.device)?;
+    let open = open_device_as(&recipe.device, recipe.train.precision)?;
     with_ops!(open.backend, ops => start_on(Assembly::new(recipe, ops, open.threads, open.info)?, origin, stop)?.go(on_event))
 }
 

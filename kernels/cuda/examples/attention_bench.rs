@@ -8,8 +8,9 @@
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use std::error::Error;
 use trainer_kernels::ops::AttentionShape;
+use trainer_kernels_cuda::archive::Archive;
+use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::nvrtc::Nvrtc;
 use trainer_kernels_cuda::selftest::Random;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -20,7 +21,7 @@ const BATCH: usize = 5;
 const SAMPLES: usize = 15;
 
 fn main() -> Outcome<()> {
-    let mut device = Device::open(0, &Nvrtc::load()?, None)?;
+    let mut device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     let (mut variants, mut few) = (vec![false], false);
     for arg in std::env::args().skip(1) {
         match arg.as_str() {

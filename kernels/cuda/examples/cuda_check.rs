@@ -2,11 +2,13 @@
 //!
 //!     cuda_check [--seed N] [--json FILE] [--portable] [GROUP...]
 //!
-//! Prints a line per comparison; fails if one does. NVRTC is found as [`trainer_kernels_cuda::nvrtc::Nvrtc::load`] says.
+//! Prints a line per comparison; fails if one does. Kernels are those inside the program (`TRAINER_CUBINS` at build time); what is not there is
+//! compiled by NVRTC, found as [`trainer_kernels_cuda::nvrtc::Nvrtc::load`] says.
 
 use std::error::Error;
+use trainer_kernels_cuda::archive::Archive;
+use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::nvrtc::Nvrtc;
 use trainer_kernels_cuda::selftest;
 
 fn main() {
@@ -33,9 +35,9 @@ fn run() -> Result<bool, Box<dyn Error>> {
         }
     }
     let start = std::time::Instant::now();
-    let mut device = Device::open(0, &Nvrtc::load()?, None)?;
+    let mut device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     device.use_portable_kernels(portable);
-    println!("compiled for {} in {:.0} ms", device.arch().name(), start.elapsed().as_secs_f64() * 1e3);
+    println!("kernels for {} loaded in {:.0} ms", device.arch().name(), start.elapsed().as_secs_f64() * 1e3);
     let rows = selftest::run(&device, &groups, seed, &mut |c| {
         let verdict = if c.pass { "ok  " } else { "FAIL" };
         println!("{verdict} {:28} {:32} relative {:.2e} max {:.2e}", c.kernel, c.shape, c.relative, c.max);

@@ -9,10 +9,11 @@ use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use trainer_kernels::nf4::{Absmax, DoubleQuant, FloatType, Nf4};
 use trainer_kernels::ops::AttentionShape;
+use trainer_kernels_cuda::archive::Archive;
+use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
 use trainer_kernels_cuda::launch::{CachedScratch, DeviceNf4, KvCache, SmallLora, SmallMember};
 use trainer_kernels_cuda::memory::{Buffer, Floats, Tensor};
-use trainer_kernels_cuda::nvrtc::Nvrtc;
 use trainer_kernels_cuda::selftest::Random;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -159,7 +160,7 @@ fn run() -> Outcome<()> {
     if batches.is_empty() {
         batches = vec![1, 8, 32];
     }
-    let device = Device::open(0, &Nvrtc::load()?, None)?;
+    let device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     let source = Source::new()?;
     let layers = (0..count)
         .map(|_| {

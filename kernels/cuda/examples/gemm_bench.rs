@@ -6,12 +6,13 @@
 
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use std::error::Error;
+use trainer_kernels_cuda::archive::Archive;
 use trainer_kernels_cuda::blaslt::{BlasLt, Scales};
+use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
 use trainer_kernels_cuda::launch::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
 use trainer_kernels_cuda::matrix::{Matrix, Matrix8, Op, Out};
 use trainer_kernels_cuda::memory::{Buffer, Floats, Tensor};
-use trainer_kernels_cuda::nvrtc::Nvrtc;
 use trainer_kernels_cuda::selftest::Random;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -286,7 +287,7 @@ impl Bench {
 
 fn main() -> Outcome<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let device = Device::open(0, &Nvrtc::load()?, None)?;
+    let device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     let lt = BlasLt::open(&device, 64 << 20)?;
     println!("{}, cublasLt {}", device.arch().name(), lt.version());
     let len = TOKENS * 24576 + 65536;

@@ -10,10 +10,11 @@ use trainer_kernels::adamw::{AdamWConfig, StateBits};
 use trainer_kernels::nf4::DoubleQuant;
 use trainer_kernels::ops::Dropout;
 use trainer_kernels::sampling::SamplingParams;
+use trainer_kernels_cuda::archive::Archive;
+use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
 use trainer_kernels_cuda::launch::{AdamwEntry, LoraPart, MaskRows, QuantSource, RowSet};
 use trainer_kernels_cuda::memory::{Buffer, Tensor};
-use trainer_kernels_cuda::nvrtc::Nvrtc;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -191,7 +192,7 @@ impl Bench {
 }
 
 fn main() -> Outcome<()> {
-    let device = Device::open(0, &Nvrtc::load()?, None)?;
+    let device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     let bytes = 1usize << 30;
     let (from, mut to) = (Tensor::new(device.arena(), 1024, bytes / 2048, "a")?, Tensor::new(device.arena(), 1024, bytes / 2048, "b")?);
     let us = time(&device, 10, |_| Ok(device.copy_tensor(1024, &from, &mut to)?))?;

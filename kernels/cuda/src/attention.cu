@@ -1,10 +1,10 @@
-// Causal grouped-query attention inside sequences, forward, for every card: online softmax over key tiles (Dao 2023). A block takes 128 query
-// rows of one head, 16 to a warp; key and value tiles of 64 rows come double-buffered. Log-sum-exps are kept in units of log 2, as
+// Causal grouped-query attention inside sequences, forward, for every card: online softmax over key tiles (Dao 2023). A block takes 128
+// query rows of one head, 16 to a warp; key and value tiles of 64 rows come double-buffered. Log-sum-exps are kept in units of log 2, as
 // [heads][n]: the backward's `exp2(s c - lse)` then needs no other constant than c = log2(e) / sqrt(D).
 
 template <int D>
-static __device__ __forceinline__ void attention_forward(const Tile* __restrict__ tiles, const u16* __restrict__ qk, u32 sqk, const u16* __restrict__ qkv,
-    u32 sqkv, u16* __restrict__ out, u32 so, float* __restrict__ lse, u32 n, u32 heads, u32 group, float c) {
+static __device__ __forceinline__ void attention_forward(const Tile* __restrict__ tiles, const u16* __restrict__ qk, u32 sqk,
+    const u16* __restrict__ qkv, u32 sqkv, u16* __restrict__ out, u32 so, float* __restrict__ lse, u32 n, u32 heads, u32 group, float c) {
     constexpr int ROWS = 128, KEYS = 64, THREADS = 256, TILE = KEYS * D * 2;
     extern __shared__ __align__(128) u8 shared[];
     const Tile tile = tiles[blockIdx.x / heads];
@@ -85,8 +85,8 @@ static __device__ __forceinline__ void attention_forward(const Tile* __restrict_
 }
 
 #define FORWARD_PARAMETERS \
-    const Tile *__restrict__ tiles, const u16 *__restrict__ qk, u32 sqk, const u16 *__restrict__ qkv, u32 sqkv, u16 *__restrict__ out, u32 so, \
-        float *__restrict__ lse, u32 n, u32 heads, u32 group, float c
+    const Tile *__restrict__ tiles, const u16 *__restrict__ qk, u32 sqk, const u16 *__restrict__ qkv, u32 sqkv, u16 *__restrict__ out, \
+        u32 so, float *__restrict__ lse, u32 n, u32 heads, u32 group, float c
 #define FORWARD(D) attention_forward<D>(tiles, qk, sqk, qkv, sqkv, out, so, lse, n, heads, group, c)
 
 extern "C" __global__ void __launch_bounds__(256) attention_32(FORWARD_PARAMETERS) { FORWARD(32); }

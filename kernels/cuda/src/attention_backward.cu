@@ -1,9 +1,11 @@
-// Backward of causal grouped-query attention, for every card, in two passes over the probabilities, which are made anew from the log-sum-exps
-// (Dao 2023): by query tiles for dq, by key tiles for dk and dv. So every gradient is summed by one warp in an order that only lengths decide.
+// Backward of causal grouped-query attention, for every card, in two passes over the probabilities, which are made anew from the
+// log-sum-exps (Dao 2023): by query tiles for dq, by key tiles for dk and dv. So every gradient is summed by one warp in an order that
+// only lengths decide.
 
-// delta[head][row] = sum of dout * out over a head: 8 values to a lane, D / 8 lanes to a head. `turns` are counters that a later kernel begins with at 0.
-extern "C" __global__ void __launch_bounds__(256) attention_delta(const u16* __restrict__ dout, u32 sd, const u16* __restrict__ out, u32 so, u32 n, u32 heads,
-    u32 lanes, float* __restrict__ delta, u32* __restrict__ turns, u32 turn_count) {
+// delta[head][row] = sum of dout * out over a head: 8 values to a lane, D / 8 lanes to a head. `turns` are counters that a later kernel
+// begins with at 0.
+extern "C" __global__ void __launch_bounds__(256) attention_delta(const u16* __restrict__ dout, u32 sd, const u16* __restrict__ out,
+    u32 so, u32 n, u32 heads, u32 lanes, float* __restrict__ delta, u32* __restrict__ turns, u32 turn_count) {
     u64 at = (u64)blockIdx.x * 256 + threadIdx.x, item = at / lanes;
     u32 lane = (u32)(at % lanes), row = (u32)(item / heads), head = (u32)(item % heads);
     if (at < turn_count) turns[at] = 0;
@@ -28,9 +30,9 @@ static __device__ __forceinline__ void gradient(float& s, float& dp, float c, fl
 
 // dq of 64 query rows of one head, 16 to a warp.
 template <int D>
-static __device__ __forceinline__ void attention_dq(const Tile* __restrict__ tiles, const u16* __restrict__ dout, u32 sdo, const u16* __restrict__ qk, u32 sqk,
-    const u16* __restrict__ qkv, u32 sqkv, const float* __restrict__ lse, const float* __restrict__ delta, u16* __restrict__ dqk, u32 sdqk, u32 n, u32 heads,
-    u32 group, float c, float scale) {
+static __device__ __forceinline__ void attention_dq(const Tile* __restrict__ tiles, const u16* __restrict__ dout, u32 sdo,
+    const u16* __restrict__ qk, u32 sqk, const u16* __restrict__ qkv, u32 sqkv, const float* __restrict__ lse,
+    const float* __restrict__ delta, u16* __restrict__ dqk, u32 sdqk, u32 n, u32 heads, u32 group, float c, float scale) {
     constexpr int ROWS = 64, KEYS = 64, THREADS = 128, TILE = KEYS * D * 2;
     extern __shared__ __align__(128) u8 shared[];
     const Tile tile = tiles[blockIdx.x / heads];
@@ -94,9 +96,10 @@ static __device__ __forceinline__ void attention_dq(const Tile* __restrict__ til
 
 // dk and dv of 64 keys of one key/value head: over the query heads of the group, and over the query tiles that see the keys.
 template <int D>
-static __device__ __forceinline__ void attention_dkv(const Tile* __restrict__ tiles, const u16* __restrict__ dout, u32 sdo, const u16* __restrict__ qk, u32 sqk,
-    const u16* __restrict__ qkv, u32 sqkv, const float* __restrict__ lse, const float* __restrict__ delta, u16* __restrict__ dqk, u32 sdqk,
-    u16* __restrict__ dqkv, u32 sdqkv, u32 n, u32 heads, u32 group, float c, float scale) {
+static __device__ __forceinline__ void attention_dkv(const Tile* __restrict__ tiles, const u16* __restrict__ dout, u32 sdo,
+    const u16* __restrict__ qk, u32 sqk, const u16* __restrict__ qkv, u32 sqkv, const float* __restrict__ lse,
+    const float* __restrict__ delta, u16* __restrict__ dqk, u32 sdqk, u16* __restrict__ dqkv, u32 sdqkv,
+    u32 n, u32 heads, u32 group, float c, float scale) {
     constexpr int ROWS = 64, KEYS = 64, THREADS = 128, TILE = KEYS * D * 2;
     extern __shared__ __align__(128) u8 shared[];
     const u32 kv_heads = heads / group;
@@ -168,13 +171,14 @@ static __device__ __forceinline__ void attention_dkv(const Tile* __restrict__ ti
 }
 
 #define DQ_PARAMETERS \
-    const Tile *__restrict__ tiles, const u16 *__restrict__ dout, u32 sdo, const u16 *__restrict__ qk, u32 sqk, const u16 *__restrict__ qkv, u32 sqkv, \
-        const float *__restrict__ lse, const float *__restrict__ delta, u16 *__restrict__ dqk, u32 sdqk, u32 n, u32 heads, u32 group, float c, float scale
+    const Tile *__restrict__ tiles, const u16 *__restrict__ dout, u32 sdo, const u16 *__restrict__ qk, u32 sqk, \
+        const u16 *__restrict__ qkv, u32 sqkv, const float *__restrict__ lse, const float *__restrict__ delta, \
+        u16 *__restrict__ dqk, u32 sdqk, u32 n, u32 heads, u32 group, float c, float scale
 #define DQ(D) attention_dq<D>(tiles, dout, sdo, qk, sqk, qkv, sqkv, lse, delta, dqk, sdqk, n, heads, group, c, scale)
 #define DKV_PARAMETERS \
-    const Tile *__restrict__ tiles, const u16 *__restrict__ dout, u32 sdo, const u16 *__restrict__ qk, u32 sqk, const u16 *__restrict__ qkv, u32 sqkv, \
-        const float *__restrict__ lse, const float *__restrict__ delta, u16 *__restrict__ dqk, u32 sdqk, u16 *__restrict__ dqkv, u32 sdqkv, u32 n, \
-        u32 heads, u32 group, float c, float scale
+    const Tile *__restrict__ tiles, const u16 *__restrict__ dout, u32 sdo, const u16 *__restrict__ qk, u32 sqk, \
+        const u16 *__restrict__ qkv, u32 sqkv, const float *__restrict__ lse, const float *__restrict__ delta, \
+        u16 *__restrict__ dqk, u32 sdqk, u16 *__restrict__ dqkv, u32 sdqkv, u32 n, u32 heads, u32 group, float c, float scale
 #define DKV(D) attention_dkv<D>(tiles, dout, sdo, qk, sqk, qkv, sqkv, lse, delta, dqk, sdqk, dqkv, sdqkv, n, heads, group, c, scale)
 
 extern "C" __global__ void __launch_bounds__(128) attention_dq_32(DQ_PARAMETERS) { DQ(32); }

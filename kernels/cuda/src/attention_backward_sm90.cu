@@ -1,20 +1,20 @@
-// Backward of causal grouped-query attention for Hopper and heads of 128 values, in one pass over the probabilities. A block takes 128 keys of
-// one key/value head, 64 to each of two warpgroups, and goes through the query heads of the group and, in tiles of 64 from the last to the
-// diagonal, the query rows that see the keys: dk and dv stay in registers. A query tile's dq is a sum over key tiles, that is over blocks: each
-// adds its part in f32, in the order of the key tiles, so the bits depend on the sequence alone. A counter per head and query tile says whose
-// turn it is; warps of their own wait for the turn and let the copy engine add, so that the products seldom wait for it. The block whose keys
-// are on a query tile's diagonal is the last to add, and in the end rounds the sums of its 128 rows.
+// Backward of causal grouped-query attention for Hopper and heads of 128 values, in one pass over the probabilities. A block takes 128
+// keys of one key/value head, 64 to each of two warpgroups, and goes through the query heads of the group and, in tiles of 64 from the
+// last to the diagonal, the query rows that see the keys: dk and dv stay in registers. A query tile's dq is a sum over key tiles, that is
+// over blocks: each adds its part in f32, in the order of the key tiles, so the bits depend on the sequence alone. A counter per head and
+// query tile says whose turn it is; warps of their own wait for the turn and let the copy engine add, so that the products seldom wait
+// for it. The block whose keys are on a query tile's diagonal is the last to add, and in the end rounds the sums of its 128 rows.
 //
 // Blocks take their work in order from a counter, and a block waits only for blocks with earlier keys, which took their work before it did:
 // so the wait ends whatever number of blocks runs at a time. Working with transposed scores (keys are rows) leaves probabilities and their
 // gradients in registers where the products for dv and dk want them; only dq needs the gradients in shared memory.
 //
-// The order within a tile keeps the tensor cores supplied: dp runs during the exponentials, dv while gradients are formed, dk while they reach
-// shared memory, and the scores of the next tile while dq leaves. Nothing may be in flight at the loop's end but what the loop's start waits
-// for: the assembler would run every product by itself.
+// The order within a tile keeps the tensor cores supplied: dp runs during the exponentials, dv while gradients are formed, dk while they
+// reach shared memory, and the scores of the next tile while dq leaves. Nothing may be in flight at the loop's end but what the loop's
+// start waits for: the assembler would run every product by itself.
 //
-// Rows past a sequence's end are the next sequence's, or zeros at the end. As queries they get the log-sum-exp +inf, so probability 0; as keys
-// they lie behind the diagonal of every query that counts.
+// Rows past a sequence's end are the next sequence's, or zeros at the end. As queries they get the log-sum-exp +inf, so probability 0; as
+// keys they lie behind the diagonal of every query that counts.
 
 #define K_AT base
 #define V_AT (base + 32768)
@@ -36,14 +36,17 @@
 // Warps that add up dq, in turn.
 #define ADDERS 3
 
-static __device__ __forceinline__ void store_shared(u32 at, float v) { asm volatile("st.shared.f32 [%0], %1;" :: "r"(at), "f"(v) : "memory"); }
+static __device__ __forceinline__ void store_shared(u32 at, float v) {
+    asm volatile("st.shared.f32 [%0], %1;" :: "r"(at), "f"(v) : "memory");
+}
 static __device__ __forceinline__ float2 load_pair(u32 at) {
     float2 v;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
     return v;
 }
 static __device__ __forceinline__ void store_matrices(u32 at, const u32* v) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" :: "r"(at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" :: "r"(at), "r"(v[0]), "r"(v[1]), "r"(v[2]),
+        "r"(v[3]) : "memory");
 }
 // d += the 64 query rows of a tile, each times a column of probabilities or gradients: a is 64 keys x 64 queries.
 static __device__ __forceinline__ void by_queries(float (&d)[64], const u32 (&a)[16], u32 tile) {
@@ -57,12 +60,13 @@ static __device__ __forceinline__ void by_columns(float (&d)[32], u32 keys, u32 
         product_64<0, 0>(d, keys + STEP((i >> 2) * 16384 + (i & 3) * 32), queries + STEP((i >> 2) * 8192 + (i & 3) * 32), i > 0);
 }
 
-// `turns`: for each head and first row of a query tile, how many key tiles have added to its dq; behind them, how many blocks have taken work.
-// All are 0 before. `sums`: dq by head and row in f32; of each 16 columns {0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15} lie together.
+// `turns`: for each head and first row of a query tile, how many key tiles have added to its dq; behind them, how many blocks have taken
+// work. All are 0 before. `sums`: dq by head and row in f32; of each 16 columns {0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14,
+// 15} lie together.
 extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(const Tile* __restrict__ tiles, const __grid_constant__ Map qk,
     const __grid_constant__ Map qkv, const __grid_constant__ Map dout, const float* __restrict__ lse, const float* __restrict__ delta,
-    u16* __restrict__ dqk, u32 sdqk, u16* __restrict__ dqkv, u32 sdqkv, float* __restrict__ sums, u32* turns, u32 n, u32 heads, u32 group, float c,
-    float scale) {
+    u16* __restrict__ dqk, u32 sdqk, u16* __restrict__ dqkv, u32 sdqkv, float* __restrict__ sums, u32* turns, u32 n, u32 heads,
+    u32 group, float c, float scale) {
     extern __shared__ u8 shared[];
     const u32 base = ((u32)__cvta_generic_to_shared(shared) + 1023) & ~1023u;
     const int crew = warpgroup(), lane = threadIdx.x & 31;
@@ -105,7 +109,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                     const float* l = lse + (u64)head * n + tile.first + row + lane;
                     const float* g = delta + (u64)head * n + tile.first + row + lane;
                     const bool a = row + lane < len, b = row + lane + 32 < len;
-                    const float l0 = a ? l[0] : POSITIVE_INFINITY, l1 = b ? l[32] : POSITIVE_INFINITY, g0 = a ? g[0] : 0.0f, g1 = b ? g[32] : 0.0f;
+                    const float l0 = a ? l[0] : POSITIVE_INFINITY, l1 = b ? l[32] : POSITIVE_INFINITY;
+                    const float g0 = a ? g[0] : 0.0f, g1 = b ? g[32] : 0.0f;
                     wait(Q_EMPTY(s), parity);
                     store_shared(STATS_AT(s) + 4 * lane, l0);
                     store_shared(STATS_AT(s) + 4 * lane + 128, l1);
@@ -123,8 +128,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                     }
                 }
         } else if (lane == 0) {
-            // Each of these warps takes every third tile: while one waits until its sums have arrived, so that it may pass the turn on, the next
-            // already adds.
+            // Each of these warps takes every third tile: while one waits until its sums have arrived, so that it may pass the turn on,
+            // the next already adds.
             const u32 before = start >> 7, adder = warp - 1;
             u32 next = 0, uses = 0, t = 0;
             for (int head = first_head; head < end_head; ++head)
@@ -134,7 +139,6 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                     if (!mine) continue;
                     const u64 at = (u64)head * n + tile.first + row;
                     const u32 bytes = min(64, len - row) * 512;
-#ifndef NO_TURNS
                     if (before > 0) {
                         u32 done;
                         do {
@@ -142,24 +146,21 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                         } while (done < before);
                         asm volatile("fence.proxy.async;" ::: "memory");
                     }
-#endif
                     wait(DQ_FULL(adder), uses++ & 1);
-#ifndef NO_SUMS
                     if (before > 0)
-                        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT(t & 1)), "r"(bytes) : "memory");
+                        asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::
+                            "l"(sums + at * 128), "r"(DQ_AT(t & 1)), "r"(bytes) : "memory");
                     else
-                        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(sums + at * 128), "r"(DQ_AT(t & 1)), "r"(bytes) : "memory");
-#endif
+                        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" :: "l"(sums + at * 128),
+                            "r"(DQ_AT(t & 1)), "r"(bytes) : "memory");
                     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
                     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
                     arrive(DQ_EMPTY(t & 1));
-#ifndef NO_TURNS
                     // Later key tiles add only to query tiles behind them.
                     if (row >= start + 128) {
                         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
                         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(turns + at) : "memory");
                     }
-#endif
                 }
             asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
             asm volatile("fence.proxy.async;" ::: "memory");
@@ -168,7 +169,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         const int w = crew - 1, warp = (threadIdx.x >> 5) & 3, mine = 64 * w + 16 * warp + (lane >> 2), pair = 2 * (lane & 3);
-        // Where a lane's rows of gradient matrices go: lanes 0-7 and 16-23 name keys 0-7, the others keys 8-15; 16 lanes name one block of queries.
+        // Where a lane's rows of gradient matrices go: lanes 0-7 and 16-23 name keys 0-7, the others keys 8-15; 16 lanes name one block
+        // of queries.
         const u32 ds_row = (64 * w + 16 * warp + (lane & 15)) * 128, ds_block = lane >> 4;
         float dk[64] = {}, dv[64] = {};
         u32 t = 0, adder = 0;
@@ -229,10 +231,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                 float dq[32];
                 products_begin();
 #pragma unroll
-                for (int i = 0; i < 8; ++i) product_64<1, 1>(dq, operand(DS_AT(s)) + STEP(i * 2048), operand(K_AT + w * 16384) + STEP(i * 2048), i > 0);
+                for (int i = 0; i < 8; ++i)
+                    product_64<1, 1>(dq, operand(DS_AT(s)) + STEP(i * 2048), operand(K_AT + w * 16384) + STEP(i * 2048), i > 0);
                 products_commit();
-                // Frees the registers of probabilities and gradients for the scores of the next tile. Behind the last tile these are made of the
-                // tile before it, and not used.
+                // Frees the registers of probabilities and gradients for the scores of the next tile. Behind the last tile these are made
+                // of the tile before it, and not used.
                 products_wait<1>();
                 settled(dk);
                 if (t + 1 < all) wait(Q_FULL(s ^ 1), s ? parity ^ 1 : parity);
@@ -245,8 +248,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                     arrive(Q_EMPTY(s));
                     arrive(D_EMPTY(s));
                 }
-                // dq of 64 queries and this half of the columns. The two values of four blocks' pairs lie together; rows that share banks write in
-                // another order.
+                // dq of 64 queries and this half of the columns. The two values of four blocks' pairs lie together; rows that share banks
+                // write in another order.
                 wait(DQ_EMPTY(s), parity ^ 1);
                 const u32 to = DQ_AT(s) + (16 * warp + (lane >> 2)) * 512 + w * 256 + (lane & 3) * 16;
                 const bool odd = (lane >> 2) & 1;
@@ -257,11 +260,13 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                         float v[4];
 #pragma unroll
                         for (int e = 0; e < 4; ++e) {
-                            const int even_at = 8 * i + 4 * (e >> 1) + 2 * h + (e & 1), odd_at = 8 * (i ^ 1) + 4 * (e >> 1) + 2 * h + (e & 1);
+                            const int even_at = 8 * i + 4 * (e >> 1) + 2 * h + (e & 1),
+                                odd_at = 8 * (i ^ 1) + 4 * (e >> 1) + 2 * h + (e & 1);
                             v[e] = odd ? dq[odd_at] : dq[even_at];
                         }
                         asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};"
-                                     :: "r"(to + h * 4096 + (odd ? (i ^ 1) : i) * 64), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+                                     :: "r"(to + h * 4096 + (odd ? (i ^ 1) : i) * 64), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) :
+                                         "memory");
                     }
                 fence_async();
                 arrive(DQ_FULL(adder));
@@ -278,8 +283,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
             store_rows(dk, h, scale, dqk + at * (8ull * sdqk) + (heads + kv) * 128, row < len);
             store_rows(dv, h, 1.0f, dqkv + at * (8ull * sdqkv) + (heads + kv_heads + kv) * 128, row < len);
         }
-        // Nobody adds to the dq of these 128 rows after this block: rounds and scales it. Two rows to a warp, 16 bytes of sums to a lane: its
-        // pairs of two neighbouring blocks of eight columns.
+        // Nobody adds to the dq of these 128 rows after this block: rounds and scales it. Two rows to a warp, 16 bytes of sums to a lane:
+        // its pairs of two neighbouring blocks of eight columns.
         wait(DQ_DONE, 0);
         const int rows = start + 64 * w + 16 * warp;
         for (int head = first_head; head < end_head; ++head) {
@@ -290,8 +295,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
 #pragma unroll
             for (int r = 0; r < 16; r += 2) {
                 const float4 a = v[r], b = v[r + 1];
-                const uint4 block = gather_block(pack2(a.x * scale, a.y * scale), pack2(a.z * scale, a.w * scale), pack2(b.x * scale, b.y * scale),
-                    pack2(b.z * scale, b.w * scale));
+                const uint4 block = gather_block(pack2(a.x * scale, a.y * scale), pack2(a.z * scale, a.w * scale),
+                    pack2(b.x * scale, b.y * scale), pack2(b.z * scale, b.w * scale));
                 const int row = rows + r + ((lane >> 1) & 1);
                 if (row < len) ((uint4*)(dqk + (u64)(tile.first + row) * (8ull * sdqk) + head * 128))[2 * (lane >> 2) + (lane & 1)] = block;
             }

@@ -1,6 +1,6 @@
 // Tiles in shared memory and the tensor cores' `mma.sync`, as every card since Ampere has them: the common part of the portable attention
-// kernels. A tile is `rows` rows of D values; its 16-byte chunks are permuted within the row so that eight rows' chunks of one column, which
-// `ldmatrix` reads together, lie in different banks.
+// kernels. A tile is `rows` rows of D values; its 16-byte chunks are permuted within the row so that eight rows' chunks of one column,
+// which `ldmatrix` reads together, lie in different banks.
 
 // A tile of work: rows `start..` of the sequence that begins at row `first` and has `len` rows.
 struct Tile { u32 first, len, start, unused; };
@@ -34,10 +34,12 @@ static __device__ __forceinline__ void load_tile(u32 to, const u16* __restrict__
 }
 
 static __device__ __forceinline__ void matrices(u32 (&r)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) :
+        "r"(at));
 }
 static __device__ __forceinline__ void matrices_transposed(u32 (&r)[4], u32 at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
+        "=r"(r[3]) : "r"(at));
 }
 // Left operand: 16 rows from `row`, 16 columns from chunk `chunk`.
 template <int D>

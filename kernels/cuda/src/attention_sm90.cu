@@ -1,16 +1,12 @@
-// Causal grouped-query attention inside sequences, forward, for Hopper and heads of 128 values. A block is a loader warp and two warpgroups of
-// 64 query rows each; key and value tiles of 128 rows come through rings of two. While a warpgroup's product with the values of one tile and
-// the scores of the next run, its softmax uses the other units; the two warpgroups take turns at starting products, so that one's softmax falls
-// into the other's products (both ideas: Shah et al. 2024). Blocks stay and take tiles, heaviest first, from a counter, and load the next
-// tile's rows while they finish one.
+// Causal grouped-query attention inside sequences, forward, for Hopper and heads of 128 values. A block is a loader warp and two
+// warpgroups of 64 query rows each; key and value tiles of 128 rows come through rings of two. While a warpgroup's product with the
+// values of one tile and the scores of the next run, its softmax uses the other units; the two warpgroups take turns at starting
+// products, so that one's softmax falls into the other's products (both ideas: Shah et al. 2024). Blocks stay and take tiles, heaviest
+// first, from a counter, and load the next tile's rows while they finish one.
 //
-// Key tiles are taken from the diagonal down: only the first needs a mask, and there every row sees a key. Rows past a sequence's end are the
-// next sequence's, or zeros at the end: as keys they lie behind the diagonal of every row that counts.
+// Key tiles are taken from the diagonal down: only the first needs a mask, and there every row sees a key. Rows past a sequence's end are
+// the next sequence's, or zeros at the end: as keys they lie behind the diagonal of every row that counts.
 
-// Whether the warpgroups take turns at starting products.
-#ifndef TURNS
-#define TURNS 1
-#endif
 #define TILE_BYTES 32768
 #define BARRIER(i) (bars + 8 * (i))
 #define Q_FULL BARRIER(0)
@@ -54,7 +50,8 @@ static __device__ __forceinline__ void weights(u32 (&p)[32], const float (&s)[64
 }
 static __device__ __forceinline__ void scores(float (&s)[64], u32 q, u32 k) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) product_128<0, 0>(s, q + STEP((i >> 2) * 16384 + (i & 3) * 32), k + STEP((i >> 2) * 16384 + (i & 3) * 32), i > 0);
+    for (int i = 0; i < 8; ++i) product_128<0, 0>(s, q + STEP((i >> 2) * 16384 + (i & 3) * 32),
+        k + STEP((i >> 2) * 16384 + (i & 3) * 32), i > 0);
 }
 static __device__ __forceinline__ void values(float (&o)[64], const u32 (&p)[32], u32 v, bool add) {
 #pragma unroll
@@ -62,10 +59,12 @@ static __device__ __forceinline__ void values(float (&o)[64], const u32 (&p)[32]
 }
 
 // `counters`: tickets taken beyond the first of each block, and blocks that are done; both are 0 before and after.
-extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* __restrict__ tiles, u32 total, const __grid_constant__ Map qk,
-    const __grid_constant__ Map qkv, u16* __restrict__ out, u32 so, float* __restrict__ lse, u32 n, u32 heads, u32 group, float c, u32* counters) {
+extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* __restrict__ tiles, u32 total,
+    const __grid_constant__ Map qk, const __grid_constant__ Map qkv, u16* __restrict__ out, u32 so, float* __restrict__ lse, u32 n,
+    u32 heads, u32 group, float c, u32* counters) {
     extern __shared__ u8 shared[];
-    const u32 qs = ((u32)__cvta_generic_to_shared(shared) + 1023) & ~1023u, ks = qs + TILE_BYTES, vs = ks + 2 * TILE_BYTES, bars = vs + 2 * TILE_BYTES;
+    const u32 qs = ((u32)__cvta_generic_to_shared(shared) + 1023) & ~1023u, ks = qs + TILE_BYTES, vs = ks + 2 * TILE_BYTES,
+        bars = vs + 2 * TILE_BYTES;
     const u32 slot = bars + 128;
     const int crew = warpgroup();
     if (threadIdx.x == 0) {
@@ -93,7 +92,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
                     break;
                 }
                 const Tile tile = tiles[ticket / heads];
-                const int head = ticket % heads, kv = head / group, k_column = (heads + kv) * 128, v_column = (heads + heads / group + kv) * 128;
+                const int head = ticket % heads, kv = head / group, k_column = (heads + kv) * 128,
+                    v_column = (heads + heads / group + kv) * 128;
                 arrive_expect(Q_FULL, TILE_BYTES);
                 load_rows<128>(qs, qk, head * 128, tile.first + tile.start, Q_FULL);
                 ticket = gridDim.x + atomicAdd(counters, 1);
@@ -127,9 +127,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
         const int w = crew - 1, lane = threadIdx.x & 31, mine = 64 * w + 16 * ((threadIdx.x >> 5) & 3) + (lane >> 2);
         const u32 q = operand(qs + w * 8192);
         u32 k_at = 0, v_at = 0;
-#if TURNS
         if (w == 1) group_arrive(1, 256);
-#endif
         for (u32 turn = 0;; ++turn) {
             wait(Q_FULL, turn & 1);
             u32 ticket;
@@ -140,15 +138,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
             float s[64], o[64], top[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY}, sum[2] = {0.0f, 0.0f}, shrink[2];
             u32 p[32];
             wait(K_FULL(k_at & 1), (k_at >> 1) & 1);
-#if TURNS
             group_sync(1 + w, 256);
-#endif
             products_begin();
             scores(s, q, operand(ks + (k_at & 1) * TILE_BYTES));
             products_commit();
-#if TURNS
             group_arrive(2 - w, 256);
-#endif
             products_wait<0>();
             settled(s);
             if (lane == 0) {
@@ -164,9 +158,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
             if (count > 1) wait(K_FULL(k_at & 1), (k_at >> 1) & 1);
             for (int j = 1; j < count; ++j) {
                 const u32 k_stage = k_at & 1, v_stage = v_at & 1;
-#if TURNS
                 group_sync(1 + w, 256);
-#endif
                 products_begin();
                 scores(s, q, operand(ks + k_stage * TILE_BYTES));
                 products_commit();
@@ -174,9 +166,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
                 products_begin();
                 values(o, p, operand(vs + v_stage * TILE_BYTES, 16384), j > 1);
                 products_commit();
-#if TURNS
                 group_arrive(2 - w, 256);
-#endif
                 products_wait<1>();
                 settled(s);
                 if (lane == 0) {
@@ -190,8 +180,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_sm90(const Tile* 
                 products_wait<0>();
                 settled(o);
                 if (lane == 0) arrive(V_EMPTY(v_stage));
+                // The largest score seldom changes after the first tiles; times 1 changes no bit.
+                if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
-                for (int i = 0; i < 64; ++i) o[i] *= shrink[(i >> 1) & 1];
+                    for (int i = 0; i < 64; ++i) o[i] *= shrink[(i >> 1) & 1];
+                }
                 weights(p, s);
                 ++v_at;
             }

@@ -1,8 +1,8 @@
 // Hopper's own instructions (sm_90a): barriers in shared memory, the bulk copy engine, and matrix products by warpgroups of 128 threads
 // (`wgmma`). The common part of the Hopper attention kernels.
 //
-// Matrices in shared memory are blocks of 64 bf16 columns, rows of 128 bytes, with the copy engine's 128-byte swizzle: the 16-byte chunk c of
-// row r lies at chunk c ^ (r & 7). A block begins at a multiple of 1024 bytes.
+// Matrices in shared memory are blocks of 64 bf16 columns, rows of 128 bytes, with the copy engine's 128-byte swizzle: the 16-byte chunk
+// c of row r lies at chunk c ^ (r & 7). A block begins at a multiple of 1024 bytes.
 
 // A tile of work: rows `start..` of the sequence that begins at row `first` and has `len` rows.
 struct Tile { u32 first, len, start, unused; };
@@ -18,7 +18,9 @@ static __device__ __forceinline__ float power2(float x) {
 }
 
 // --- barriers ---------------------------------------------------------------------------------------------------------------------------
-static __device__ __forceinline__ void barrier_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory"); }
+static __device__ __forceinline__ void barrier_init(u32 bar, u32 count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");
+}
 static __device__ __forceinline__ void barriers_ready() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async;" ::: "memory");
@@ -30,13 +32,18 @@ static __device__ __forceinline__ void arrive_expect(u32 bar, u32 bytes) {
 static __device__ __forceinline__ void wait(u32 bar, u32 parity) {
     u32 done;
     do {
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) :
+            "r"(bar), "r"(parity) : "memory");
     } while (!done);
 }
 // What ordinary stores wrote to shared memory becomes visible to the tensor cores and the copy engine.
 static __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-static __device__ __forceinline__ void group_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
-static __device__ __forceinline__ void group_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
+static __device__ __forceinline__ void group_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
+static __device__ __forceinline__ void group_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
 
 // --- the copy engine --------------------------------------------------------------------------------------------------------------------
 // 64 rows of 64 columns from (column, row).
@@ -64,20 +71,22 @@ static __device__ __forceinline__ void settled(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
 }
-// Describes an operand: the lower half of a descriptor, which steps are added to; the upper half is the same for all. Summed over columns (rows
-// are outputs): groups of eight rows lie 1024 bytes apart, a step of 16 is 32 bytes on. Summed over rows (columns are outputs): groups of eight
-// rows as before, a step of 16 is 2048 bytes on, and blocks of 64 outputs lie `block` apart.
+// Describes an operand: the lower half of a descriptor, which steps are added to; the upper half is the same for all. Summed over columns
+// (rows are outputs): groups of eight rows lie 1024 bytes apart, a step of 16 is 32 bytes on. Summed over rows (columns are outputs):
+// groups of eight rows as before, a step of 16 is 2048 bytes on, and blocks of 64 outputs lie `block` apart.
 static __device__ __forceinline__ u32 operand(u32 at, u32 block = 16) { return at >> 4 | (block >> 4) << 16; }
 #define STEP(bytes) ((bytes) >> 4)
 // Warpgroup of the thread, as a value that the compiler knows to be the same in a warp: descriptors then stay in uniform registers.
 static __device__ __forceinline__ int warpgroup() { return __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 7), 0); }
-#define ACC8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define ACC8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
+    "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define ACC32(d, i) ACC8(d, i), ACC8(d, i + 8), ACC8(d, i + 16), ACC8(d, i + 24)
 // d[64 x 64] (+)= a b, both in shared memory; TA, TB: summed over rows.
 template <int TA, int TB>
 static __device__ __forceinline__ void product_64(float (&d)[32], u32 a, u32 b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {%32, 0x40000040};\nmov.b64 b, {%33, 0x40000040};\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {%32, 0x40000040};\nmov.b64 b, {%33, 0x40000040};\nsetp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
         "}, a, b, p, 1, 1, %35, %36;\n}"
@@ -88,7 +97,8 @@ static __device__ __forceinline__ void product_64(float (&d)[32], u32 a, u32 b, 
 template <int TA, int TB>
 static __device__ __forceinline__ void product_128(float (&d)[64], u32 a, u32 b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {%64, 0x40000040};\nmov.b64 b, {%65, 0x40000040};\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "{\n.reg .pred p;\n.reg .b64 a, b;\nmov.b64 a, {%64, 0x40000040};\nmov.b64 b, {%65, 0x40000040};\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
@@ -101,7 +111,8 @@ static __device__ __forceinline__ void product_128(float (&d)[64], u32 a, u32 b,
 template <int TB>
 static __device__ __forceinline__ void product_128(float (&d)[64], const u32* a, u32 b, int add) {
     asm volatile(
-        "{\n.reg .pred p;\n.reg .b64 b;\nmov.b64 b, {%68, 0x40000040};\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+        "{\n.reg .pred p;\n.reg .b64 b;\nmov.b64 b, {%68, 0x40000040};\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "

@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 mod call;
@@ -28,10 +28,11 @@ const ROUNDS: usize = 5;
 const RUNS: usize = 4;
 /// How much faster a later candidate must be to be preferred to the heuristic's own order.
 const MARGIN: f32 = 0.97;
-/// Where toolkits live.
-const FOLDERS: [&str; 3] = ["/usr/local/cuda/lib64", "/usr/local/cuda-13.0/lib64", "/usr/lib/x86_64-linux-gnu"];
-/// The library's name.
-const NAME: &str = "libcublasLt.so.13";
+/// The library's names, best first; what has another interface is refused by its version.
+const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so", "libcublasLt.so.12"];
+/// How to get it.
+pub const REMEDY: &str =
+    "Install the CUDA 13 toolkit or `pip install 'nvidia-cublas==13.*'`, or set TRAINER_CUBLASLT to the folder of libcublasLt.so.13";
 
 /// Which algorithm a problem was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,49 +98,41 @@ fn failed(what: &str) -> impl Fn(result::CublasError) -> CudaError {
     move |e| CudaError::CublasLt(format!("{what}: {e}"))
 }
 
-/// Whether the library can be loaded. Where the system's loader does not find it, it is taken from the folder in `TRAINER_CUBLASLT` or the
-/// toolkit's usual places and kept: the loader then knows it by its name.
-#[expect(unsafe_code, reason = "loads a library")]
-fn present() -> bool {
-    static FOUND: OnceLock<(bool, Option<libloading::Library>)> = OnceLock::new();
-    FOUND
-        .get_or_init(|| {
-            let named: Vec<PathBuf> = std::env::var_os("TRAINER_CUBLASLT").map(|place| Path::new(&place).join(NAME)).into_iter().collect();
-            // A folder that the user names comes before what the loader would find.
-            // SAFETY: loading NVIDIA's library runs its initialisers only.
-            let open = |path: &PathBuf| unsafe { libloading::Library::new(path) }.ok();
-            let kept = named.iter().find_map(open);
-            // SAFETY: as above.
-            if unsafe { sys::is_culib_present() } {
-                return (true, kept);
-            }
-            let kept = FOLDERS.iter().map(|f| Path::new(f).join(NAME)).find_map(|p| open(&p));
-            // SAFETY: as above.
-            (unsafe { sys::is_culib_present() }, kept)
-        })
-        .0
-}
-
-/// What is loaded as cublasLt: its file, where the system tells, and version. For [`crate::probe`].
+/// The place that the library was loaded from, or why it was not. It is taken from the folder in `TRAINER_CUBLASLT` (and then from nowhere
+/// else), the system's loader or the toolkit's usual places, and kept: the loader then knows it by its name, by which cudarc asks for it.
 ///
 /// # Errors
-/// Why there is none, and how to get it.
-#[expect(unsafe_code, reason = "a C library")]
-pub fn loaded() -> std::result::Result<String, String> {
-    if !present() {
-        return Err(missing());
-    }
-    // SAFETY: the library is loaded.
-    let version = unsafe { sys::cublasLtGetVersion() };
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let path = maps.lines().find_map(|l| l.get(l.find('/')?..).filter(|p| p.contains("libcublasLt.so"))).unwrap_or(NAME);
-    // 130100 is 13.1.0.
-    Ok(format!("{path} {}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+/// Every place that was tried, and how to get the library.
+#[expect(unsafe_code, reason = "loads a library")]
+pub fn present() -> std::result::Result<PathBuf, String> {
+    static FOUND: OnceLock<std::result::Result<(PathBuf, libloading::Library), String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| {
+        let mut tried = Vec::new();
+        for path in crate::places::candidates("TRAINER_CUBLASLT", &NAMES) {
+            // SAFETY: loading NVIDIA's library runs its initialisers only.
+            match unsafe { libloading::Library::new(&path) } {
+                // SAFETY: as above. What cudarc finds is the library just loaded, or one that the system prefers under a shorter name.
+                Ok(library) if unsafe { sys::is_culib_present() } => return Ok((path, library)),
+                Ok(_) => tried.push(format!("{}: it is called otherwise", path.display())),
+                Err(e) => tried.push(e.to_string()),
+            }
+        }
+        Err(format!("it cannot be loaded: {}. {REMEDY}", tried.join("; ")))
+    });
+    found.as_ref().map(|(path, _)| path.clone()).map_err(String::clone)
 }
 
-fn missing() -> String {
-    let how = "install the CUDA 13 toolkit or `pip install 'nvidia-cublas==13.*'`, or set TRAINER_CUBLASLT to the folder of the library";
-    format!("{NAME} cannot be loaded: {how}")
+/// What was loaded, and its version: for [`crate::probe`].
+///
+/// # Errors
+/// As [`present`].
+#[expect(unsafe_code, reason = "a C library")]
+pub fn loaded() -> std::result::Result<String, String> {
+    let path = present()?;
+    // SAFETY: the library is loaded.
+    let version = unsafe { sys::cublasLtGetVersion() };
+    // 130100 is 13.1.0.
+    Ok(format!("{} {}.{}.{}", path.display(), version / 10_000, version / 100 % 100, version % 100))
 }
 
 /// A number that cublasLt takes by address.
@@ -167,9 +160,7 @@ impl BlasLt {
     /// [`CudaError::CublasLt`] where the library is missing, with what to install; no memory for the workspace.
     #[expect(unsafe_code, reason = "a C library")]
     pub fn open(device: &Device, workspace: usize) -> Result<Self> {
-        if !present() {
-            return Err(CudaError::CublasLt(missing()));
-        }
+        present().map_err(CudaError::CublasLt)?;
         // SAFETY: the library is loaded.
         let version = unsafe { sys::cublasLtGetVersion() };
         if version < 120_000 {
@@ -184,6 +175,11 @@ impl BlasLt {
     /// The library's version, such as 130000.
     pub fn version(&self) -> usize {
         self.version
+    }
+
+    /// Bytes of its workspace.
+    pub fn workspace(&self) -> usize {
+        self.workspace.len()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -23,13 +23,32 @@ pub struct Source {
 
 /// Every kernel file.
 pub const SOURCES: &[Source] = &[
-    Source { file: "nf4.cu", text: include_str!("nf4.cu"), kernels: &["nf4_unpack", "nf4_unpack_transposed"], only: None },
-    Source { file: "norm.cu", text: include_str!("norm.cu"), kernels: &["rms_norm", "add_rms_norm", "rms_norm_backward"], only: None },
+    Source {
+        file: "nf4.cu",
+        text: concat!(include_str!("eight.cu"), "#line 1 \"nf4.cu\"\n", include_str!("nf4.cu")),
+        kernels: &[
+            "nf4_unpack",
+            "nf4_unpack_transposed",
+            "nf4_eight",
+            "nf4_eight_transposed",
+            "bf16_eight_transposed",
+            "eight_rows",
+            "largest_of_columns",
+            "scales_from_largest",
+        ],
+        only: None,
+    },
+    Source {
+        file: "norm.cu",
+        text: concat!(include_str!("eight.cu"), "#line 1 \"norm.cu\"\n", include_str!("norm.cu")),
+        kernels: &["rms_norm", "rms_norm_8", "add_rms_norm", "add_rms_norm_8", "rms_norm_backward", "rms_norm_backward_8"],
+        only: None,
+    },
     Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"], only: None },
     Source {
         file: "elementwise.cu",
-        text: include_str!("elementwise.cu"),
-        kernels: &["swiglu", "swiglu_backward", "add", "embed", "squares_partial", "squares_total"],
+        text: concat!(include_str!("eight.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),
+        kernels: &["swiglu", "swiglu_backward", "swiglu_8", "swiglu_backward_8", "add", "embed", "squares_partial", "squares_total"],
         only: None,
     },
     Source {
@@ -222,8 +241,8 @@ pub fn options(arch: Arch) -> Vec<String> {
     vec![format!("--gpu-architecture={}", arch.name()), "--std=c++17".into(), "--fmad=true".into(), "--ftz=false".into()]
 }
 
-/// What a cubin depends on, as one digest: source, architecture, options and compiler.
-pub fn key(source: &Source, arch: Arch, version: (i32, i32)) -> String {
+/// What a cubin is compiled from, as one digest: source, architecture and options.
+pub fn digest(source: &Source, arch: Arch) -> [u8; 32] {
     let mut digest = Sha256::new();
     let mut part = |bytes: &[u8]| {
         digest.update((bytes.len() as u64).to_le_bytes());
@@ -232,9 +251,13 @@ pub fn key(source: &Source, arch: Arch, version: (i32, i32)) -> String {
     part(source.full_text().as_bytes());
     part(arch.name().as_bytes());
     options(arch).iter().for_each(|o| part(o.as_bytes()));
-    part(&version.0.to_le_bytes());
-    part(&version.1.to_le_bytes());
-    crate::cache::hex(&digest.finalize())
+    digest.finalize().into()
+}
+
+/// What a cubin depends on, as one digest: what it is compiled from, and the compiler.
+pub fn key(source: &Source, arch: Arch, version: (i32, i32)) -> String {
+    let of = Sha256::new_with_prefix(digest(source, arch)).chain_update(version.0.to_le_bytes()).chain_update(version.1.to_le_bytes());
+    crate::cache::hex(&of.finalize())
 }
 
 /// Compiles a source, or takes it from the cache.

@@ -1,9 +1,8 @@
 //! A card with its kernels loaded: where every launch and every transfer goes through.
 
-use crate::cache::Cache;
-use crate::compile::{Arch, SOURCES, cubin};
+use crate::code::Code;
+use crate::compile::Arch;
 use crate::memory::{Arena, Buffer, Floats, Plain, Tensor};
-use crate::nvrtc::Nvrtc;
 use crate::probe::driver_present;
 use crate::profile::Profile;
 use crate::{CudaError, Result};
@@ -90,12 +89,12 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens a card and loads its kernels: from the cache, or compiled now.
+    /// Opens a card and loads its kernels from wherever they can be had.
     ///
     /// # Errors
-    /// No driver, a card that is too old, no NVRTC, or the driver's own errors.
+    /// No driver, a card that is too old, kernels that the program does not hold and cannot compile, or the driver's own errors.
     #[expect(unsafe_code, reason = "cudarc's switch of event tracking")]
-    pub fn open(ordinal: usize, nvrtc: &Nvrtc, cache: Option<&Cache>) -> Result<Self> {
+    pub fn open(ordinal: usize, code: &Code) -> Result<Self> {
         if !driver_present() {
             return Err(CudaError::NoDriver);
         }
@@ -105,8 +104,8 @@ impl Device {
         let (major, minor) = context.compute_capability()?;
         let arch = Arch::of(major, minor)?;
         let mut functions = HashMap::new();
-        for source in SOURCES.iter().filter(|s| s.serves(arch)) {
-            load(&cubin(nvrtc, cache, source, arch)?, source.kernels, &mut functions)?;
+        for (source, cubin) in code.cubins(arch)? {
+            load(&cubin, source.kernels, &mut functions)?;
         }
         let attribute = |a| context.attribute(a).map(|v| u32::try_from(v).unwrap_or(0));
         let multiprocessors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
@@ -158,7 +157,8 @@ impl Device {
             Arch::Sm80 => 0.5,
             Arch::Sm86 | Arch::Sm89 | Arch::Sm120a => 0.25,
         };
-        Rates { products: 6.6e14 * compute * generation, attention: 3.0e14 * compute * generation, bytes: 2.6e12 * memory }
+        let products = 6.6e14 * compute * generation;
+        Rates { products, frozen: products, attention: 3.0e14 * compute * generation, bytes: 2.6e12 * memory }
     }
 
     /// Multiprocessors of the card.
@@ -182,6 +182,7 @@ impl Device {
     }
 
     /// Whether a kernel that only this generation of cards runs is to be chosen.
+    #[allow(dead_code, reason = "used as soon as there is such a kernel")]
     pub(crate) fn prefers(&self, name: &str) -> bool {
         !self.portable && self.has(name)
     }
@@ -477,7 +478,7 @@ impl Device {
 #[expect(unsafe_code, reason = "the driver's interface")]
 fn load(image: &[u8], kernels: &[&'static str], functions: &mut HashMap<&'static str, Function>) -> Result<()> {
     use sys::CUfunction_attribute as Attribute;
-    // SAFETY: a complete ELF image from NVRTC or the checked cache; the context is current (it was made by this thread).
+    // SAFETY: a complete ELF image from this program, NVRTC or the checked cache; the context is current (it was made by this thread).
     let module = unsafe { result::module::load_data(image.as_ptr().cast()) }?;
     for &name in kernels {
         let c_name = CString::new(name).map_err(|_| CudaError::NoKernel { name, arch: "any: its name has a NUL" })?;

@@ -27,6 +27,19 @@ extern "C" __global__ void __launch_bounds__(256) swiglu(
     out[(u64)p.row * out_stride + p.col] = pack8(g);
 }
 
+// Gates and ups become their gradients.
+static __device__ __forceinline__ void backward8(float (&g)[8], float (&u)[8], const float (&d)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        float sig = sigmoid(g[j]);
+        // silu'(g) = sig * (1 + g * (1 - sig))
+        float slope = sig * fmaf(g[j], 1.0f - sig, 1.0f);
+        float du = d[j] * g[j] * sig;
+        g[j] = d[j] * u[j] * slope;
+        u[j] = du;
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
     const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, u64 total,
     uint4* __restrict__ d_gate_up, u32 dx_stride) {
@@ -39,17 +52,92 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
     unpack8(x[0], g);
     unpack8(x[vectors], u);
     unpack8(dout[(u64)p.row * dout_stride + p.col], d);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-        float sig = sigmoid(g[j]);
-        // silu'(g) = sig * (1 + g * (1 - sig))
-        float slope = sig * fmaf(g[j], 1.0f - sig, 1.0f);
-        float du = d[j] * g[j] * sig;
-        g[j] = d[j] * u[j] * slope;
-        u[j] = du;
-    }
+    backward8(g, u, d);
     dx[0] = pack8(g);
     dx[vectors] = pack8(u);
+}
+
+#define PAIRS 4  // of vectors per thread: a block of 1024 threads holds gates and ups of up to 32768
+
+// As swiglu and swiglu_backward, a block per row, which also leaves the row in e4m3 (see eight.cu). All loads of a thread are under way before the first
+// is used, and blocks are small, so that some load while others wait for their largest value.
+extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
+    const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ out, u32 out_stride, uint2* __restrict__ values,
+    float* __restrict__ scales) {
+    const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
+    uint4 rows[PAIRS], ups[PAIRS];
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
+        rows[i] = ups[i] = make_uint4(0, 0, 0, 0);
+        if (v < vectors) {
+            rows[i] = x[v];
+            ups[i] = x[v + vectors];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
+        float g[8], u[8];
+        unpack8(rows[i], g);
+        unpack8(ups[i], u);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
+        rows[i] = pack8(g);
+        largest = largest8(rows[i], largest);
+        if (v < vectors) out[(u64)blockIdx.x * out_stride + v] = rows[i];
+    }
+    float by = row_factor(largest, scales);
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
+        if (v < vectors) values[(u64)blockIdx.x * vectors + v] = eight8(rows[i], by);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(1024) swiglu_backward_8(
+    const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ d_gate_up,
+    u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales) {
+    const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
+    uint4* dx = d_gate_up + (u64)blockIdx.x * dx_stride;
+    uint4 gates[PAIRS], ups[PAIRS];
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
+        gates[i] = ups[i] = make_uint4(0, 0, 0, 0);
+        if (v < vectors) {
+            gates[i] = x[v];
+            ups[i] = x[v + vectors];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
+        if (v < vectors) {
+            float g[8], u[8], d[8];
+            unpack8(dout[(u64)blockIdx.x * dout_stride + v], d);
+            unpack8(gates[i], g);
+            unpack8(ups[i], u);
+            backward8(g, u, d);
+            gates[i] = pack8(g);
+            ups[i] = pack8(u);
+            dx[v] = gates[i];
+            dx[v + vectors] = ups[i];
+            largest = largest8(ups[i], largest8(gates[i], largest));
+        }
+    }
+    float by = row_factor(largest, scales);
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+        u32 v = threadIdx.x + i * blockDim.x;
+        if (v < vectors) {
+            uint2* to = values + (u64)blockIdx.x * 2 * vectors + v;
+            to[0] = eight8(gates[i], by);
+            to[vectors] = eight8(ups[i], by);
+        }
+    }
 }
 
 // x += delta.

@@ -28,7 +28,9 @@ static __device__ __forceinline__ void fetch_tile(u32 to, const u16* __restrict_
         if (ALONG) {
             u32 row = v / 8, c = v % 8;
             bool there = first + row < side && k0 + 8 * c < k;
-            copy16(to + panel64(SIDE, row, c), x + (there ? (u64)(first + row) * stride + k0 + 8 * c : 0), there);
+            // What lies behind the last of k is somebody else's and may be NaN: it must not meet zeros of the other operand.
+            copy_part(to + panel64(SIDE, row, c), x + (there ? (u64)(first + row) * stride + k0 + 8 * c : 0),
+                      there ? min(16u, 2 * (k - k0 - 8 * c)) : 0);
         } else {
             u32 row = v / (SIDE / 8), c = v % (SIDE / 8);
             bool there = k0 + row < k && first + 8 * c < side;

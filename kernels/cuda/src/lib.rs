@@ -1,12 +1,15 @@
-//! CUDA kernels of the engine: compiled by NVRTC for the card at hand, cached, launched, and checked against the CPU reference.
+//! CUDA kernels of the engine: inside the program or compiled by NVRTC for the card at hand, launched, and checked against the CPU reference.
 //!
-//! Nothing here needs CUDA to build or to start: the driver and NVRTC are loaded at run time, each guarded by itself, and [`probe::probe`]
-//! says what was found. The sources (`src/*.cu`) use no header, so that users need none. Every kernel computes what
+//! Nothing here needs CUDA to build or to start: the driver, NVRTC and cublasLt are loaded at run time, each guarded by itself, and
+//! [`probe::probe`] says what was found. Only the driver is always needed: a release holds the machine code of all kernels ([`archive`]), and
+//! products that cublasLt computes have a twin of our own. The sources (`src/*.cu`) use no header, so that users need none. Every kernel computes what
 //! [`trainer_kernels::ops::Ops`] says of the operation, on bf16 activations with f32 arithmetic and with reductions in a fixed order.
 
+pub mod archive;
 pub mod backend;
 pub mod blaslt;
 pub mod cache;
+pub mod code;
 pub mod compile;
 pub mod device;
 pub mod graph;
@@ -14,12 +17,13 @@ pub mod launch;
 pub mod matrix;
 pub mod memory;
 pub mod nvrtc;
+pub mod places;
 pub mod probe;
 pub mod profile;
 pub mod ranges;
 pub mod selftest;
 
-pub use backend::{Cuda, CudaOptions};
+pub use backend::{Cuda, CudaOptions, Precision};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,19 @@ pub enum CudaError {
         /// Every place that was tried.
         why: String,
     },
+    /// The program has no code for a card and cannot compile it.
+    #[error("this program holds no kernels for {arch}{}, and {nvrtc}", broken_text(.archive))]
+    NoCode {
+        /// The architecture.
+        arch: &'static str,
+        /// What is wrong with the archive in the program, if there is one that cannot be read.
+        archive: Option<archive::ArchiveError>,
+        /// Why there is no compiler, and how to get it.
+        nvrtc: String,
+    },
+    /// An archive of kernels cannot be made or read.
+    #[error(transparent)]
+    Archive(archive::ArchiveError),
     /// A kernel does not compile.
     #[error("{source_file} does not compile for {arch}: {status}\n{log}")]
     Compile {
@@ -111,9 +128,25 @@ pub enum CudaError {
         /// How much.
         bytes: u64,
     },
+    /// The card, or its library, has no products in the precision asked for.
+    #[error("fp8 products need an H100 or H200 (compute capability 9.0) and cublasLt 12.9 or newer: {why}; use bf16")]
+    Precision {
+        /// What is missing.
+        why: String,
+    },
     /// cublasLt cannot be used or reports an error.
     #[error("cublasLt: {0}")]
     CublasLt(String),
+    /// An environment variable says something that is not known.
+    #[error("{name}={value}: {need}")]
+    Environment {
+        /// The variable.
+        name: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        need: &'static str,
+    },
     /// The driver reports an error.
     #[error("CUDA: {0}")]
     Driver(#[from] cudarc::driver::DriverError),
@@ -121,6 +154,10 @@ pub enum CudaError {
 
 fn limit_text(limit: &Option<u64>) -> String {
     limit.map(|l| format!(" (limit {l})")).unwrap_or_default()
+}
+
+fn broken_text(archive: &Option<archive::ArchiveError>) -> String {
+    archive.as_ref().map(|e| format!(" ({e})")).unwrap_or_default()
 }
 
 /// Shorthand for results.

@@ -9,11 +9,12 @@ struct Part {
     u32 out_start, out, rank_start;
 };
 
-// The extended matrix: rows 0..out are the frozen weight (left alone) followed by `width` columns with scale * B, each member in its own rows and columns;
-// rows out..out + width are A, one member below the other, followed by zeros. Everything but the frozen weight is written. One thread per vector of eight.
-static __device__ __forceinline__ void pack(const Part* parts, uint4* __restrict__ extended, u32 stride, u32 out, u32 in, u32 width) {
+// `outs` [out, width] are scale * B, each member in its own rows and columns, zeros elsewhere; `ins` [width, 8 * wide] are A, one member below the other,
+// followed by zeros where rows are longer than `in`. One thread per vector of eight.
+static __device__ __forceinline__ void pack(
+    const Part* parts, uint4* __restrict__ outs, u32 outs_stride, uint4* __restrict__ ins, u32 ins_stride, u32 out, u32 in, u32 width, u32 wide) {
     u32 t = blockIdx.x * 256 + threadIdx.x;
-    const u32 narrow = width / 8, wide = (in + width) / 8;
+    const u32 narrow = width / 8;
     float x[8] = {};
     if (t < out * narrow) {
         u32 row = t / narrow, c = 8 * (t - row * narrow);
@@ -26,7 +27,7 @@ static __device__ __forceinline__ void pack(const Part* parts, uint4* __restrict
             for (int j = 0; j < 8; ++j)
                 if (c + j >= p.rank_start && c + j < p.rank_start + p.rank) x[j] = p.scale * b[c + j - p.rank_start];
         }
-        extended[(u64)row * stride + (in + c) / 8] = pack8(x);
+        outs[(u64)row * outs_stride + c / 8] = pack8(x);
         return;
     }
     t -= out * narrow;
@@ -39,16 +40,17 @@ static __device__ __forceinline__ void pack(const Part* parts, uint4* __restrict
             if (row >= p.rank_start && row - p.rank_start < p.rank) load8(p.a + (u64)(row - p.rank_start) * in + c, x);
         }
     }
-    extended[(u64)(out + row) * stride + c / 8] = pack8(x);
+    ins[(u64)row * ins_stride + c / 8] = pack8(x);
 }
 
 #define PART(i) const float* a##i, const float* b##i, u32 rank##i, float scale##i, u32 out_start##i, u32 out##i, u32 rank_start##i
 #define GIVE(i) {a##i, b##i, rank##i, scale##i, out_start##i, out##i, rank_start##i}
 
 extern "C" __global__ void __launch_bounds__(256) lora_pack(
-    PART(0), PART(1), PART(2), PART(3), uint4* __restrict__ extended, u32 stride, u32 out, u32 in, u32 width) {
+    PART(0), PART(1), PART(2), PART(3), uint4* __restrict__ outs, u32 outs_stride, uint4* __restrict__ ins, u32 ins_stride, u32 out, u32 in, u32 width,
+    u32 wide) {
     const Part parts[4] = {GIVE(0), GIVE(1), GIVE(2), GIVE(3)};
-    pack(parts, extended, stride, out, in, width);
+    pack(parts, outs, outs_stride, ins, ins_stride, out, in, width, wide);
 }
 
 // Philox4x32-10 (Salmon et al. 2011).

@@ -3,11 +3,11 @@
 
 static __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// 16 bytes from global to shared memory; zeros instead where `there` is false (the source is not read then).
-static __device__ __forceinline__ void copy16(u32 to, const void* from, bool there) {
-    int bytes = there ? 16 : 0;
+// The first `bytes` of 16 from global to shared memory, zeros in place of the rest (which is not read).
+static __device__ __forceinline__ void copy_part(u32 to, const void* from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
+static __device__ __forceinline__ void copy16(u32 to, const void* from, bool there) { copy_part(to, from, there ? 16 : 0); }
 static __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 static __device__ __forceinline__ void copies_wait() {

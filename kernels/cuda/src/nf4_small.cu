@@ -54,6 +54,10 @@ static __device__ __forceinline__ uint4 input16(const u16* p) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
+static __device__ __forceinline__ void input16_if(u32 real, const u16* p, uint4& v) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(p), "r"(real));
+}
 static __device__ __forceinline__ float input(const float* p) {
     float v;
     asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
@@ -74,7 +78,7 @@ static __device__ __forceinline__ float block_scale(const Member& m, const float
 // on its way, across the ends of tiles, which a block takes one after the other. PAIR: the first eight rows of each tile belong to member 0
 // (gate), the others to member 1 (up), and the output is silu(gate) * up. `Out` is u16 (bf16) or float. `blocks` is a multiple of four, and all
 // members share their code points.
-template <int MT, int NT, int D, bool NF4, bool PAIR, typename Out>
+template <int MT, int NT, int D, bool NF4, bool PAIR, bool STAGED, typename Out>
 static __device__ __forceinline__ void small_linear(
     const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, const float* mid, u32 mid_stride, Out* __restrict__ out,
     u32 out_stride) {
@@ -109,7 +113,7 @@ static __device__ __forceinline__ void small_linear(
     u32 next_tile = blockIdx.x, next = first;
     bool more = first < last && next_tile < total;
     int next_which = 0;
-    u32 source[MT][2];  // bytes from the weight's start
+    u32 source[STAGED ? 4 : 2 * MT];  // bytes from the weight's start
     u32 scale_at[MT][2];
     auto aim = [&](u32 tile) {
         next_which = find(tile);
@@ -122,9 +126,16 @@ static __device__ __forceinline__ void small_linear(
             for (int h = 0; h < 2; ++h) {
                 const Member& m = members.of[PAIR ? h : next_which];
                 u32 row = row_of(tile, 16 * i + 8 * h + g, m.rows);
-                source[i][h] = row * (u32)m.row_bytes + (NF4 ? 8 : 16) * t;
+                if (!STAGED) source[2 * i + h] = row * (u32)m.row_bytes + (NF4 ? 8 : 16) * t;
                 scale_at[i][h] = row * blocks + (t & (D - 1));
             }
+        if constexpr (STAGED) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const Member& m = members.of[PAIR ? i / 2 : next_which];
+                source[i] = row_of(tile, 4 * i + (thread >> 3 & 3), m.rows) * (u32)m.row_bytes + 16 * (thread & 7);
+            }
+        }
         if (NF4 && mid && tid < ROWS) {
             const Member& m = members.of[PAIR ? (int)(tid >> 3 & 1) : next_which];
             const float* b = m.lora + (u64)row_of(tile, tid, m.rows) * m.rank;
@@ -132,11 +143,22 @@ static __device__ __forceinline__ void small_linear(
                 for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
         }
     };
-    u32 ring[D][MT][2][WORDS];
+    // Staged: a warp's own two places in shared memory, each a group of 16 rows of 128 bytes, 160 apart (reads of eight bytes by four rows of
+    // four lanes then fall into different banks). Whole lines are asked for that way, and no registers wait for them.
+    u32 stage = STAGED ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * 5120 : 0;
+    const u32 stage_base = stage;
+    auto fetch_stage = [&]() {
+#pragma unroll
+        for (int i = 0; i < (STAGED ? 4 : 0); ++i) {
+            const u8* from = members.of[PAIR ? i / 2 : next_which].weight + (source[i] + next * 32);
+            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(stage + (4 * i + (lane >> 3)) * 160 + 16 * (lane & 7)), "l"(from) : "memory");
+        }
+    };
+    u32 ring[STAGED ? 1 : D][MT][2][WORDS];
     auto fetch = [&](int d, int i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const u8* from = members.of[PAIR ? h : next_which].weight + (source[i][h] + next * (NF4 ? 32 : 128));
+            const u8* from = members.of[PAIR ? h : next_which].weight + (source[STAGED ? 0 : 2 * i + h] + next * (NF4 ? 32 : 128));
             if constexpr (NF4) {
                 uint2 v = stream8(from + 32 * d);
                 ring[d][i][h][0] = v.x;
@@ -173,12 +195,17 @@ static __device__ __forceinline__ void small_linear(
     };
     if (next_tile < total) aim(next_tile);
     if (more) {
+        if constexpr (STAGED) {
+            fetch_stage();
+        } else {
 #pragma unroll
-        for (int d = 0; d < D; ++d)
+            for (int d = 0; d < D; ++d)
 #pragma unroll
-            for (int i = 0; i < MT; ++i) fetch(d, i);
+                for (int i = 0; i < MT; ++i) fetch(d, i);
+        }
         if (NF4) fetch_scales();
     }
+    if (STAGED) asm volatile("cp.async.commit_group;" ::: "memory");
 
     if constexpr (NF4) {
 #pragma unroll
@@ -201,13 +228,20 @@ static __device__ __forceinline__ void small_linear(
     u32 columns[NT];
 #pragma unroll
     for (int j = 0; j < NT; ++j) columns[j] = min(8 * j + g, n - 1) * x_stride + (NF4 ? 16 : 8) * t;
-    uint4 xs[XB][NT][2];
+    uint4 xs[XB][NT][2] = {};
+    u32 real = g < n;
     auto fetch_x = [&](uint4 (&to)[NT][2], u32 block) {
 #pragma unroll
         for (int j = 0; j < NT; ++j) {
             const u16* from = x + (columns[j] + block * 64);
-            to[j][0] = input16(from);
-            to[j][1] = input16(from + (NF4 ? 8 : 32));
+            if constexpr (NT == 1) {
+                // Columns that do not exist stay zero: one token is a single line, not eight copies of it.
+                input16_if(real, from, to[j][0]);
+                input16_if(real, from + (NF4 ? 8 : 32), to[j][1]);
+            } else {
+                to[j][0] = input16(from);
+                to[j][1] = input16(from + (NF4 ? 8 : 32));
+            }
         }
     };
     if (XB == 2 && more) fetch_x(xs[0], first);
@@ -254,6 +288,16 @@ static __device__ __forceinline__ void small_linear(
                 if (more) aim(next_tile);
             }
             if (NF4 && more) fetch_scales();
+            u32 here = stage;
+            if constexpr (STAGED) {
+                // The other place was read in the group before.
+                stage = stage_base + (stage == stage_base ? 2560 : 0);
+                __syncwarp();
+                if (more) fetch_stage();
+                asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 1;" ::: "memory");
+                __syncwarp();
+                here += g * 160 + 8 * t;
+            }
 #pragma unroll
             for (int d = 0; d < D; ++d) {
                 if (XB == 1) fetch_x(xs[0], at + d);
@@ -264,11 +308,17 @@ static __device__ __forceinline__ void small_linear(
 #pragma unroll
                 for (int i = 0; i < MT; ++i) {
                     u32 w[2][WORDS];
+                    if constexpr (STAGED) {
 #pragma unroll
-                    for (int h = 0; h < 2; ++h)
+                        for (int h = 0; h < 2; ++h)
+                            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w[h][0]), "=r"(w[h][1]) : "r"(here + 1280 * h + 32 * d));
+                    } else {
 #pragma unroll
-                        for (int e = 0; e < WORDS; ++e) w[h][e] = ring[d][i][h][e];
-                    if (more) fetch(d, i);
+                        for (int h = 0; h < 2; ++h)
+#pragma unroll
+                            for (int e = 0; e < WORDS; ++e) w[h][e] = ring[d][i][h][e];
+                        if (more) fetch(d, i);
+                    }
                     if constexpr (NF4) {
                         float part[NT][4];
 #pragma unroll
@@ -391,23 +441,23 @@ static __device__ __forceinline__ void small_linear(
 }
 
 #define ARGS const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, const float* mid, u32 mid_stride
-#define BODY(MT, NT, D, NF4, PAIR, OUT) small_linear<MT, NT, D, NF4, PAIR, OUT>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride)
-extern "C" __global__ void __launch_bounds__(256, 3) nf4_small_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_4_4(ARGS, u16* out, u32 out_stride) { BODY(4, 4, 2, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, false, u16); }
-extern "C" __global__ void __launch_bounds__(256, 3) nf4_swiglu_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 2) nf4_swiglu_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_4_4(ARGS, u16* out, u32 out_stride) { BODY(4, 4, 2, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, true, u16); }
-extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_1(ARGS, float* out, u32 out_stride) { BODY(1, 1, 2, false, false, float); }
-extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_2(ARGS, float* out, u32 out_stride) { BODY(1, 2, 2, false, false, float); }
-extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_4(ARGS, float* out, u32 out_stride) { BODY(2, 4, 2, false, false, float); }
-extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_8(ARGS, float* out, u32 out_stride) { BODY(2, 8, 2, false, false, float); }
+#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, OUT>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride)
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, false, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, false, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, false, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, false, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_4_4(ARGS, u16* out, u32 out_stride) { BODY(4, 4, 2, true, false, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, false, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_swiglu_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, true, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_swiglu_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_4_4(ARGS, u16* out, u32 out_stride) { BODY(4, 4, 2, true, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_swiglu_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, true, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_1(ARGS, float* out, u32 out_stride) { BODY(1, 1, 2, false, false, false, float); }
+extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_2(ARGS, float* out, u32 out_stride) { BODY(1, 2, 2, false, false, false, float); }
+extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_4(ARGS, float* out, u32 out_stride) { BODY(2, 4, 2, false, false, false, float); }
+extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_8(ARGS, float* out, u32 out_stride) { BODY(2, 8, 2, false, false, false, float); }
 
 // Any shape whose rows are whole groups of eight values and any block size of at least eight: a warp per weight row, in f32. `blocks` counts
 // groups of eight here.
@@ -483,42 +533,62 @@ struct Adapter {
     u32 unused;
 };
 struct Adapters { Adapter of[4]; };
-extern "C" __global__ void __launch_bounds__(256) lora_mid(
+// A is split into two bf16 terms, so that it loses nothing that matters; 32 warps split k, and their sums are added in order. A block takes 16 rows
+// of A and eight tokens.
+extern "C" __global__ void __launch_bounds__(1024) lora_mid(
     const __grid_constant__ Adapters adapters, const u16* x, u32 x_stride, u32 n, u32 groups, float* mid, u32 mid_stride) {
-    __shared__ float sums[WARPS][8];
-    u32 row = blockIdx.x, base = blockIdx.y * 8;
-    int which = 0;
-    while (which < 3 && row >= adapters.of[which].rank) row -= adapters.of[which++].rank;
-    const float* a = adapters.of[which].a + (u64)row * groups * 8;
-    for (u32 i = threadIdx.x; i < groups / 4; i += 256) asm volatile("prefetch.global.L2 [%0];" :: "l"(a + 32 * i));
+    __shared__ float sums[32][8][20];
+    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, base = blockIdx.y * 8;
+    // The rows of A that a lane reads; ranks past the end repeat the last and are not stored.
+    const float* a[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        u32 row = min(blockIdx.x * 16 + 8 * h + g, mid_stride - 1);
+        int which = 0;
+        while (which < 3 && row >= adapters.of[which].rank) row -= adapters.of[which++].rank;
+        a[h] = adapters.of[which].a + (u64)row * groups * 8;
+    }
+    // Sixteen values of k at a time, the last of which may be half a step; a lane takes four of them, in the order of the input.
+    u32 steps = (groups + 1) / 2, share = (steps + 31) / 32, first = min(warp * share, steps), last = min(first + share, steps);
+    for (u32 s = first + 2 * t; s < last; s += 8) {
+        asm volatile("prefetch.global.L2 [%0];" :: "l"(a[0] + 16 * s));
+        asm volatile("prefetch.global.L2 [%0];" :: "l"(a[1] + 16 * s));
+    }
     wait_for_inputs();
     // The next kernel, which reads the same input, runs beside this one: that it has begun tells it that the input is complete.
     let_next_start();
-    float sum[8] = {};
-#pragma unroll 2
-    for (u32 i = threadIdx.x; i < groups; i += 256) {
-        float w[8];
-        load8(a + 8 * i, w);
+    const u16* column = x + (u64)min(base + g, n - 1) * x_stride;
+    float sum[4] = {};
+#pragma unroll 4
+    for (u32 s = first; s < last; ++s) {
+        u32 k = 16 * s + 4 * t;
+        bool real = k < groups * 8;
+        float4 v[2];
+        uint2 b = make_uint2(0, 0);
 #pragma unroll
-        for (u32 c = 0; c < 8; ++c) {
-            if (base + c < n) {
-                float v[8];
-                unpack8(input16(x + (u64)(base + c) * x_stride + 8 * i), v);
+        for (int h = 0; h < 2; ++h) v[h] = real ? *(const float4*)(a[h] + k) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (real) asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(b.x), "=r"(b.y) : "l"(column + k));
+        u32 high[2][2], rest[2][2];
 #pragma unroll
-                for (int e = 0; e < 8; ++e) sum[c] = fmaf(w[e], v[e], sum[c]);
-            }
+        for (int h = 0; h < 2; ++h) {
+            high[h][0] = pack2(v[h].x, v[h].y);
+            high[h][1] = pack2(v[h].z, v[h].w);
+            rest[h][0] = pack2(v[h].x - ::low(high[h][0]), v[h].y - ::high(high[h][0]));
+            rest[h][1] = pack2(v[h].z - ::low(high[h][1]), v[h].w - ::high(high[h][1]));
         }
+        mma(sum, high[0][0], high[1][0], high[0][1], high[1][1], b.x, b.y);
+        mma(sum, rest[0][0], rest[1][0], rest[0][1], rest[1][1], b.x, b.y);
     }
 #pragma unroll
-    for (u32 c = 0; c < 8; ++c)
-        if (base + c < n) {
-            float y = group_sum(sum[c], 32);
-            if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5][c] = y;
-        }
+    for (int c = 0; c < 4; ++c) sums[warp][2 * t + (c & 1)][(c >> 1) * 8 + g] = sum[c];
     __syncthreads();
-    if (threadIdx.x < 8 && base + threadIdx.x < n) {
-        float y = 0.0f;
-        for (u32 w = 0; w < WARPS; ++w) y += sums[w][threadIdx.x];
-        mid[(u64)(base + threadIdx.x) * mid_stride + blockIdx.x] = y;
+    if (threadIdx.x < 128) {
+        u32 token = threadIdx.x >> 4, row = threadIdx.x & 15;
+        if (base + token < n && blockIdx.x * 16 + row < mid_stride) {
+            float y = 0.0f;
+#pragma unroll
+            for (u32 w = 0; w < 32; ++w) y += sums[w][token][row];
+            mid[(u64)(base + token) * mid_stride + blockIdx.x * 16 + row] = y;
+        }
     }
 }

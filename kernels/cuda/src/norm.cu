@@ -1,9 +1,33 @@
 // RMSNorm over rows of bf16: one block per row, the row kept in registers between the reduction and its use.
 
-#define VECTORS 4  // of eight values per thread: a block of 1024 threads holds rows of up to 32768
+// Vectors of eight values per thread: with four, a block of 1024 threads holds rows of up to 32768; with two, of 16384 in half the registers.
 
+// Where a kernel also leaves its row in e4m3, and the row's scale (see eight.cu); rows of bytes have no gaps.
+struct Eight {
+    uint2* values;
+    float* scales;
+};
+
+// The packed row, `v`, to e4m3.
+template <int VECTORS>
+static __device__ __forceinline__ void round_row(const uint4 (&v)[VECTORS], u32 vectors, Eight to) {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i)
+        if (threadIdx.x + i * blockDim.x < vectors) largest = largest8(v[i], largest);
+    float by = row_factor(largest, to.scales);
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        u32 at = threadIdx.x + i * blockDim.x;
+        if (at < vectors) to.values[(u64)blockIdx.x * vectors + at] = eight8(v[i], by);
+    }
+}
+
+template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void normalise(
-    const float (&x)[VECTORS][8], const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, float* __restrict__ rstd) {
+    const float (&x)[VECTORS][8], const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, float* __restrict__ rstd,
+    Eight to) {
+    uint4 rows[VECTORS];
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i)
@@ -20,14 +44,17 @@ static __device__ __forceinline__ void normalise(
             load8(weight + 8 * v, w);
 #pragma unroll
             for (int j = 0; j < 8; ++j) y[j] = x[i][j] * r * w[j];
-            out[v] = pack8(y);
+            rows[i] = pack8(y);
+            out[v] = rows[i];
         }
     }
+    if (EIGHT) round_row(rows, vectors, to);
 }
 
-extern "C" __global__ void __launch_bounds__(1024) rms_norm(
+template <int VECTORS, bool EIGHT>
+static __device__ __forceinline__ void norm_row(
     const uint4* x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
-    float* __restrict__ rstd) {
+    float* __restrict__ rstd, Eight to) {
     let_next_start();
     wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
@@ -37,13 +64,26 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm(
         u32 at = threadIdx.x + i * blockDim.x;
         if (at < vectors) unpack8(x[at], v[i]);
     }
-    normalise(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd);
+    normalise<VECTORS, EIGHT>(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd, to);
+}
+
+extern "C" __global__ void __launch_bounds__(1024) rms_norm(
+    const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
+    float* __restrict__ rstd) {
+    norm_row<4, false>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {});
+}
+
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_8(
+    const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
+    float* __restrict__ rstd, uint2* __restrict__ values, float* __restrict__ scales) {
+    norm_row<2, true>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
 }
 
 // sum = x + delta, stored as bf16; the norm is that of the stored value, which is what the backward pass will read. `sum` may be `x`.
-extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(
+template <int VECTORS, bool EIGHT>
+static __device__ __forceinline__ void add_norm_row(
     const uint4* x, u32 x_stride, const uint4* delta, u32 delta_stride, uint4* sum, u32 sum_stride,
-    const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd) {
+    const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd, Eight to) {
     let_next_start();
     wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
@@ -64,13 +104,28 @@ extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(
             unpack8(rounded, v[i]);
         }
     }
-    normalise(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd);
+    normalise<VECTORS, EIGHT>(v, weight, eps, vectors, out + (u64)blockIdx.x * out_stride, rstd, to);
+}
+
+extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(
+    const uint4* x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, uint4* sum, u32 sum_stride,
+    const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd) {
+    add_norm_row<4, false>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {});
+}
+
+extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_8(
+    const uint4* x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, uint4* sum, u32 sum_stride,
+    const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd,
+    uint2* __restrict__ values, float* __restrict__ scales) {
+    add_norm_row<2, true>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
 }
 
 // With g = dy * weight: dx += rstd * g - x * rstd^3 * mean(g * x).
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
+template <int VECTORS, bool EIGHT>
+static __device__ __forceinline__ void norm_row_backward(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
-    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride) {
+    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, Eight to) {
+    uint4 rows[VECTORS];
     dy += (u64)blockIdx.x * dy_stride;
     x += (u64)blockIdx.x * x_stride;
     dx += (u64)blockIdx.x * dx_stride;
@@ -101,7 +156,21 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
             unpack8(dx[at], d);
 #pragma unroll
             for (int j = 0; j < 8; ++j) d[j] = fmaf(k, v[i][j], fmaf(r, g[i][j], d[j]));
-            dx[at] = pack8(d);
+            rows[i] = pack8(d);
+            dx[at] = rows[i];
         }
     }
+    if (EIGHT) round_row(rows, vectors, to);
+}
+
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
+    const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
+    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride) {
+    norm_row_backward<4, false>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {});
+}
+
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_8(
+    const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
+    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales) {
+    norm_row_backward<2, true>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {values, scales});
 }

@@ -18,8 +18,6 @@ type ErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
 
 /// The library's names, newest first.
 const NAMES: [&str; 2] = ["libnvrtc.so.13", "libnvrtc.so"];
-/// Where toolkits live.
-const FOLDERS: [&str; 3] = ["/usr/local/cuda/lib64", "/usr/local/cuda-13.0/lib64", "/usr/lib/x86_64-linux-gnu"];
 /// The oldest NVRTC that knows every architecture: 12.8 brought sm_100a and sm_120a; the sources are tried with 13.
 const OLDEST: (i32, i32) = (13, 0);
 
@@ -56,16 +54,8 @@ impl Nvrtc {
     /// # Errors
     /// [`CudaError::NoNvrtc`] with every place that was tried.
     pub fn load() -> Result<Self> {
-        let candidates: Vec<PathBuf> = match std::env::var_os("TRAINER_NVRTC") {
-            Some(place) if Path::new(&place).is_dir() => NAMES.iter().map(|n| Path::new(&place).join(n)).collect(),
-            Some(place) => vec![place.into()],
-            None => {
-                let in_folders = FOLDERS.iter().flat_map(|f| NAMES.iter().map(move |n| Path::new(f).join(n)));
-                NAMES.iter().map(PathBuf::from).chain(in_folders).collect()
-            }
-        };
         let mut tried = Vec::new();
-        for path in candidates {
+        for path in crate::places::candidates("TRAINER_NVRTC", &NAMES) {
             match Self::open(&path) {
                 Ok(nvrtc) => return Ok(nvrtc),
                 Err(why) => tried.push(format!("{}: {why}", path.display())),
@@ -79,9 +69,11 @@ impl Nvrtc {
         let text = |e: libloading::Error| e.to_string();
         // NVRTC looks for its built-ins by name alone; a copy loaded by full path is found under that name.
         let builtins = path.parent().filter(|d| d.is_absolute()).and_then(|dir| {
-            let file = dir.join("libnvrtc-builtins.so.13.0");
+            let mut files: Vec<PathBuf> = std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path()).collect();
+            files.retain(|f| f.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("libnvrtc-builtins.so.")));
+            files.sort();
             // SAFETY: NVIDIA's data library has no initialisers beyond its own runtime's.
-            file.exists().then(|| unsafe { Library::new(file) }.ok()).flatten()
+            files.iter().rev().find_map(|file| unsafe { Library::new(file) }.ok())
         });
         // SAFETY: as above; the name or folder is the system's or the user's choice.
         let library = unsafe { Library::new(path) }.map_err(text)?;

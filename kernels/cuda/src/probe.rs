@@ -1,5 +1,7 @@
 //! What the machine offers: driver, cards, libraries; and how to get what is missing. Never fails and never panics.
 
+use crate::archive::Archive;
+use crate::compile::Arch;
 use crate::nvrtc::Nvrtc;
 use cudarc::driver::{result, sys};
 use serde::Serialize;
@@ -11,11 +13,31 @@ pub struct Probe {
     pub driver: Option<String>,
     /// The cards that the driver shows.
     pub cards: Vec<Card>,
+    /// Architectures whose kernels are all inside this program.
+    pub inside: Vec<&'static str>,
     /// The libraries, each tried by itself.
     pub libraries: Vec<Library>,
     /// What is missing, what it would serve and how to get it.
     pub missing: Vec<String>,
 }
+
+impl Probe {
+    /// Whether a card with this compute capability can be given its kernels: from inside the program, or by NVRTC.
+    pub fn has_code(&self, [major, minor]: [i32; 2]) -> bool {
+        let inside = Arch::of(major, minor).is_ok_and(|arch| self.inside.contains(&arch.name()));
+        inside || self.libraries.iter().any(|l| l.name == NVRTC && l.state.is_ok())
+    }
+
+    /// A library by its name.
+    pub fn library(&self, name: &str) -> Option<&Library> {
+        self.libraries.iter().find(|l| l.name == name)
+    }
+}
+
+/// The compiler's name among the libraries.
+pub const NVRTC: &str = "nvrtc";
+/// cublasLt's.
+pub const CUBLASLT: &str = "cublasLt";
 
 /// A card.
 #[derive(Clone, Debug, Serialize)]
@@ -37,8 +59,10 @@ pub struct Card {
 pub struct Library {
     /// Its name.
     pub name: &'static str,
-    /// What was loaded, or why it was not.
+    /// What was loaded, or why it was not, with how to get it.
     pub state: std::result::Result<String, String>,
+    /// Whether some card here, or any card where there is none, cannot be used without it.
+    pub needed: bool,
 }
 
 /// Whether the driver's library is there: no driver function may be called before this was true.
@@ -69,16 +93,32 @@ pub fn probe() -> Probe {
     } else {
         missing.push(crate::CudaError::NoDriver.to_string());
     }
+    let inside: Vec<Arch> = match Archive::embedded() {
+        Ok(archive) => archive.map(|a| a.serves()).unwrap_or_default(),
+        Err(e) => {
+            missing.push(format!("the kernels inside this program cannot be used ({e}): it was built wrongly"));
+            Vec::new()
+        }
+    };
     let nvrtc = Nvrtc::load().map(|n| format!("{} {}.{}", n.path().display(), n.version().0, n.version().1)).map_err(|e| e.to_string());
-    if let Err(e) = &nvrtc {
+    let needed = needs_compiler(&cards, &inside);
+    if let (Err(e), true) = (&nvrtc, needed) {
         missing.push(e.clone());
     }
     let lt = crate::blaslt::loaded();
     if let Err(e) = &lt {
-        missing.push(format!("cublasLt (large matrix products): {e}"));
+        missing.push(format!("cublasLt: {e}. Without it large matrix products are slower and there are none in fp8"));
     }
-    let libraries = vec![Library { name: "nvrtc", state: nvrtc }, Library { name: "cublasLt", state: lt }];
-    Probe { driver, cards, libraries, missing }
+    let libraries = vec![Library { name: NVRTC, state: nvrtc, needed }, Library { name: CUBLASLT, state: lt, needed: false }];
+    Probe { driver, cards, inside: inside.into_iter().map(Arch::name).collect(), libraries, missing }
+}
+
+/// Whether kernels must be compiled: for some card that can have any, or, without a card, for some architecture.
+fn needs_compiler(cards: &[Card], inside: &[Arch]) -> bool {
+    if cards.is_empty() {
+        return Arch::ALL.iter().any(|arch| !inside.contains(arch));
+    }
+    cards.iter().filter_map(|c| Arch::of(c.compute_capability[0], c.compute_capability[1]).ok()).any(|arch| !inside.contains(&arch))
 }
 
 #[expect(unsafe_code, reason = "the driver's C interface")]
@@ -109,16 +149,41 @@ fn look() -> std::result::Result<(i32, Vec<Card>), result::DriverError> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn every_gap_is_named_with_its_remedy() {
-        let found = super::probe();
+        let found = probe();
         assert_eq!(found.libraries.len(), 2);
         if found.cards.is_empty() {
             assert!(found.missing.iter().any(|m| m.contains("driver")), "{:?}", found.missing);
         }
         for library in &found.libraries {
             let named = found.missing.iter().any(|m| m.to_lowercase().contains(&library.name.to_lowercase()));
-            assert_eq!(named, library.state.is_err(), "{library:?}: {:?}", found.missing);
+            let matters = library.needed || library.name == CUBLASLT;
+            assert_eq!(named, library.state.is_err() && matters, "{library:?}: {:?}", found.missing);
         }
+    }
+
+    #[test]
+    fn a_compiler_is_needed_only_for_cards_whose_code_is_not_inside() {
+        let card = |major, minor| Card {
+            name: "a card".into(),
+            compute_capability: [major, minor],
+            memory: 1 << 30,
+            multiprocessors: 1,
+            l2: 1 << 20,
+        };
+        assert!(needs_compiler(&[], &[]) && needs_compiler(&[], &[Arch::Sm80]) && !needs_compiler(&[], &Arch::ALL));
+        assert!(!needs_compiler(&[card(9, 0)], &[Arch::Sm90a]) && needs_compiler(&[card(9, 0)], &[Arch::Sm80]));
+        assert!(needs_compiler(&[card(9, 0), card(8, 0)], &[Arch::Sm90a]));
+        // NVRTC cannot help a card that is too old.
+        assert!(!needs_compiler(&[card(7, 5)], &[]));
+        let library = |state: std::result::Result<String, String>| Library { name: NVRTC, state, needed: true };
+        let mut found =
+            Probe { driver: None, cards: vec![], inside: vec!["sm_80"], libraries: vec![library(Err("none".into()))], missing: vec![] };
+        assert!(found.has_code([8, 0]) && !found.has_code([9, 0]) && !found.has_code([7, 5]));
+        found.libraries = vec![library(Ok("it".into()))];
+        assert!(found.has_code([9, 0]));
     }
 }

@@ -1,5 +1,6 @@
 //! Every kernel compiles for every architecture, on a machine without a GPU.
 
+use trainer_kernels_cuda::archive::{Archive, compile_all, pack};
 use trainer_kernels_cuda::cache::Cache;
 use trainer_kernels_cuda::compile::{Arch, SOURCES, cubin, key};
 use trainer_kernels_cuda::nvrtc::Nvrtc;
@@ -17,17 +18,32 @@ fn nvrtc() -> Option<Nvrtc> {
 }
 
 #[test]
-fn every_kernel_compiles_for_every_architecture() {
+fn every_kernel_compiles_for_every_architecture_and_an_archive_holds_them_all() {
     let Some(nvrtc) = nvrtc() else { return };
-    for source in SOURCES {
-        for arch in Arch::ALL.into_iter().filter(|a| source.serves(*a)) {
-            let code = cubin(&nvrtc, None, source, arch).unwrap_or_else(|e| panic!("{e}"));
+    let cubins = compile_all(&nvrtc).unwrap_or_else(|e| panic!("{e}"));
+    let bytes = pack(&cubins).unwrap();
+    eprintln!("an archive of {} cubins has {} bytes", cubins.len(), bytes.len());
+    let archive = Archive::read(bytes).unwrap();
+    assert_eq!(archive.serves(), Arch::ALL);
+    for arch in Arch::ALL {
+        assert_eq!(archive.compiler(arch), Some(nvrtc.version()));
+        let unpacked = archive.unpack(arch).unwrap();
+        for source in SOURCES.iter().filter(|s| s.serves(arch)) {
+            let code = unpacked.get(source).unwrap();
             assert!(code.starts_with(b"\x7fELF"), "{} for {}", source.file, arch.name());
             for kernel in source.kernels {
                 assert!(code.windows(kernel.len()).any(|w| w == kernel.as_bytes()), "{kernel} is not in {}", source.file);
             }
         }
     }
+}
+
+#[test]
+fn the_compiler_gives_the_same_code_each_time() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let source = SOURCES.iter().find(|s| s.file == "norm.cu").unwrap();
+    let code = || cubin(&nvrtc, None, source, Arch::Sm90a).unwrap();
+    assert!(code() == code(), "archives would differ from build to build");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use trainer_config::Recipe;
 use trainer_engine::Keep;
 use trainer_kernels::ops::{Ops, WeightPlan};
-use trainer_runtime::{DeviceInfo, open_device, with_ops};
+use trainer_runtime::{DeviceInfo, open_device_as, with_ops};
 use trainer_train::plan_run;
 
 use crate::cli::PlanArgs;
@@ -57,7 +57,7 @@ pub struct Plan {
 pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let recipe = recipe(args)?;
-    let open = open_device(&recipe.device)?;
+    let open = open_device_as(&recipe.device, recipe.train.precision)?;
     let plan = with_ops!(open.backend, ops => plan(ops.as_ref(), &recipe, open.info))?;
     show(&plan, args.json.as_deref())
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use trainer_kernels::ops::Ops;
-use trainer_runtime::{open_device, with_ops};
+use trainer_runtime::{open_device_as, with_ops};
 use trainer_train::lock::Lock;
 use trainer_train::{Assembly, Event, Start, run as train};
 
@@ -80,7 +80,7 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
 /// Prints the recipe and the plan; with a lock, only if the run would be the locked one.
 fn dry_run(recipe: trainer_config::Recipe, locked: Option<&std::path::Path>, json: Option<&std::path::Path>) -> Result<ExitCode> {
     let expected = locked.map(Lock::load).transpose()?;
-    let open = open_device(&recipe.device)?;
+    let open = open_device_as(&recipe.device, recipe.train.precision)?;
     with_ops!(open.backend, ops => show_plan(&Assembly::new(recipe, ops, open.threads, open.info)?, expected, json))
 }
 

@@ -42,8 +42,14 @@ pub fn diagnosis(d: &Diagnosis) -> String {
             line("", format!("cannot be used: {why}"));
         }
     }
+    let inside = if d.kernels_inside.is_empty() { "none".to_owned() } else { format!("for {}", d.kernels_inside.join(", ")) };
+    line("kernels", format!("{inside} inside this program"));
     for library in &d.libraries {
-        let found = if library.found { library.detail.as_str() } else { "missing" };
+        let found = match (library.found, library.needed) {
+            (true, _) => library.detail.as_str(),
+            (false, true) => "missing, and needed",
+            (false, false) => "missing, not needed",
+        };
         line(library.name, format!("{found} ({})", library.serves));
     }
     let cache = &d.kernel_cache;
@@ -70,14 +76,22 @@ mod tests {
     use trainer_runtime::{CacheState, CardState, LibraryState, Machine, Verdict};
 
     fn bare() -> Diagnosis {
-        let library = |name| LibraryState { name, found: false, detail: "no such file".into(), serves: "something" };
+        let library = |name, needed| LibraryState {
+            name,
+            found: false,
+            detail: "no such file".into(),
+            serves: "something",
+            needed,
+            remedy: "get it",
+        };
         Diagnosis {
             trainer: "0.1.0".into(),
             machine: Machine { processor: "AMD EPYC".into(), cores: 2, memory: Some(24 << 30) },
             driver: None,
             cuda: None,
             cards: vec![],
-            libraries: vec![library("nvrtc"), library("cublasLt")],
+            kernels_inside: vec![],
+            libraries: vec![library("nvrtc", true), library("cublasLt", false)],
             missing: vec!["no NVIDIA driver was found: install it".into()],
             kernel_cache: CacheState {
                 folder: Some("/home/me/.cache/trainer/cubins".into()),
@@ -96,8 +110,9 @@ mod tests {
           machine    AMD EPYC, 2 cores, 24.0 GiB memory
           driver     none
           cards      none
-          nvrtc      missing (something)
-          cublasLt   missing (something)
+          kernels    none inside this program
+          nvrtc      missing, and needed (something)
+          cublasLt   missing, not needed (something)
           cache      /home/me/.cache/trainer/cubins: not there yet
           auto means cpu, because no NVIDIA driver was found: install it
 
@@ -125,6 +140,7 @@ mod tests {
         for library in &mut found.libraries {
             (library.found, library.detail) = (true, "/usr/lib/lib.so 13.0".into());
         }
+        found.kernels_inside = vec!["sm_80", "sm_90a"];
         found.kernel_cache.state = "ready".into();
         (found.kernel_cache.entries, found.kernel_cache.bytes) = (4, 300_000);
         found.missing.clear();
@@ -136,6 +152,7 @@ mod tests {
           cuda:0     NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB memory, 132 multiprocessors, 50.0 MiB second-level cache, kernels for sm_90a
           cuda:1     NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB memory, 132 multiprocessors, 50.0 MiB second-level cache, kernels for sm_90a
                      cannot be used: it is asleep
+          kernels    for sm_80, sm_90a inside this program
           nvrtc      /usr/lib/lib.so 13.0 (something)
           cublasLt   /usr/lib/lib.so 13.0 (something)
           cache      /home/me/.cache/trainer/cubins: ready, 4 kernel files, 293.0 KiB

@@ -13,6 +13,7 @@
 //!
 //! [`Ops::tensor_with_mid`]: trainer_kernels::ops::Ops::tensor_with_mid
 
+use super::fp8::Eights;
 use super::types::{Batch, Param};
 use super::{Cuda, Outcome};
 use crate::launch::{DeviceNf4, LoraIn, LoraOut, LoraPart, MOST_SMALL_ROWS, QuantSource, SmallLora, SmallMember};
@@ -27,31 +28,38 @@ pub(super) const ROW: usize = 64;
 
 /// A group of frozen projections of one input.
 pub struct Group {
-    members: Vec<Member>,
-    in_features: usize,
+    pub(super) members: Vec<Member>,
+    pub(super) in_features: usize,
     /// Sum of the members' outputs.
-    out_features: usize,
-    /// The weights in 16 bits with room for adapters, if they are kept that way.
+    pub(super) out_features: usize,
+    /// The weights in 16 bits with room for adapters, if they are kept that way; where they are in e4m3, that room alone.
     kept: Option<Mutex<Extended>>,
+    /// The weights in e4m3, if that is what is multiplied.
+    eights: Option<Eights>,
 }
 
-struct Member {
-    out: usize,
+pub(super) struct Member {
+    pub(super) out: usize,
     /// Its first column in a row of the result.
-    column: usize,
+    pub(super) column: usize,
     bias: Option<Floats>,
-    /// What the checkpoint holds; dropped where the weights are kept in 16 bits.
-    frozen: Option<Frozen>,
+    /// What the checkpoint holds; dropped where the weights are kept unpacked.
+    pub(super) frozen: Option<Frozen>,
 }
 
-enum Frozen {
+pub(super) enum Frozen {
     Nf4(DeviceNf4),
     Dense(Tensor),
 }
 
-/// A weight matrix with its adapters: see the module.
+/// A weight matrix with its adapters: see the module. Without the frozen weight, its two other parts are tensors of their own.
 pub(super) struct Extended {
+    /// All of it, or `s B`, `[out, R]`.
     tensor: Tensor,
+    /// A, `[R, in]`, where it lies apart.
+    ins: Option<Tensor>,
+    out: usize,
+    in_features: usize,
     /// Sum of ranks that fit.
     room: usize,
     /// What adapters are in it: versions of A and B, rank and scale of each member.
@@ -64,9 +72,28 @@ impl Extended {
         (in_features + ranks).next_multiple_of(ROW)
     }
 
+    fn part(tensor: &Tensor, first_row: usize, rows: usize, first_col: usize, cols: usize) -> Matrix {
+        let stride = tensor.stride();
+        Matrix { ptr: tensor.ptr() + 2 * (first_row * stride + first_col) as u64, rows, cols, stride }
+    }
+
+    /// A part of the matrix that has all parts.
     fn matrix(&self, first_row: usize, rows: usize, first_col: usize, cols: usize) -> Matrix {
-        let stride = self.tensor.stride();
-        Matrix { ptr: self.tensor.ptr() + 2 * (first_row * stride + first_col) as u64, rows, cols, stride }
+        Self::part(&self.tensor, first_row, rows, first_col, cols)
+    }
+
+    /// Rows of A.
+    fn a(&self, start: usize, rank: usize) -> Matrix {
+        match &self.ins {
+            Some(ins) => Self::part(ins, start, rank, 0, self.in_features),
+            None => self.matrix(self.out + start, rank, 0, self.in_features),
+        }
+    }
+
+    /// Rows and columns of `s B`.
+    fn b(&self, first_row: usize, rows: usize, start: usize, rank: usize) -> Matrix {
+        let first_col = if self.ins.is_some() { 0 } else { self.in_features };
+        self.matrix(first_row, rows, first_col + start, rank)
     }
 }
 
@@ -82,7 +109,7 @@ fn shape(op: &'static str, what: &'static str, got: usize, need: usize) -> OpsEr
 }
 
 /// A matrix of the first `n` rows and some columns of a tensor.
-fn view(t: &Tensor, n: usize, first: usize, cols: usize) -> Matrix {
+pub(super) fn view(t: &Tensor, n: usize, first: usize, cols: usize) -> Matrix {
     Matrix { ptr: t.ptr() + 2 * first as u64, rows: n, cols, stride: t.stride() }
 }
 
@@ -100,7 +127,7 @@ impl Cuda {
         if in_features == 0 || !in_features.is_multiple_of(8) {
             return Err(OpsError::Device(format!("a projection has {in_features} inputs; on CUDA they must be a multiple of 8")));
         }
-        let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None };
+        let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None, eights: None };
         for m in members {
             let len = m.out_features.saturating_mul(m.in_features);
             let got = match m.weight {
@@ -132,7 +159,7 @@ impl Cuda {
     /// A group with random weights, made and quantized on the card.
     pub(super) fn make_random_group(&self, members: &[(usize, usize)], random: Random, plan: WeightPlan, ranks: usize) -> Outcome<Group> {
         let in_features = members.first().map_or(0, |m| m.1);
-        let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None };
+        let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None, eights: None };
         for (&(out, inner), member) in members.iter().zip(0u64..) {
             let mut values = Tensor::new(self.device.arena(), out, inner, "random weights")?;
             self.device.random_normal(random.seed.wrapping_add(member), random.deviation, &mut values)?;
@@ -148,13 +175,22 @@ impl Cuda {
         Ok(group)
     }
 
-    /// Unpacks the weights of a group that keeps them in 16 bits.
+    /// Unpacks the weights of a group that keeps them unpacked.
     fn keep(&self, group: &mut Group, plan: WeightPlan, ranks: usize) -> Outcome<()> {
+        group.eights = self.eights(group, plan, |dense| self.fill(group, dense))?;
+        let (out, inner) = (group.out_features, group.in_features);
         if plan == WeightPlan::Unpacked {
-            let mut extended = self.extended(group.out_features, group.in_features, ranks)?;
-            self.fill(group, &mut extended.tensor)?;
+            group.kept = Some(Mutex::new(match group.eights {
+                Some(_) => self.apart(out, inner, ranks)?,
+                None => {
+                    let mut extended = self.extended(out, inner, ranks)?;
+                    self.fill(group, &mut extended.tensor)?;
+                    extended
+                }
+            }));
+        }
+        if plan == WeightPlan::Unpacked || group.eights.as_ref().is_some_and(Eights::kept) {
             group.members.iter_mut().for_each(|m| m.frozen = None);
-            group.kept = Some(Mutex::new(extended));
         }
         Ok(())
     }
@@ -178,7 +214,14 @@ impl Cuda {
     fn extended(&self, out: usize, in_features: usize, ranks: usize) -> Outcome<Extended> {
         let stride = Extended::stride(in_features, ranks);
         let tensor = Tensor::new(self.device.arena(), out + ranks, stride, "weights in 16 bits")?;
-        Ok(Extended { tensor, room: ranks, holds: Vec::new() })
+        Ok(Extended { tensor, ins: None, out, in_features, room: ranks, holds: Vec::new() })
+    }
+
+    /// Room for adapters alone.
+    fn apart(&self, out: usize, in_features: usize, ranks: usize) -> Outcome<Extended> {
+        let tensor = Tensor::new(self.device.arena(), out, ranks, "adapters in 16 bits")?;
+        let ins = Tensor::new(self.device.arena(), ranks, in_features, "adapters in 16 bits")?;
+        Ok(Extended { tensor, ins: Some(ins), out, in_features, room: ranks, holds: Vec::new() })
     }
 
     /// The frozen weights into the top left.
@@ -235,26 +278,47 @@ impl Cuda {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             if ranks.total <= kept.room {
                 if ranks.total > 0 && kept.holds != wanted {
-                    self.pack(group, lora, ranks, &mut kept.tensor)?;
+                    self.pack(group, lora, ranks, &mut kept)?;
                     kept.holds = wanted;
                 }
                 return work(&kept);
             }
-            // More than there is room for: right, but a copy slower.
-            let mut scratch = self.scratch();
-            let extended = self.shared_weights(&mut scratch.weights, group, ranks.total)?;
-            let from = kept.tensor.columns(0, group.in_features)?;
-            self.device.copy_tensor(group.out_features, &from, &mut extended.tensor.columns(0, group.in_features)?)?;
-            self.pack(group, lora, ranks, &mut extended.tensor)?;
-            return work(extended);
+            if group.eights.is_none() {
+                // More than there is room for: right, but a copy slower.
+                let mut scratch = self.scratch();
+                let extended = self.shared_weights(&mut scratch.weights, group, ranks.total)?;
+                let from = kept.tensor.columns(0, group.in_features)?;
+                self.device.copy_tensor(group.out_features, &from, &mut extended.tensor.columns(0, group.in_features)?)?;
+                self.pack(group, lora, ranks, extended)?;
+                return work(extended);
+            }
         }
         let mut scratch = self.scratch();
-        let extended = self.shared_weights(&mut scratch.weights, group, ranks.total)?;
-        self.fill(group, &mut extended.tensor)?;
+        let extended = if group.eights.is_some() {
+            self.shared_adapters(&mut scratch.adapters, group, ranks.total)?
+        } else {
+            let extended = self.shared_weights(&mut scratch.weights, group, ranks.total)?;
+            self.fill(group, &mut extended.tensor)?;
+            extended
+        };
         if ranks.total > 0 {
-            self.pack(group, lora, ranks, &mut extended.tensor)?;
+            self.pack(group, lora, ranks, extended)?;
         }
         work(extended)
+    }
+
+    /// The buffers that the adapters of groups in e4m3 take turns in, in the shape of this one's.
+    fn shared_adapters<'s>(&self, shared: &'s mut Option<Extended>, group: &Group, ranks: usize) -> Outcome<&'s mut Extended> {
+        let (out, inner) = (group.out_features, group.in_features);
+        let fits = |e: &Extended| e.tensor.capacity() >= out * ranks && e.ins.as_ref().is_some_and(|ins| ins.capacity() >= ranks * inner);
+        let held = shared.take().filter(fits);
+        let e = match held {
+            Some(e) => e,
+            None => self.apart(out, inner, ranks)?,
+        };
+        let ins = e.ins.as_ref().map(|ins| ins.reshaped(ranks, inner)).transpose()?;
+        let tensor = e.tensor.reshaped(out, ranks)?;
+        Ok(shared.insert(Extended { tensor, ins, out, in_features: inner, room: ranks, holds: Vec::new() }))
     }
 
     /// The buffer that groups take turns in, in the shape of this one.
@@ -269,14 +333,14 @@ impl Cuda {
         match shared {
             Some(extended) => {
                 extended.tensor = extended.tensor.reshaped(rows, stride)?;
-                extended.room = ranks;
+                (extended.out, extended.in_features, extended.room) = (group.out_features, group.in_features, ranks);
                 Ok(extended)
             }
             None => Err(OpsError::Device("no shared weights: a bug in trainer-kernels-cuda".into())),
         }
     }
 
-    fn pack(&self, group: &Group, lora: &[Option<LoraMember<'_, Param>>], ranks: &Ranks, extended: &mut Tensor) -> Outcome<()> {
+    fn pack(&self, group: &Group, lora: &[Option<LoraMember<'_, Param>>], ranks: &Ranks, extended: &mut Extended) -> Outcome<()> {
         let parts: Vec<LoraPart<'_>> = group
             .members
             .iter()
@@ -288,7 +352,13 @@ impl Cuda {
                 Some(LoraPart { a, b, rank: l.rank, scale: l.scale, out_start: m.column, out: m.out, rank_start: start })
             })
             .collect();
-        Ok(self.device.lora_pack(&parts, group.out_features, group.in_features, ranks.total, extended)?)
+        match &mut extended.ins {
+            Some(ins) => {
+                let mut outs = extended.tensor.columns(0, ranks.total)?;
+                Ok(self.device.lora_pack_apart(&parts, &mut outs, ins)?)
+            }
+            None => Ok(self.device.lora_pack(&parts, group.out_features, group.in_features, ranks.total, &mut extended.tensor)?),
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
@@ -325,24 +395,28 @@ impl Cuda {
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
-                    None => self.gemm(xs, Op::N, e.matrix(outer, r, 0, inner), Op::T, bf16(mid, 0, r), n, r, inner, 1.0, 0.0)?,
+                    None => self.gemm(xs, Op::N, e.a(0, r), Op::T, bf16(mid, 0, r), n, r, inner, 1.0, 0.0)?,
                     Some(dropout) => {
                         batch.check_rows(op, n)?;
                         for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
                             self.with_dropped(batch, n, x, dropout, i, |dropped| {
-                                let a = e.matrix(outer + start, rank, 0, inner);
+                                let a = e.a(start, rank);
                                 self.gemm(view(dropped, n, 0, inner), Op::N, a, Op::T, bf16(mid, start, rank), n, rank, inner, 1.0, 0.0)
                             })?;
                         }
                     }
                 }
             }
-            if r == 0 || x.is_left_of(mid) {
+            let thin = |beta: f32| self.gemm(view(mid, n, 0, r), Op::N, e.b(0, outer, 0, r), Op::T, store(), n, outer, r, 1.0, beta);
+            if let Some(eights) = &w.eights {
+                let wide = |beta: f32| self.forward8(n, x, w, eights, out, beta);
+                if r == 0 { wide(0.0) } else { self.sum8(thin, wide) }
+            } else if r == 0 || x.is_left_of(mid) {
                 let k = inner + r;
                 self.gemm(Matrix { cols: k, ..xs }, Op::N, e.matrix(0, outer, 0, k), Op::T, store(), n, outer, k, 1.0, 0.0)
             } else {
                 self.gemm(xs, Op::N, e.matrix(0, outer, 0, inner), Op::T, store(), n, outer, inner, 1.0, 0.0)?;
-                self.gemm(view(mid, n, 0, r), Op::N, e.matrix(0, outer, inner, r), Op::T, store(), n, outer, r, 1.0, 1.0)
+                thin(1.0)
             }
         })?;
         for (m, l) in w.members.iter().zip(lora) {
@@ -399,7 +473,7 @@ impl Cuda {
                 let dys = view(dy, n, m.column, m.out);
                 if rank > 0 && !fused {
                     // dmid = dy · s B
-                    let sb = e.matrix(m.column, m.out, inner + start, rank);
+                    let sb = e.b(m.column, m.out, start, rank);
                     self.gemm(dys, Op::N, sb, Op::N, bf16(dmid, start, rank), n, rank, m.out, 1.0, 0.0)?;
                 }
                 let Some(g) = g.as_mut() else { continue };
@@ -430,20 +504,32 @@ impl Cuda {
             let Some(dx) = dx else { return Ok(()) };
             let store = || bf16(dx, 0, inner);
             let dys = view(dy, n, 0, outer);
+            let thin = |beta: f32| self.gemm(view(dmid, n, 0, r), Op::N, e.a(0, r), Op::N, store(), n, inner, r, 1.0, beta);
+            let wide = |beta: f32| match &w.eights {
+                Some(eights) => self.backward8(n, dy, w, eights, dx, beta),
+                None => self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store(), n, inner, outer, 1.0, beta),
+            };
             match dropout.filter(|_| r > 0) {
+                None if w.eights.is_some() => {
+                    if r == 0 {
+                        wide(0.0)
+                    } else {
+                        self.sum8(thin, wide)
+                    }
+                }
                 None if r == 0 || dy.is_left_of(dmid) => {
                     let k = outer + r;
                     self.gemm(Matrix { cols: k, ..dys }, Op::N, e.matrix(0, k, 0, inner), Op::N, store(), n, inner, k, 1.0, 0.0)
                 }
                 None => {
-                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store(), n, inner, outer, 1.0, 0.0)?;
-                    self.gemm(view(dmid, n, 0, r), Op::N, e.matrix(outer, r, 0, inner), Op::N, store(), n, inner, r, 1.0, 1.0)
+                    wide(0.0)?;
+                    thin(1.0)
                 }
                 Some(dropout) => {
-                    self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store(), n, inner, outer, 1.0, 0.0)?;
+                    wide(0.0)?;
                     for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
                         let part = self.dropout_buffer(n, inner)?;
-                        let a = e.matrix(outer + start, rank, 0, inner);
+                        let a = e.a(start, rank);
                         self.gemm(view(dmid, n, start, rank), Op::N, a, Op::N, bf16(&part, 0, inner), n, inner, rank, 1.0, 0.0)?;
                         self.device.dropout_add(n, &part, batch.mask_rows(), dropout, i as u32, dx)?;
                         self.give_dropout_buffer(part);
@@ -482,7 +568,7 @@ impl Cuda {
             if a_acc.values().len() != rank * inner || b_acc.values().len() != rank * m.out {
                 return Err(shape("linear_backward", "the gradient of an adapter", a_acc.values().len(), rank * inner));
             }
-            let b = e.matrix(m.column, m.out, inner + start, rank);
+            let b = e.b(m.column, m.out, start, rank);
             outs.push(LoraOut { dy_from: m.column, out: m.out, mid_from: start, rank, b, db: b_acc.change(), scale: l.scale });
             ins.push(LoraIn { mid_from: start, rank, da: a_acc.change() });
         }
@@ -571,7 +657,7 @@ impl Cuda {
 }
 
 /// Where a product in bf16 goes: some columns of a tensor's rows, which its owner is about to overwrite.
-fn bf16(t: &Tensor, first: usize, cols: usize) -> Out {
+pub(super) fn bf16(t: &Tensor, first: usize, cols: usize) -> Out {
     Out { ptr: t.ptr() + 2 * first as u64, rows: t.rows(), cols, stride: t.stride(), dtype: Float::Bf16 }
 }
 

@@ -1,25 +1,26 @@
 //! The CUDA backend: [`Ops`] on bf16 activations with f32 accumulation, f32 adapters and statistics, in one arena.
 
 mod cached;
+mod fp8;
 mod linear;
 mod loss;
 mod optimizer;
 mod outside;
+mod products;
 mod recording;
 mod types;
 
 pub use linear::Group;
 pub use outside::Offloaded;
+pub use products::Products;
 pub use recording::Recording;
 pub use types::{Batch, Param, Table};
 
-use crate::blaslt::BlasLt;
-use crate::cache::Cache as CubinCache;
+use crate::code::Code;
 use crate::device::Device;
-use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, POSITIONS, RowSet};
+use crate::launch::{Angles, AttentionScratch, DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, POSITIONS, RowSet};
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
-use crate::nvrtc::Nvrtc;
 use crate::ranges::ALIGNMENT;
 use crate::{CudaError, Result as CudaResult};
 use cudarc::driver::CudaStream;
@@ -38,6 +39,17 @@ impl From<CudaError> for OpsError {
     }
 }
 
+/// What products of frozen weights are computed in; everything else is bf16 and f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 with f32 sums.
+    #[default]
+    Bf16,
+    /// e4m3 with a scale for each row of both operands, where a group's sizes are multiples of 16.
+    Fp8,
+}
+
 /// How the backend works.
 #[derive(Clone, Debug)]
 pub struct CudaOptions {
@@ -47,11 +59,15 @@ pub struct CudaOptions {
     pub workspace: usize,
     /// More than this many bytes of the card are refused.
     pub memory_limit: Option<u64>,
+    /// What products of frozen weights are computed in.
+    pub precision: Precision,
+    /// Our own kernels compute large products even where cublasLt is installed. The environment variable `TRAINER_CUDA_PRODUCTS` has the last word.
+    pub own_products: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, workspace: 64 << 20, memory_limit: None }
+        Self { ordinal: 0, workspace: 64 << 20, memory_limit: None, precision: Precision::default(), own_products: false }
     }
 }
 
@@ -60,12 +76,14 @@ impl Default for CudaOptions {
 pub(crate) struct Scratch {
     /// Unpacked weights.
     weights: Option<Extended>,
+    /// Adapters beside weights in e4m3.
+    adapters: Option<Extended>,
 }
 
 /// The CUDA backend.
 pub struct Cuda {
     device: Device,
-    blas: BlasLt,
+    products: Products,
     options: CudaOptions,
     loss_rows: AtomicUsize,
     name: String,
@@ -73,6 +91,11 @@ pub struct Cuda {
     /// Grows whenever a buffer that operations take turns in is replaced: recorded launches hold their addresses.
     replaced: AtomicU64,
     scratch: Mutex<Scratch>,
+    rounded: Mutex<fp8::Rounded>,
+    /// Weights in e4m3 that are made for each use.
+    values8: Mutex<Option<Buffer<u8>>>,
+    /// Whether the library's fp8 products can be added to what is there.
+    sums8: bool,
     /// The stream of copies to and from the host.
     copies: Mutex<Option<Arc<CudaStream>>>,
     dropped: Mutex<Option<Tensor>>,
@@ -90,30 +113,33 @@ impl Cuda {
     /// Opens a card.
     ///
     /// # Errors
-    /// No driver, a card that is too old, no compiler for its kernels, or the driver's own errors.
+    /// No driver, a card that is too old, no code for it and no compiler, or the driver's own errors.
     pub fn open(options: CudaOptions) -> CudaResult<Self> {
-        let cache = CubinCache::default_folder().and_then(|folder| CubinCache::open(&folder).ok());
-        let device = Device::open(options.ordinal, &Nvrtc::load()?, cache.as_ref())?;
+        let device = Device::open(options.ordinal, &Code::installed())?;
         Self::with_device(device, options)
     }
 
     /// A backend on a card that was opened before.
     ///
     /// # Errors
-    /// The card has not got the memory.
+    /// The card has not got the memory; `TRAINER_CUDA_PRODUCTS` demands what is not there.
     pub fn with_device(device: Device, options: CudaOptions) -> CudaResult<Self> {
         device.arena().limit(options.memory_limit);
-        let blas = BlasLt::open(&device, options.workspace)?;
+        let products = Products::open(&device, &options)?;
         let name = device.name()?;
+        let sums8 = options.precision == Precision::Fp8 && fp8::check(&device, products.cublaslt("training in fp8")?)?;
         Ok(Self {
             device,
-            blas,
+            products,
             options,
             loss_rows: AtomicUsize::new(1024),
             name,
             angles: Mutex::default(),
             replaced: AtomicU64::new(0),
             scratch: Mutex::default(),
+            rounded: Mutex::default(),
+            values8: Mutex::default(),
+            sums8,
             copies: Mutex::default(),
             dropped: Mutex::default(),
             loss: Mutex::default(),
@@ -130,6 +156,11 @@ impl Cuda {
         &self.device
     }
 
+    /// What computes large products.
+    pub fn products(&self) -> &Products {
+        &self.products
+    }
+
     /// The card's name, such as `NVIDIA H100 80GB HBM3`.
     pub fn card(&self) -> &str {
         &self.name
@@ -143,7 +174,7 @@ impl Cuda {
     #[expect(clippy::too_many_arguments, reason = "a product has two operands, a result, three sizes and two factors")]
     fn gemm(&self, a: Matrix, op_a: Op, b: Matrix, op_b: Op, c: Out, m: usize, n: usize, k: usize, alpha: f32, beta: f32) -> Outcome<()> {
         let name = || format!("product {m} x {n} x {k}{}", if beta == 0.0 { "" } else { " +=" });
-        let launch = || self.blas.gemm(&self.device, a, op_a, b, op_b, c, m, n, k, alpha, beta);
+        let launch = || self.products.gemm(&self.device, a, op_a, b, op_b, c, m, n, k, alpha, beta);
         Ok(self.device.profile().span(self.device.stream(), name, launch)?)
     }
 
@@ -166,7 +197,7 @@ impl Cuda {
         if let Some(a) = held.as_ref().filter(|a| a.theta == theta && a.head_dim == head_dim && a.positions > last) {
             return Ok(Arc::clone(a));
         }
-        let made = Arc::new(self.device.angles((last + 1).next_power_of_two().max(4096).min(POSITIONS), head_dim, theta)?);
+        let made = Arc::new(self.device.angles((last + 1).next_power_of_two().clamp(4096, POSITIONS), head_dim, theta)?);
         *held = Some(Arc::clone(&made));
         self.replace();
         Ok(made)
@@ -187,7 +218,11 @@ impl Ops for Cuda {
     type Recording = Recording;
 
     fn describe(&self) -> String {
-        format!("cuda-bf16 {} cublasLt {}", self.device.arch().name(), self.blas.version())
+        let precision = match self.options.precision {
+            Precision::Bf16 => "bf16",
+            Precision::Fp8 => "fp8",
+        };
+        format!("cuda-{precision} {} {}", self.device.arch().name(), self.products)
     }
 
     fn element_bytes(&self) -> usize {
@@ -198,28 +233,49 @@ impl Ops for Cuda {
         let inner = members.first().map_or(0, |m| m.1);
         let out: usize = members.iter().map(|m| m.0).sum();
         let whole = |bytes: u64| bytes.max(1).next_multiple_of(ALIGNMENT);
-        match plan {
-            WeightPlan::Unpacked => whole(2 * (out + ranks) as u64 * Extended::stride(inner, ranks) as u64),
-            WeightPlan::Packed => members
-                .iter()
-                .map(|(out, inner)| {
-                    let values = *out as u64 * *inner as u64;
-                    // Values, codes of scales, scales of codes, and the two tables of code points.
-                    whole(values.div_ceil(2))
-                        + whole(values.div_ceil(64))
-                        + whole(4 * values.div_ceil(64 * 256))
-                        + whole(4 * 16)
-                        + whole(4 * 256)
-                })
-                .sum(),
-        }
+        let eight = self.options.precision == Precision::Fp8 && fp8::fits(members.iter().map(|m| m.0), inner);
+        let scales = if eight { whole(4 * out as u64) + whole(4 * inner as u64) } else { 0 };
+        scales
+            + match plan {
+                WeightPlan::Unpacked if eight => {
+                    2 * whole(out as u64 * inner as u64) + whole(2 * (out * ranks) as u64) + whole(2 * (ranks * inner) as u64)
+                }
+                WeightPlan::Unpacked => whole(2 * (out + ranks) as u64 * Extended::stride(inner, ranks) as u64),
+                WeightPlan::Packed => members
+                    .iter()
+                    .map(|(out, inner)| {
+                        let values = *out as u64 * *inner as u64;
+                        // Values, codes of scales, scales of codes, and the two tables of code points.
+                        whole(values.div_ceil(2))
+                            + whole(values.div_ceil(64))
+                            + whole(4 * values.div_ceil(64 * 256))
+                            + whole(4 * 16)
+                            + whole(4 * 256)
+                    })
+                    .sum(),
+            }
     }
 
     fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
-        let mut parts = vec![("library workspace", self.options.workspace as u64)];
-        let (out, inner, ranks) = need.largest_group;
+        let mut parts = vec![("library workspace", self.products.workspace() as u64)];
+        let inner = need.largest_group.1;
+        let (mut rounded, mut values8, mut adapters, mut weights) = (0, 0, 0, 0);
+        for (members, inner) in &need.groups {
+            let out: usize = members.iter().map(|m| m.0).sum();
+            let ranks: usize = members.iter().map(|m| m.1.next_multiple_of(8)).sum();
+            if self.options.precision == Precision::Fp8 && fp8::fits(members.iter().map(|m| m.0), *inner) {
+                rounded = rounded.max(need.tokens as u64 * out.max(*inner) as u64 + 4 * need.tokens as u64);
+                values8 = values8.max(out as u64 * *inner as u64);
+                adapters = adapters.max(2 * ranks as u64 * (out + inner) as u64);
+            } else {
+                weights = weights.max(2 * (out + ranks) as u64 * Extended::stride(*inner, ranks) as u64);
+            }
+        }
+        if rounded > 0 {
+            parts.push(("operands in fp8", rounded));
+        }
         if need.plan == WeightPlan::Packed {
-            parts.push(("unpacked weights", 2 * (out + ranks) as u64 * Extended::stride(inner, ranks) as u64));
+            parts.push(("unpacked weights", weights + values8 + adapters));
         }
         let partial = need.groups.iter().map(|(members, inner)| self.partial_bytes(need.tokens, members, *inner)).max();
         parts.push(("adapters' partial sums", partial.unwrap_or(0) as u64));
@@ -250,7 +306,9 @@ impl Ops for Cuda {
     }
 
     fn rates(&self) -> Option<Rates> {
-        Some(self.device.rates())
+        let rates = self.products.rates(self.device.rates());
+        let eight = self.options.precision == Precision::Fp8;
+        Some(Rates { frozen: if eight { fp8::GAIN * rates.products } else { rates.products }, ..rates })
     }
 
     fn set_loss_rows(&self, rows: usize) {
@@ -258,6 +316,7 @@ impl Ops for Cuda {
     }
 
     fn tensor(&self, rows: usize, cols: usize) -> Outcome<Tensor> {
+        self.forget();
         let mut t = Tensor::new(self.device.arena(), rows, cols, "activations")?;
         self.device.zero_tensor(rows, &mut t)?;
         Ok(t)
@@ -284,18 +343,22 @@ impl Ops for Cuda {
     }
 
     fn write_tensor(&self, values: &[f32], t: &mut Tensor) -> Outcome<()> {
+        self.forget();
         Ok(self.device.write_tensor(values, t)?)
     }
 
     fn zero(&self, n: usize, t: &mut Tensor) -> Outcome<()> {
+        self.forget();
         Ok(self.device.zero_tensor(n, t)?)
     }
 
     fn copy(&self, n: usize, from: &Tensor, to: &mut Tensor) -> Outcome<()> {
+        self.forget();
         Ok(self.device.copy_tensor(n, from, to)?)
     }
 
     fn copy_mid(&self, n: usize, ranks: usize, from: &Tensor, to: &mut Tensor) -> Outcome<()> {
+        self.forget();
         Ok(self.device.copy_tensor(n, &from.columns(0, ranks)?, &mut to.columns(0, ranks)?)?)
     }
 
@@ -361,6 +424,7 @@ impl Ops for Cuda {
     }
 
     fn fetch(&self, n: usize, from: &mut Offloaded, to: &mut Tensor) -> Outcome<()> {
+        self.forget();
         self.carry(n, false, to, from)
     }
 
@@ -378,21 +442,24 @@ impl Ops for Cuda {
     }
 
     fn embed(&self, batch: &Batch, table: &Table, out: &mut Tensor) -> Outcome<()> {
+        self.forget();
         let rows = table.rows();
         if batch.n > 0 && batch.largest_id as usize >= rows {
             return Err(OpsError::Index { op: "embed", what: "token id", index: batch.largest_id.into(), limit: rows as u64 });
         }
         batch.vocabulary.store(rows, Ordering::Relaxed);
-        Ok(match table {
+        match table {
             Table::Card(t) => self.device.embed(batch.n, &batch.ids, batch.largest_id, t, out)?,
             Table::Outside { memory, rows, cols } => {
                 self.device.embed_pinned(batch.n, &batch.ids, batch.largest_id, (memory.ptr(), *rows, *cols), out)?;
             }
-        })
+        }
+        Ok(())
     }
 
     fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Outcome<()> {
-        Ok(self.device.rms_norm(n, x, weight, eps, out, rstd)?)
+        let wanted = self.rounds(n, out.cols(), LONGEST_EIGHT);
+        self.rounding(wanted, n, out, |out, eight| self.device.rms_norm_eight(n, x, weight, eps, out, rstd, eight))
     }
 
     fn add_rms_norm(
@@ -405,6 +472,7 @@ impl Ops for Cuda {
         out: &mut Tensor,
         rstd: &mut Floats,
     ) -> Outcome<()> {
+        self.forget();
         Ok(self.device.add_rms_norm_in_place(n, x_acc, delta, weight, eps, out, rstd)?)
     }
 
@@ -419,14 +487,17 @@ impl Ops for Cuda {
         out: &mut Tensor,
         rstd: &mut Floats,
     ) -> Outcome<()> {
-        Ok(self.device.add_rms_norm(n, x, delta, sum, weight, eps, out, rstd)?)
+        let wanted = self.rounds(n, out.cols(), LONGEST_EIGHT);
+        self.rounding(wanted, n, out, |out, eight| self.device.add_rms_norm_eight(n, x, delta, sum, weight, eps, out, rstd, eight))
     }
 
     fn rms_norm_backward(&self, n: usize, dy: &Tensor, x: &Tensor, weight: &Floats, rstd: &Floats, dx_acc: &mut Tensor) -> Outcome<()> {
-        Ok(self.device.rms_norm_backward(n, dy, x, weight, rstd, dx_acc)?)
+        let wanted = self.rounds(n, dx_acc.cols(), LONGEST_EIGHT);
+        self.rounding(wanted, n, dx_acc, |dx, eight| self.device.rms_norm_backward_eight(n, dy, x, weight, rstd, dx, eight))
     }
 
     fn add(&self, n: usize, x_acc: &mut Tensor, delta: &Tensor) -> Outcome<()> {
+        self.forget();
         Ok(self.device.add(n, x_acc, delta)?)
     }
 
@@ -441,7 +512,9 @@ impl Ops for Cuda {
         out: &mut Tensor,
         mid: &mut Tensor,
     ) -> Outcome<()> {
-        self.linear_forward(batch, n, x, w, lora, dropout, out, mid)
+        let done = self.linear_forward(batch, n, x, w, lora, dropout, out, mid);
+        self.forget();
+        done
     }
 
     fn linear_backward(
@@ -458,7 +531,9 @@ impl Ops for Cuda {
         dmid: &mut Tensor,
         dx: Option<&mut Tensor>,
     ) -> Outcome<()> {
-        self.linear_gradient(batch, n, dy, x, mid, w, lora, dropout, grads, dmid, dx)
+        let done = self.linear_gradient(batch, n, dy, x, mid, w, lora, dropout, grads, dmid, dx);
+        self.forget();
+        done
     }
 
     fn qk_norm_rope(
@@ -474,6 +549,7 @@ impl Ops for Cuda {
         qk: &mut Tensor,
         rstd: &mut Floats,
     ) -> Outcome<()> {
+        self.forget();
         let op = "qk_norm_rope";
         batch.check_rows(op, n)?;
         let angles = self.angles(op, batch, theta, shape.head_dim)?;
@@ -493,6 +569,7 @@ impl Ops for Cuda {
         theta: f64,
         dqkv: &mut Tensor,
     ) -> Outcome<()> {
+        self.forget();
         let op = "qk_norm_rope_backward";
         batch.check_rows(op, n)?;
         let angles = self.angles(op, batch, theta, shape.head_dim)?;
@@ -509,6 +586,7 @@ impl Ops for Cuda {
         out: &mut Tensor,
         lse: &mut Floats,
     ) -> Outcome<()> {
+        self.forget();
         batch.check_rows("attention", n)?;
         Ok(self.device.attention(n, &batch.sequences, shape, qk, qkv, out, lse)?)
     }
@@ -526,6 +604,7 @@ impl Ops for Cuda {
         dqk: &mut Tensor,
         dqkv: &mut Tensor,
     ) -> Outcome<()> {
+        self.forget();
         batch.check_rows("attention_backward", n)?;
         let mut scratch = self.attention.lock().unwrap_or_else(PoisonError::into_inner);
         let rows = dqk.rows();
@@ -541,11 +620,19 @@ impl Ops for Cuda {
     }
 
     fn swiglu(&self, n: usize, width: usize, gate_up: &Tensor, out: &mut Tensor) -> Outcome<()> {
-        Ok(self.device.swiglu(n, width, gate_up, out)?)
+        let wanted = self.rounds(n, out.cols(), LONGEST_PAIR);
+        self.rounding(wanted, n, out, |out, eight| match eight {
+            Some(eight) => self.device.swiglu_eight(n, width, gate_up, out, eight),
+            None => self.device.swiglu(n, width, gate_up, out),
+        })
     }
 
     fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &Tensor, d_gate_up: &mut Tensor) -> Outcome<()> {
-        Ok(self.device.swiglu_backward(n, width, dout, gate_up, d_gate_up)?)
+        let wanted = self.rounds(n, d_gate_up.cols(), 2 * LONGEST_PAIR);
+        self.rounding(wanted, n, d_gate_up, |d_gate_up, eight| match eight {
+            Some(eight) => self.device.swiglu_backward_eight(n, width, dout, gate_up, d_gate_up, eight),
+            None => self.device.swiglu_backward(n, width, dout, gate_up, d_gate_up),
+        })
     }
 
     fn cross_entropy(
@@ -557,6 +644,7 @@ impl Ops for Cuda {
         grad_scale: f32,
         dhidden: Option<&mut Tensor>,
     ) -> Outcome<Vec<f64>> {
+        self.forget();
         self.weighted_cross_entropy(batch, n, hidden, head, grad_scale, dhidden)
     }
 
@@ -587,10 +675,12 @@ impl Ops for Cuda {
         cache: &KvCache,
         out: &mut Tensor,
     ) -> Outcome<()> {
+        self.forget();
         self.attend_cache(batch, n, layer, shape, qk, cache, out)
     }
 
     fn gather(&self, rows: &[u32], from: &Tensor, to: &mut Tensor) -> Outcome<()> {
+        self.forget();
         let largest = rows.iter().max().copied().unwrap_or(0);
         if !rows.is_empty() && largest as usize >= from.rows() {
             return Err(OpsError::Index { op: "gather", what: "row", index: largest.into(), limit: from.rows() as u64 });

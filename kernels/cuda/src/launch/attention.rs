@@ -16,8 +16,8 @@ const SMALL: usize = 64;
 
 /// Where the sequences of a batch lie, on the card, and their work in tiles, heaviest first so that no block starts a long one last.
 pub struct Sequences {
-    /// Four lists of tiles `{first row of the sequence, its length, first row of the tile within it, 0}`, then `cu_seqlens`, then two counters
-    /// that a forward on Hopper finds and leaves at 0.
+    /// Four lists of tiles `{first row of the sequence, its length, first row of the tile within it, 0}`, then `cu_seqlens`, then two
+    /// counters that a forward on Hopper finds and leaves at 0.
     words: Buffer<u32>,
     /// Tiles of 128 rows.
     large: usize,
@@ -159,7 +159,8 @@ fn config(op: &'static str, tiles: usize, heads: u32, threads: u32, shared: usiz
     Ok(LaunchConfig { grid_dim: (blocks(op, count, 1)?, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes })
 }
 
-/// Describes the first `n` rows of a tensor to the copy engine, in boxes of 64 rows and 64 columns; what lies past row `n` is read as zeros.
+/// Describes the first `n` rows of a tensor to the copy engine, in boxes of 64 rows and 64 columns; what lies past row `n` is read as
+/// zeros.
 #[expect(unsafe_code, reason = "the driver's interface")]
 fn tensor_map(t: &Tensor, n: usize) -> Result<TensorMap> {
     let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
@@ -248,9 +249,10 @@ impl Device {
             && self.shared_limit() as usize >= FORWARD_SHARED.max(BACKWARD_SHARED)
     }
 
-    /// Causal grouped-query attention of `n` rows, inside each sequence, scaled by `1 / sqrt(head_dim)`. Reads the rotated `q | k` rows of
-    /// `qk` and the last `kv_width` columns of `qkv`; writes `out [n, q_width]` and `n * heads` log-sum-exps, in a layout of the backward's own.
-    /// Rows of other sequences never decide a bit of a sequence's result, but a value that is not finite in one can spoil another.
+    /// Causal grouped-query attention of `n` rows, inside each sequence, scaled by `1 / sqrt(head_dim)`. Reads the rotated `q | k` rows
+    /// of `qk` and the last `kv_width` columns of `qkv`; writes `out [n, q_width]` and `n * heads` log-sum-exps, in a layout of the
+    /// backward's own. Rows of other sequences never decide a bit of a sequence's result, but a value that is not finite in one can spoil
+    /// another.
     ///
     /// # Errors
     /// A head size other than 32, 64 and 128, or buffers that do not fit.

@@ -15,6 +15,8 @@ const WORDS: usize = 14;
 const WARPS: usize = 8;
 /// Bytes of the look-up table.
 const TABLE: usize = 32 << 10;
+/// Bytes of the weights on their way: two groups of 16 rows for each warp.
+const STAGES: usize = WARPS * 2 * 16 * 160;
 
 /// The adapter of a projection as generation uses it: `scale * B (A x)`.
 #[derive(Clone, Copy)]
@@ -72,8 +74,8 @@ struct Shape {
 fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>) -> Shape {
     let enough = |tile: usize, each: usize| wanted.map_or(features >= tile * each * multiprocessors as usize, |w| w >= tile);
     let (plain, swiglu, tile, resident) = match n {
-        0..=8 if enough(32, 2) => ("nf4_small_2_1", "nf4_swiglu_2_1", 32, 2),
-        0..=8 => ("nf4_small_1_1", "nf4_swiglu_1_1", 16, 3),
+        0..=8 if wanted.is_some() && enough(32, 2) => ("nf4_small_2_1", "nf4_swiglu_2_1", 32, 2),
+        0..=8 => ("nf4_small_1_1", "nf4_swiglu_1_1", 16, 2),
         9..=16 => ("nf4_small_2_2", "nf4_swiglu_2_2", 32, 1),
         17..=32 if enough(64, 2) => ("nf4_small_4_4", "nf4_swiglu_4_4", 64, 1),
         17..=32 => ("nf4_small_2_4", "nf4_swiglu_2_4", 32, 1),
@@ -166,7 +168,9 @@ impl Device {
         out: &mut Tensor,
     ) -> Result<()> {
         let mut config = grid(blocks(op, tiles, 1)?.min(shape.resident * self.multiprocessors()), 1, 256);
-        config.shared_mem_bytes = small(op, "the tile", TABLE + sums(shape.tile))?;
+        // The smallest tiles' weights pass through shared memory.
+        let staged = if shape.tile == 16 { STAGES } else { 0 };
+        config.shared_mem_bytes = small(op, "the tile", TABLE + sums(shape.tile) + staged)?;
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
         let (stride, steps) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
         let words = group.words.as_slice();
@@ -304,7 +308,7 @@ impl Device {
         for (lora, words) in adapters.zip(words.chunks_exact_mut(2)) {
             words.copy_from_slice(&[lora.a.ptr(), pair(small(op, "a rank", lora.rank)?, 0)]);
         }
-        let mut config = grid(blocks(op, group.ranks, 1)?, 1, 256);
+        let mut config = grid(blocks(op, group.ranks, 16)?, 1, 1024);
         config.grid_dim.1 = blocks(op, n, 8)?;
         let (groups, stride) = (small(op, "the input", x.cols() / 8)?, small(op, "the ranks", group.ranks)?);
         launch_early!(self, "lora_mid", config, words.as_slice(), x.ptr(), group.x_stride, group.n, groups, mid.ptr(), stride);

@@ -1,6 +1,6 @@
 //! SwiGLU, sums, the embedding gather, and the sum of squares behind the gradient norm.
 
-use super::{blocks, fail, grid, launch, least, rows, vectors};
+use super::{Eight, blocks, fail, grid, launch, least, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
@@ -8,6 +8,19 @@ use cudarc::driver::LaunchConfig;
 
 /// Blocks of the first pass of [`Device::sum_of_squares`]: fixed, so that the order of the sum is too.
 const SUM_BLOCKS: u32 = 1024;
+
+/// The most gates of a row that a block of [`Device::swiglu_eight`] holds.
+pub const LONGEST_PAIR: usize = 32768;
+
+/// Vectors of a row of gates, and threads.
+fn pairs(op: &'static str, width: usize) -> Result<(u32, u32)> {
+    if width > LONGEST_PAIR {
+        return Err(fail(op, "the width", width, format_args!("at most {LONGEST_PAIR}")));
+    }
+    let v = vectors(op, "the width", width)?;
+    // As few threads as hold the row: several blocks then share a multiprocessor.
+    Ok((v, v.div_ceil(4).next_multiple_of(32).clamp(32, 1024)))
+}
 
 /// Scratch of [`Device::sum_of_squares`].
 pub struct SumScratch(Buffer<f64>);
@@ -50,6 +63,46 @@ impl Device {
         if total > 0 {
             let config = flat(op, total)?;
             launch!(self, op, config, dout.ptr(), sy, gate_up.ptr(), sx, v, total, d_gate_up.ptr(), sd);
+        }
+        Ok(())
+    }
+
+    /// [`Self::swiglu`] that also leaves the result in e4m3.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit; rows of more than [`LONGEST_PAIR`] values.
+    pub fn swiglu_eight(&self, n: usize, width: usize, gate_up: &Tensor, out: &mut Tensor, eight: &mut Eight) -> Result<()> {
+        let op = "swiglu_8";
+        let (v, threads) = pairs(op, width)?;
+        let (sx, so) = (rows(op, "gate_up", gate_up, n, 2 * width)?, rows(op, "the output", out, n, width)?);
+        let (values, scales) = eight.ptrs(op, n, width)?;
+        if n > 0 {
+            launch!(self, op, grid(blocks(op, n, 1)?, 1, threads), gate_up.ptr(), sx, v, out.ptr(), so, values, scales);
+        }
+        Ok(())
+    }
+
+    /// [`Self::swiglu_backward`] that also leaves `d_gate_up` in e4m3.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit; rows of more than [`LONGEST_PAIR`] values.
+    pub fn swiglu_backward_eight(
+        &self,
+        n: usize,
+        width: usize,
+        dout: &Tensor,
+        gate_up: &Tensor,
+        d_gate_up: &mut Tensor,
+        eight: &mut Eight,
+    ) -> Result<()> {
+        let op = "swiglu_backward_8";
+        let (v, threads) = pairs(op, width)?;
+        let (sy, sx) = (rows(op, "dout", dout, n, width)?, rows(op, "gate_up", gate_up, n, 2 * width)?);
+        let sd = rows(op, "d_gate_up", d_gate_up, n, 2 * width)?;
+        let (values, scales) = eight.ptrs(op, n, 2 * width)?;
+        if n > 0 {
+            let config = grid(blocks(op, n, 1)?, 1, threads);
+            launch!(self, op, config, dout.ptr(), sy, gate_up.ptr(), sx, v, d_gate_up.ptr(), sd, values, scales);
         }
         Ok(())
     }

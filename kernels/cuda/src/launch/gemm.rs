@@ -1,6 +1,6 @@
 //! Matrix products by our own kernels: what serves where cublasLt is not installed.
 
-use super::{blocks, fail, launch};
+use super::{blocks, launch};
 use crate::device::Device;
 use crate::matrix::{Float, Matrix, Op, Out, check};
 use crate::{CudaError, Result};
@@ -17,8 +17,7 @@ impl Device {
     /// [`crate::blaslt::BlasLt::gemm`].
     ///
     /// # Errors
-    /// Matrices that do not fit; `k` must be a multiple of eight unless it runs along the rows of both operands (`T`, `N`). Both
-    /// operands transposed (`T`, `T`) is nothing that an engine asks for, and not served.
+    /// Matrices that do not fit, or the driver's.
     #[expect(clippy::too_many_arguments, reason = "a matrix product")]
     pub fn gemm(
         &self,
@@ -34,9 +33,6 @@ impl Device {
         beta: f32,
     ) -> Result<()> {
         check(&a, op_a, &b, op_b, &c, m, n, k)?;
-        if (op_a, op_b) != (Op::T, Op::N) && !k.is_multiple_of(8) {
-            return Err(fail("gemm", "k", k, "a multiple of 8"));
-        }
         let tiles = |width: usize| m.div_ceil(TILE).saturating_mul(n.div_ceil(width));
         let shared = |width: u32| STAGES * STEP * 2 * (TILE as u32 + width);
         let wide = self.shared_limit() >= shared(256) && tiles(256) >= self.multiprocessors() as usize;

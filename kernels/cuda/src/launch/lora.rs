@@ -48,12 +48,7 @@ impl Device {
     /// More than [`MOST_PARTS`] parts, sizes that are no multiples of 8 (all but ranks and rows), parts that overlap or stick out, or buffers that do not fit.
     pub fn lora_pack(&self, parts: &[LoraPart<'_>], out: usize, in_features: usize, width: usize, extended: &mut Tensor) -> Result<()> {
         let op = "lora_pack";
-        if parts.len() > MOST_PARTS {
-            return Err(fail(op, "the group", parts.len(), format_args!("at most {MOST_PARTS} members with adapters")));
-        }
         let columns = in_features.saturating_add(width);
-        let (in_vectors, narrow, wide) =
-            (vectors(op, "the input", in_features)?, vectors(op, "the adapters' width", width)?, vectors(op, "the columns", columns)?);
         let stride = rows(op, "the extended matrix", extended, 0, extended.cols())?;
         least(op, "the extended matrix", extended.rows(), out.checked_add(width))?;
         // Columns behind the tensor's own may belong to a neighbour in the same rows, but never to the next row.
@@ -65,12 +60,37 @@ impl Device {
             extended.buffer().len(),
             extended.offset().checked_add((out + width - 1) * extended.stride() + columns),
         )?;
+        let outs = extended.ptr() + 2 * in_features as u64;
+        let ins = extended.ptr() + 2 * (out * extended.stride()) as u64;
+        self.pack(op, parts, [out, in_features, width, columns], (outs, stride), (ins, stride))
+    }
+
+    /// As [`Self::lora_pack`], but `scale * B`, `[out, width]`, and A, `[width, in_features]`, go to matrices of their own.
+    ///
+    /// # Errors
+    /// As [`Self::lora_pack`].
+    pub fn lora_pack_apart(&self, parts: &[LoraPart<'_>], outs: &mut Tensor, ins: &mut Tensor) -> Result<()> {
+        let op = "lora_pack_apart";
+        let (out, width, in_features) = (outs.rows(), outs.cols(), ins.cols());
+        let to = (outs.ptr(), rows(op, "B", outs, out, width)?);
+        let below = (ins.ptr(), rows(op, "A", ins, width, in_features)?);
+        self.pack(op, parts, [out, in_features, width, in_features], to, below)
+    }
+
+    /// Launches the kernel: `[out, in, width, columns below]` and where B and A go, with strides in vectors.
+    fn pack(&self, op: &'static str, parts: &[LoraPart<'_>], sizes: [usize; 4], outs: (u64, u32), ins: (u64, u32)) -> Result<()> {
+        let [out, in_features, width, columns] = sizes;
+        if parts.len() > MOST_PARTS {
+            return Err(fail(op, "the group", parts.len(), format_args!("at most {MOST_PARTS} members with adapters")));
+        }
+        let (in_vectors, narrow, wide) =
+            (vectors(op, "the input", in_features)?, vectors(op, "the adapters' width", width)?, vectors(op, "the columns", columns)?);
         let total = out as u64 * u64::from(narrow) + width as u64 * u64::from(wide);
         if u32::try_from(total.saturating_mul(8)).is_err() {
             return Err(fail(op, "the adapters", total as usize, "less than 2^29 vectors"));
         }
         let narrowed = |n: usize| u32::try_from(n).map_err(|_| fail(op, "a size", n, "less than 2^32"));
-        let mut args: Vec<Arg<'_>> = Vec::with_capacity(33);
+        let mut args: Vec<Arg<'_>> = Vec::with_capacity(36);
         for (i, p) in parts.iter().enumerate() {
             least(op, "lora A", p.a.len(), product(&[p.rank, in_features]))?;
             least(op, "lora B", p.b.len(), product(&[p.out, p.rank]))?;
@@ -87,10 +107,18 @@ impl Device {
         }
         let none: [Arg<'_>; 7] = [0u64.into(), 0u64.into(), 0u32.into(), 0f32.into(), 0u32.into(), 0u32.into(), 0u32.into()];
         args.extend((parts.len()..MOST_PARTS).flat_map(|_| none));
-        let matrix: [Arg<'_>; 5] =
-            [extended.ptr().into(), stride.into(), narrowed(out)?.into(), (8 * in_vectors).into(), (8 * narrow).into()];
-        args.extend(matrix);
-        self.launch(op, grid(blocks(op, total as usize, 256)?, 1, 256), &args)
+        let places: [Arg<'_>; 8] = [
+            outs.0.into(),
+            outs.1.into(),
+            ins.0.into(),
+            ins.1.into(),
+            narrowed(out)?.into(),
+            (8 * in_vectors).into(),
+            (8 * narrow).into(),
+            wide.into(),
+        ];
+        args.extend(places);
+        self.launch("lora_pack", grid(blocks(op, total as usize, 256)?, 1, 256), &args)
     }
 
     /// `out = x * mask / (1 - p)` with the mask of member `member` of the group: the CPU reference's, bit for bit.

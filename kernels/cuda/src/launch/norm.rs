@@ -1,6 +1,6 @@
 //! RMSNorm and the residual sum.
 
-use super::{blocks, fail, grid, launch, launch_early, least, rows, vectors};
+use super::{Eight, blocks, fail, grid, launch, launch_early, least, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Floats, Tensor};
@@ -8,6 +8,17 @@ use cudarc::driver::LaunchConfig;
 
 /// Values of a row that 1024 threads hold in registers.
 const LONGEST_ROW: usize = 32768;
+
+/// Those of a kernel that also rounds the row to e4m3.
+pub const LONGEST_EIGHT: usize = 16384;
+
+/// Where a row of a norm goes in e4m3.
+fn eight(op: &'static str, to: Option<&mut Eight>, n: usize, width: usize) -> Result<Option<(u64, u64)>> {
+    match to {
+        Some(_) if width > LONGEST_EIGHT => Err(fail(op, "the width", width, format_args!("at most {LONGEST_EIGHT}"))),
+        to => to.map(|e| e.ptrs(op, n, width)).transpose(),
+    }
+}
 
 /// Rows of a norm: vectors of a row, and the launch.
 fn norm_rows(op: &'static str, n: usize, width: usize) -> Result<(u32, LaunchConfig)> {
@@ -25,13 +36,33 @@ impl Device {
     /// # Errors
     /// Buffers or widths that do not fit.
     pub fn rms_norm(&self, n: usize, x: &Tensor, weight: &Floats, eps: f32, out: &mut Tensor, rstd: &mut Floats) -> Result<()> {
+        self.rms_norm_eight(n, x, weight, eps, out, rstd, None)
+    }
+
+    /// [`Self::rms_norm`] that may also leave the result in e4m3.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    pub fn rms_norm_eight(
+        &self,
+        n: usize,
+        x: &Tensor,
+        weight: &Floats,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Floats,
+        to: Option<&mut Eight>,
+    ) -> Result<()> {
         let op = "rms_norm";
         let width = weight.len();
         let (sx, so) = (rows(op, "x", x, n, width)?, rows(op, "the output", out, n, width)?);
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
-        if n > 0 {
-            launch_early!(self, "rms_norm", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
+        match eight(op, to, n, width)? {
+            _ if n == 0 => {}
+            None => launch_early!(self, op, config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr()),
+            Some((q, s)) => launch!(self, "rms_norm_8", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr(), q, s),
         }
         Ok(())
     }
@@ -52,8 +83,28 @@ impl Device {
         out: &mut Tensor,
         rstd: &mut Floats,
     ) -> Result<()> {
+        self.add_rms_norm_eight(n, x, delta, sum, weight, eps, out, rstd, None)
+    }
+
+    /// [`Self::add_rms_norm`] that may also leave the result in e4m3.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    pub fn add_rms_norm_eight(
+        &self,
+        n: usize,
+        x: &Tensor,
+        delta: &Tensor,
+        sum: &mut Tensor,
+        weight: &Floats,
+        eps: f32,
+        out: &mut Tensor,
+        rstd: &mut Floats,
+        to: Option<&mut Eight>,
+    ) -> Result<()> {
         let (x, stride) = (x.ptr(), rows("add_rms_norm", "x", x, n, weight.len())?);
-        self.add_rms_norm_at(n, x, stride, delta, sum, weight, eps, out, rstd)
+        self.add_rms_norm_at(n, x, stride, delta, sum, weight, eps, out, rstd, to)
     }
 
     /// `x_acc += delta`, rounded, then RMSNorm of the stored sum.
@@ -72,7 +123,7 @@ impl Device {
         rstd: &mut Floats,
     ) -> Result<()> {
         let (x, stride) = (x_acc.ptr(), rows("add_rms_norm", "x", x_acc, n, weight.len())?);
-        self.add_rms_norm_at(n, x, stride, delta, x_acc, weight, eps, out, rstd)
+        self.add_rms_norm_at(n, x, stride, delta, x_acc, weight, eps, out, rstd, None)
     }
 
     #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
@@ -87,6 +138,7 @@ impl Device {
         eps: f32,
         out: &mut Tensor,
         rstd: &mut Floats,
+        to: Option<&mut Eight>,
     ) -> Result<()> {
         let op = "add_rms_norm";
         let width = weight.len();
@@ -94,8 +146,11 @@ impl Device {
         let so = rows(op, "the output", out, n, width)?;
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
-        if n > 0 {
-            launch_early!(self, op, config, x, sx, delta.ptr(), sd, sum.ptr(), ss, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr());
+        let (d, sum, w, out, rstd) = (delta.ptr(), sum.ptr(), weight.ptr(), out.ptr(), rstd.ptr());
+        match eight(op, to, n, width)? {
+            _ if n == 0 => {}
+            None => launch_early!(self, op, config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd),
+            Some((q, s)) => launch!(self, "add_rms_norm_8", config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd, q, s),
         }
         Ok(())
     }
@@ -105,13 +160,34 @@ impl Device {
     /// # Errors
     /// Buffers or widths that do not fit.
     pub fn rms_norm_backward(&self, n: usize, dy: &Tensor, x: &Tensor, weight: &Floats, rstd: &Floats, dx_acc: &mut Tensor) -> Result<()> {
+        self.rms_norm_backward_eight(n, dy, x, weight, rstd, dx_acc, None)
+    }
+
+    /// [`Self::rms_norm_backward`] that may also leave the sum in e4m3.
+    ///
+    /// # Errors
+    /// Buffers or widths that do not fit.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    pub fn rms_norm_backward_eight(
+        &self,
+        n: usize,
+        dy: &Tensor,
+        x: &Tensor,
+        weight: &Floats,
+        rstd: &Floats,
+        dx_acc: &mut Tensor,
+        to: Option<&mut Eight>,
+    ) -> Result<()> {
         let op = "rms_norm_backward";
         let width = weight.len();
         let (sy, sx, sd) = (rows(op, "dy", dy, n, width)?, rows(op, "x", x, n, width)?, rows(op, "dx", dx_acc, n, width)?);
         least(op, "rstd", rstd.len(), Some(n))?;
         let (v, config) = norm_rows(op, n, width)?;
-        if n > 0 {
-            launch!(self, op, config, dy.ptr(), sy, x.ptr(), sx, weight.ptr(), rstd.ptr(), v, dx_acc.ptr(), sd);
+        let (dy, x, w, rstd, dx) = (dy.ptr(), x.ptr(), weight.ptr(), rstd.ptr(), dx_acc.ptr());
+        match eight(op, to, n, width)? {
+            _ if n == 0 => {}
+            None => launch!(self, op, config, dy, sy, x, sx, w, rstd, v, dx, sd),
+            Some((q, s)) => launch!(self, "rms_norm_backward_8", config, dy, sy, x, sx, w, rstd, v, dx, sd, q, s),
         }
         Ok(())
     }

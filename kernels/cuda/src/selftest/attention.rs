@@ -7,8 +7,8 @@ use trainer_kernels::ops::{AttentionShape, HostBatch, Ops};
 
 /// Relative error of a product of probabilities that were rounded to bf16 (half a unit of 2⁻⁸ each, uniform: 0.0017), rounded once more.
 const ROUNDED: f64 = 4e-3;
-/// Relative error of the gradients of q and k: `p (dp - delta)` is rounded to bf16, and `delta` comes from the rounded output: where `dp` and
-/// `delta` nearly cancel (short sequences) its error counts for more.
+/// Relative error of the gradients of q and k: `p (dp - delta)` is rounded to bf16, and `delta` comes from the rounded output: where `dp`
+/// and `delta` nearly cancel (short sequences) its error counts for more.
 const CANCELLED: f64 = 8e-3;
 
 /// What a backward reads and writes.

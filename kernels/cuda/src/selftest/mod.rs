@@ -11,6 +11,7 @@ mod adamw;
 mod attention;
 mod decode;
 mod elementwise;
+mod fp8;
 mod gemm;
 mod lora;
 mod loss;
@@ -60,8 +61,22 @@ pub struct Comparison {
 }
 
 /// The groups of checks.
-pub const GROUPS: &[&str] =
-    &["nf4", "norm", "rope", "elementwise", "attention", "loss", "adamw", "lora", "quantize", "sampling", "gemm", "lora_gemm", "decode"];
+pub const GROUPS: &[&str] = &[
+    "nf4",
+    "norm",
+    "rope",
+    "elementwise",
+    "attention",
+    "loss",
+    "adamw",
+    "lora",
+    "quantize",
+    "sampling",
+    "gemm",
+    "lora_gemm",
+    "decode",
+    "fp8",
+];
 
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
@@ -84,6 +99,7 @@ pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&
             "gemm" => checks.all_gemm()?,
             "lora_gemm" => checks.all_lora_gemm()?,
             "decode" => checks.all_decode()?,
+            "fp8" => checks.all_fp8()?,
             other => return Err(CheckError::Other(format!("no checks are called {other}"))),
         }
     }

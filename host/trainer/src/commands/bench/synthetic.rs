@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use trainer_config::{Device, DevicePlan};
+use trainer_config::{Device, DevicePlan, Precision};
 use trainer_engine::synthetic::{SHAPES, shape};
 use trainer_engine::{
     Adapter, Dims, GenOptions, GenRequest, Generator, Keep, Model, ModelOptions, TrainOptions, Trainer, trained_parameters,
@@ -19,7 +19,7 @@ use trainer_kernels::rng::philox4x32_10;
 use trainer_kernels::sampling::SamplingParams;
 use trainer_model::{AdapterConfig, ModelConfig, ModelFiles};
 use trainer_runtime::{
-    DeviceInfo, DeviceKind, Gauge, PlanRequest, Planned, choose_plan, inference_weights, limit_in_bytes, open_device, with_ops,
+    DeviceInfo, DeviceKind, Gauge, PlanRequest, Planned, choose_plan, inference_weights, limit_in_bytes, open_device_as, with_ops,
 };
 use trainer_train::rundir::utc;
 
@@ -194,8 +194,9 @@ pub fn run(args: &BenchArgs, shape_name: &str) -> Result<ExitCode> {
     let device: Device = super::super::recipe_with(&[], &more)?.device;
     let settings =
         Settings { shape: shape_name.to_owned(), config: config(shape_name)?, goal: device.plan, limit: limit_in_bytes(&device) };
-    let open = open_device(&device)?;
-    let precision = precision(args.precision.as_deref(), open.info.kind)?;
+    let asked = asked_precision(args.precision.as_deref())?;
+    let open = open_device_as(&device, asked.unwrap_or(Precision::Bf16))?;
+    let precision = precision(asked, open.info.kind)?;
     let header = |backend: String| Header {
         trainer: env!("CARGO_PKG_VERSION"),
         date: utc(SystemTime::now()),
@@ -227,14 +228,22 @@ fn config(name: &str) -> Result<ModelConfig> {
     }
 }
 
-/// What the device is to compute in, and whether it can.
-fn precision(asked: Option<&str>, kind: DeviceKind) -> Result<&'static str> {
+fn asked_precision(asked: Option<&str>) -> Result<Option<Precision>> {
+    match asked {
+        None => Ok(None),
+        Some("bf16") => Ok(Some(Precision::Bf16)),
+        Some("fp8") => Ok(Some(Precision::Fp8)),
+        Some(p) => bail!("--precision is bf16 or fp8, not {p}"),
+    }
+}
+
+/// What the device computes in.
+fn precision(asked: Option<Precision>, kind: DeviceKind) -> Result<&'static str> {
     match (kind, asked) {
         (DeviceKind::Cpu, None) => Ok("f32"),
         (DeviceKind::Cpu, Some(p)) => bail!("the CPU computes in f32, not in {p}; leave --precision out"),
-        (DeviceKind::Cuda, None | Some("bf16")) => Ok("bf16"),
-        (DeviceKind::Cuda, Some("fp8")) => bail!("fp8 products are not in this version; use --precision bf16"),
-        (DeviceKind::Cuda, Some(p)) => bail!("--precision is bf16 or fp8, not {p}"),
+        (DeviceKind::Cuda, None | Some(Precision::Bf16)) => Ok("bf16"),
+        (DeviceKind::Cuda, Some(Precision::Fp8)) => Ok("fp8"),
     }
 }
 
@@ -488,8 +497,9 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_said() {
         assert!(config("7b").unwrap_err().to_string().contains("0.6b"));
-        assert!(precision(Some("fp8"), DeviceKind::Cpu).is_err());
+        assert!(precision(Some(Precision::Bf16), DeviceKind::Cpu).is_err());
+        assert!(asked_precision(Some("fp16")).is_err());
         assert_eq!(precision(None, DeviceKind::Cpu).unwrap(), "f32");
-        assert_eq!(precision(Some("bf16"), DeviceKind::Cuda).unwrap(), "bf16");
+        assert_eq!(precision(asked_precision(Some("fp8")).unwrap(), DeviceKind::Cuda).unwrap(), "fp8");
     }
 }
