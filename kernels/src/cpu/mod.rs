@@ -21,7 +21,9 @@ pub use simd::InstructionSet;
 pub use types::{Batch, Param, Stats, Tensor};
 
 use crate::adamw::{self, AdamWConfig, OptimizerState};
-use crate::ops::{AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Result, WeightPlan};
+use crate::ops::{
+    AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Result, ScratchNeed, WeightPlan,
+};
 use attention::check_shape;
 use buffer::{Buffer, Scratch, area};
 use norm::Heads;
@@ -167,6 +169,28 @@ impl Ops for Cpu {
     /// `cpu-f32-fma`, or `cpu-f32` where products are rounded before they are added: the two give different bits.
     fn describe(&self) -> String {
         if self.path.fused() { "cpu-f32-fma".into() } else { "cpu-f32".into() }
+    }
+
+    /// Unpacked weights are held twice: as right operands of the forward and of the backward.
+    fn group_bytes(&self, members: &[(usize, usize)], plan: WeightPlan, _ranks: usize) -> u64 {
+        let inner = members.first().map_or(0, |m| m.1);
+        let out: usize = members.iter().map(|m| m.0).sum();
+        match plan {
+            WeightPlan::Unpacked => {
+                let forward: usize = members.iter().map(|m| gemm::packed_len(inner, m.0)).sum();
+                4 * (forward + gemm::packed_len(out, inner)) as u64
+            }
+            WeightPlan::Packed => nf4_bytes(out as u64 * inner as u64),
+        }
+    }
+
+    /// What is unpacked for a call or while loading, and the output head as a right operand.
+    fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
+        let (out, inner, _) = need.largest_group;
+        let rows = 4 * out as u64 * inner as u64;
+        let panels =
+            if need.plan == WeightPlan::Packed { 4 * gemm::packed_len(inner, out).max(gemm::packed_len(out, inner)) as u64 } else { 0 };
+        vec![("frozen projections", rows + panels), ("embedding and head", 4 * gemm::packed_len(need.hidden, need.vocab) as u64)]
     }
 
     fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor> {
@@ -594,6 +618,11 @@ impl Ops for Cpu {
     ) -> Result<()> {
         adamw::step(&mut param.data[..], &grad.data[..], state, config, lr.into(), grad_scale.into(), step).map_err(device)
     }
+}
+
+/// Bytes of so many weights in NF4 with double quantization.
+fn nf4_bytes(values: u64) -> u64 {
+    values.div_ceil(2) + values.div_ceil(64) + values.div_ceil(64 * 256) * 4
 }
 
 /// An error of a module that has its own.
