@@ -157,6 +157,7 @@ impl Cuda {
     }
 
     /// `C [n, width] = x Wᵀ + beta C` with `x` rounded here unless it was rounded where it was made.
+    #[expect(clippy::too_many_arguments, reason = "a matrix product")]
     fn product8(&self, n: usize, x: &Tensor, weights: Matrix8, scales: &Floats, c: Out, width: usize, beta: f32) -> Outcome<()> {
         let k = x.cols();
         let mut rounded = self.rounded();

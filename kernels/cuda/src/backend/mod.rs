@@ -300,9 +300,10 @@ impl Ops for Cuda {
         // What is in use already is part of the plan, and what was reserved before serves it.
         let usage = self.usage();
         let rest = bytes.saturating_sub(usage.reserved.max(usage.in_use));
-        Ok(if rest > 0 {
-            self.device.arena().reserve(rest)?
-        })
+        if rest > 0 {
+            self.device.arena().reserve(rest)?;
+        }
+        Ok(())
     }
 
     fn rates(&self) -> Option<Rates> {
