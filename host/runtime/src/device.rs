@@ -6,7 +6,7 @@ use serde::Serialize;
 use trainer_config::{Device, DeviceBackend};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels_cuda::compile::Arch;
-use trainer_kernels_cuda::probe::{CUBLASLT, NVRTC, Probe, probe};
+use trainer_kernels_cuda::probe::{CUBLASLT, NVRTC, Probe, probe_for_use};
 use trainer_kernels_cuda::{Cuda, CudaOptions};
 
 use crate::RuntimeError;
@@ -214,14 +214,14 @@ pub fn open_device(device: &Device) -> Result<OpenDevice, RuntimeError> {
     match device.backend {
         DeviceBackend::Cpu => open_cpu(device, "it was asked for".to_owned()),
         DeviceBackend::Cuda(ordinal) => {
-            let found = probe();
+            let found = probe_for_use();
             match unusable(&found, ordinal) {
                 Some(why) => Err(RuntimeError::NoCard { ordinal, why }),
                 None => open_card(device, &found, ordinal, "it was asked for".to_owned()),
             }
         }
         DeviceBackend::Auto => {
-            let found = probe();
+            let found = probe_for_use();
             let verdict = choose(&found);
             let Some(ordinal) = verdict.ordinal else {
                 tracing::info!("the CPU computes: {}", verdict.reason);
