@@ -6,7 +6,7 @@ use serde::Serialize;
 use trainer_config::{Device, DeviceBackend, Precision};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels_cuda::compile::Arch;
-use trainer_kernels_cuda::probe::{CUBLASLT, NVRTC, Probe, driver_present, probe};
+use trainer_kernels_cuda::probe::{CUBLASLT, NVRTC, Probe, driver_present, probe_for_use};
 use trainer_kernels_cuda::{Cuda, CudaError, CudaOptions};
 
 use crate::RuntimeError;
@@ -257,7 +257,7 @@ pub fn open_device_as(device: &Device, precision: Precision) -> Result<OpenDevic
     match device.backend {
         DeviceBackend::Cpu => open_cpu_as(device, precision, "it was asked for".to_owned()),
         DeviceBackend::Cuda(ordinal) => {
-            let found = probe();
+            let found = probe_for_use();
             match unusable(&found, ordinal) {
                 Some(why) => Err(RuntimeError::NoCard { ordinal, why }),
                 None => open_card(device, precision, &found, ordinal, "it was asked for".to_owned()),
@@ -270,7 +270,7 @@ pub fn open_device_as(device: &Device, precision: Precision) -> Result<OpenDevic
             open_cpu(device, reason)
         }
         DeviceBackend::Auto => {
-            let found = probe();
+            let found = probe_for_use();
             let verdict = choose(&found);
             let Some(ordinal) = verdict.ordinal else {
                 tracing::info!("the CPU computes: {}", verdict.reason);

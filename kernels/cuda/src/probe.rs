@@ -72,8 +72,17 @@ pub fn driver_present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// Looks.
+/// Looks for everything.
 pub fn probe() -> Probe {
+    look_for(true)
+}
+
+/// Looks for what opening a card takes: a compiler only where some card needs one, because loading it takes a while.
+pub fn probe_for_use() -> Probe {
+    look_for(false)
+}
+
+fn look_for(everything: bool) -> Probe {
     let mut missing = Vec::new();
     let (mut driver, mut cards) = (None, Vec::new());
     if driver_present() {
@@ -100,8 +109,12 @@ pub fn probe() -> Probe {
             Vec::new()
         }
     };
-    let nvrtc = Nvrtc::load().map(|n| format!("{} {}.{}", n.path().display(), n.version().0, n.version().1)).map_err(|e| e.to_string());
     let needed = needs_compiler(&cards, &inside);
+    let nvrtc = if everything || needed {
+        Nvrtc::load().map(|n| format!("{} {}.{}", n.path().display(), n.version().0, n.version().1)).map_err(|e| e.to_string())
+    } else {
+        Err("not looked for, because nothing needs it".to_owned())
+    };
     if let (Err(e), true) = (&nvrtc, needed) {
         missing.push(e.clone());
     }
@@ -154,6 +167,7 @@ mod tests {
     #[test]
     fn every_gap_is_named_with_its_remedy() {
         let found = probe();
+        assert_eq!(found.missing, probe_for_use().missing);
         assert_eq!(found.libraries.len(), 2);
         if found.cards.is_empty() {
             assert!(found.missing.iter().any(|m| m.contains("driver")), "{:?}", found.missing);
