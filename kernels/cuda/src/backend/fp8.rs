@@ -61,6 +61,7 @@ impl Rounded {
             // Every operand takes turns in it: it only grows.
             let (bytes, rows) = self.eight.as_ref().map_or((0, 0), |e| (e.values().len(), e.scales().len()));
             self.eight = None;
+            cuda.replace();
             self.eight = Some(cuda.device.eight(bytes.max(n.saturating_mul(width)), rows.max(n), "operands in fp8")?);
         }
         self.eight.as_mut().ok_or_else(|| CudaError::CublasLt("no room for operands in fp8: a bug in trainer-kernels-cuda".into()))
@@ -228,6 +229,7 @@ impl Cuda {
         let mut held = self.values8.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_none_or(|b| b.len() < need) {
             *held = None;
+            self.replace();
             *held = Some(self.device.buffer(need, "weights in fp8")?);
         }
         match held.as_mut() {

@@ -310,15 +310,22 @@ impl Cuda {
     /// The buffers that the adapters of groups in e4m3 take turns in, in the shape of this one's.
     fn shared_adapters<'s>(&self, shared: &'s mut Option<Extended>, group: &Group, ranks: usize) -> Outcome<&'s mut Extended> {
         let (out, inner) = (group.out_features, group.in_features);
-        let fits = |e: &Extended| e.tensor.capacity() >= out * ranks && e.ins.as_ref().is_some_and(|ins| ins.capacity() >= ranks * inner);
-        let held = shared.take().filter(fits);
-        let e = match held {
-            Some(e) => e,
-            None => self.apart(out, inner, ranks)?,
+        let (outs, ins) = match shared.take() {
+            Some(held) => (Some(held.tensor), held.ins),
+            None => (None, None),
         };
-        let ins = e.ins.as_ref().map(|ins| ins.reshaped(ranks, inner)).transpose()?;
-        let tensor = e.tensor.reshaped(out, ranks)?;
-        Ok(shared.insert(Extended { tensor, ins, out, in_features: inner, room: ranks, holds: Vec::new() }))
+        // Each of the two only grows: the group with the longest B need not be the one with the longest A.
+        let room = |held: Option<Tensor>, rows: usize, cols: usize| -> Outcome<Tensor> {
+            match held.filter(|t| t.capacity() >= rows * cols) {
+                Some(t) => Ok(t.reshaped(rows, cols)?),
+                None => {
+                    self.replace();
+                    Ok(Tensor::new(self.device.arena(), rows, cols, "adapters in 16 bits")?)
+                }
+            }
+        };
+        let (tensor, ins) = (room(outs, out, ranks)?, room(ins, ranks, inner)?);
+        Ok(shared.insert(Extended { tensor, ins: Some(ins), out, in_features: inner, room: ranks, holds: Vec::new() }))
     }
 
     /// The buffer that groups take turns in, in the shape of this one.

@@ -259,14 +259,15 @@ impl Ops for Cuda {
     fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
         let mut parts = vec![("library workspace", self.products.workspace() as u64)];
         let inner = need.largest_group.1;
-        let (mut rounded, mut values8, mut adapters, mut weights) = (0, 0, 0, 0);
+        let (mut rounded, mut values8, mut outs, mut ins, mut weights) = (0, 0, 0, 0, 0);
         for (members, inner) in &need.groups {
             let out: usize = members.iter().map(|m| m.0).sum();
             let ranks: usize = members.iter().map(|m| m.1.next_multiple_of(8)).sum();
             if self.options.precision == Precision::Fp8 && fp8::fits(members.iter().map(|m| m.0), *inner) {
                 rounded = rounded.max(need.tokens as u64 * out.max(*inner) as u64 + 4 * need.tokens as u64);
                 values8 = values8.max(out as u64 * *inner as u64);
-                adapters = adapters.max(2 * ranks as u64 * (out + inner) as u64);
+                outs = outs.max(2 * (ranks * out) as u64);
+                ins = ins.max(2 * (ranks * inner) as u64);
             } else {
                 weights = weights.max(2 * (out + ranks) as u64 * Extended::stride(*inner, ranks) as u64);
             }
@@ -275,7 +276,7 @@ impl Ops for Cuda {
             parts.push(("operands in fp8", rounded));
         }
         if need.plan == WeightPlan::Packed {
-            parts.push(("unpacked weights", weights + values8 + adapters));
+            parts.push(("unpacked weights", weights + values8 + outs + ins));
         }
         let partial = need.groups.iter().map(|(members, inner)| self.partial_bytes(need.tokens, members, *inner)).max();
         parts.push(("adapters' partial sums", partial.unwrap_or(0) as u64));

@@ -115,7 +115,7 @@ impl Products {
     pub fn rates(&self, card: Rates) -> Rates {
         match self {
             Products::Lt(_) => card,
-            Products::Own => Rates { products: SHARE * card.products, ..card },
+            Products::Own => Rates { products: SHARE * card.products, frozen: SHARE * card.frozen, ..card },
         }
     }
 }

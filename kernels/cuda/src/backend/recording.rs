@@ -16,6 +16,8 @@ pub struct Recording {
 impl Cuda {
     pub(super) fn record_launches(&self, work: &mut dyn FnMut() -> Outcome<()>) -> Outcome<Option<Recording>> {
         let replaced = self.replaced.load(Ordering::Relaxed);
+        // What was rounded before is not part of the recording, and a replay rounds without this side's knowing.
+        self.forget();
         let mut failure = None;
         let graph = self.device.capture(|| {
             if let Err(e) = work() {
@@ -35,6 +37,7 @@ impl Cuda {
         if self.replaced.load(Ordering::Relaxed) != recording.replaced {
             return Ok(false);
         }
+        self.forget();
         recording.graph.launch()?;
         Ok(true)
     }
