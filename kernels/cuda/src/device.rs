@@ -152,7 +152,7 @@ impl Device {
             * attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)
             / (2.619e6 * 5120.0);
         // Hopper has kernels of its own; the portable ones reach less.
-        let attention = if self.arch == Arch::Sm90a { 4.4e14 } else { 2.2e14 };
+        let attention = if self.arch == Arch::Sm90a { 4.4e14 } else { 1.95e14 };
         // Generations before Hopper do a quarter to a third of the products per multiprocessor and clock.
         let generation = match self.arch {
             Arch::Sm90a | Arch::Sm100a => 1.0,

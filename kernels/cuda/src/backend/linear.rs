@@ -15,7 +15,7 @@
 
 use super::fp8::Eights;
 use super::types::{Batch, Param};
-use super::{Cuda, Outcome};
+use super::{Cuda, Outcome, Products};
 use crate::launch::{DeviceNf4, LoraIn, LoraOut, LoraPart, MOST_SMALL_ROWS, QuantSource, SmallLora, SmallMember};
 use crate::matrix::{Float, Matrix, Op, Out};
 use crate::memory::{Floats, Tensor};
@@ -402,6 +402,12 @@ impl Cuda {
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
+                    // The library is the faster for this thin product; without it there is a kernel that reads x once.
+                    None if matches!(self.products, Products::Own) => {
+                        self.with_partial(self.device.lora_mid_scratch_bytes(n, inner, r), |scratch| {
+                            Ok(self.device.lora_mid(n, x, e.a(0, r), mid, scratch)?)
+                        })?;
+                    }
                     None => self.gemm(xs, Op::N, e.a(0, r), Op::T, bf16(mid, 0, r), n, r, inner, 1.0, 0.0)?,
                     Some(dropout) => {
                         batch.check_rows(op, n)?;
