@@ -6,6 +6,7 @@ use crate::compile::{Arch, SOURCES, Source, cubin};
 use crate::nvrtc::Nvrtc;
 use crate::{CudaError, Result};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The places that code comes from.
 pub struct Code {
@@ -48,20 +49,44 @@ impl Code {
             }
             None => None,
         };
-        let mut inside = 0;
-        let mut cubins = Vec::new();
-        for source in SOURCES.iter().filter(|s| s.serves(arch)) {
-            let code = match unpacked.as_ref().and_then(|u| u.get(source)) {
-                Some(code) => {
-                    inside += 1;
-                    code.to_vec()
-                }
-                None => cubin(self.nvrtc(arch)?, self.cache.as_ref(), source, arch)?,
+        let inside = |source| unpacked.as_ref().and_then(|u| u.get(source));
+        let sources: Vec<_> = SOURCES.iter().filter(|s| s.serves(arch)).collect();
+        let missing: Vec<_> = sources.iter().copied().filter(|s| inside(s).is_none()).collect();
+        let mut compiled = if missing.is_empty() { Vec::new() } else { self.compile(self.nvrtc(arch)?, &missing, arch)? };
+        compiled.reverse();
+        let mut cubins = Vec::with_capacity(sources.len());
+        for source in sources {
+            let code = match inside(source) {
+                Some(code) => code.to_vec(),
+                None => compiled.pop().unwrap_or_default(),
             };
             cubins.push((source, code));
         }
+        let inside = cubins.len() - missing.len();
         tracing::debug!("{} kernel files for {}, {inside} of them inside this program", cubins.len(), arch.name());
         Ok(cubins)
+    }
+
+    /// Machine code of each of these files, in their order, on all processors: without a cache a card's kernels take one of them 10 to 20 s.
+    fn compile(&self, nvrtc: &Nvrtc, sources: &[&'static Source], arch: Arch) -> Result<Vec<Vec<u8>>> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(sources.len());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                match sources.get(i) {
+                    Some(source) => done.push((i, cubin(nvrtc, self.cache.as_ref(), source, arch))),
+                    None => return done,
+                }
+            }
+        };
+        let mut done: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        });
+        done.sort_by_key(|(i, _)| *i);
+        done.into_iter().map(|(_, code)| code).collect()
     }
 
     fn nvrtc(&self, arch: Arch) -> Result<&Nvrtc> {
