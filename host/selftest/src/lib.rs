@@ -7,6 +7,7 @@
 mod files;
 mod models;
 mod quant;
+mod reduced;
 mod rows;
 mod training;
 
@@ -108,7 +109,8 @@ pub struct Check {
 }
 
 /// The groups of checks: quantization and optimizer, then whole models.
-pub const GROUPS: &[&str] = &["ref-nf4", "ref-blockwise8", "ref-adamw8bit", "ref-forward", "ref-lora", "ref-greedy", "ref-curves"];
+pub const GROUPS: &[&str] =
+    &["ref-nf4", "ref-blockwise8", "ref-adamw8bit", "ref-forward", "ref-lora", "ref-greedy", "ref-curves", "ref-cpu"];
 
 /// The largest errors that pass.
 ///
@@ -202,7 +204,8 @@ pub fn run<O: Ops>(ops: Arc<O>, reference: &Path, groups: &[String], seen: &mut 
             "ref-forward" => checks.forward(),
             "ref-lora" => checks.lora(),
             "ref-greedy" => checks.greedy(),
-            _ => checks.curves(),
+            "ref-curves" => checks.curves(),
+            _ => checks.reduced(),
         };
         match ran {
             Ok(()) => {}

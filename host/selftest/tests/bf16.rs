@@ -200,9 +200,9 @@ impl Ops for Rounded {
         out: &mut Self::Tensor,
         rstd: &mut Self::Stats,
     ) -> Result<()> {
-        self.0.add_rms_norm(n, x_acc, delta, weight, eps, out, rstd)?;
-        self.round(n, x_acc)?;
-        self.round(n, out)
+        // The norm is that of the sum as it is kept, which is what makes plans that compute it again agree to the bit.
+        self.add(n, x_acc, delta)?;
+        self.rms_norm(n, x_acc, weight, eps, out, rstd)
     }
     fn rms_norm_backward(
         &self,
