@@ -90,17 +90,18 @@ static __device__ __forceinline__ void normal2(u32 a, u32 b, float std, float& x
     y = r * s;
 }
 
-// Values that depend on key, row and column alone.
+// Values that depend on key, row and column alone; the first row counts as `first`.
 extern "C" __global__ void __launch_bounds__(256) random_normal(
-    u32 key_low, u32 key_high, float std, u32 vectors, u64 total, uint4* __restrict__ out, u64 stride) {
+    u32 key_low, u32 key_high, float std, u64 first, u32 vectors, u64 total, uint4* __restrict__ out, u64 stride) {
     u64 t = (u64)blockIdx.x * 256 + threadIdx.x;
     if (t >= total) return;
     u64 row = t / vectors;
     u32 c = (u32)(t - row * vectors);
+    u64 counter = first + row;
     float x[8];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        uint4 r = philox(make_uint4(2 * c + half, (u32)row, (u32)(row >> 32), 0), make_uint2(key_low, key_high));
+        uint4 r = philox(make_uint4(2 * c + half, (u32)counter, (u32)(counter >> 32), 0), make_uint2(key_low, key_high));
         normal2(r.x, r.y, std, x[4 * half], x[4 * half + 1]);
         normal2(r.z, r.w, std, x[4 * half + 2], x[4 * half + 3]);
     }

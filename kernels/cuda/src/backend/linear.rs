@@ -162,7 +162,7 @@ impl Cuda {
         let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None, eights: None };
         for (&(out, inner), member) in members.iter().zip(0u64..) {
             let mut values = Tensor::new(self.device.arena(), out, inner, "random weights")?;
-            self.device.random_normal(random.seed.wrapping_add(member), random.deviation, &mut values)?;
+            self.device.random_normal(random.seed.wrapping_add(member), random.deviation, 0, &mut values)?;
             let frozen = if random.nf4 {
                 Frozen::Nf4(self.device.quantize_nf4(QuantSource::Bf16(&values), out, inner, DoubleQuant::default())?)
             } else {

@@ -206,7 +206,7 @@ impl Ops for Cuda {
 
     fn random_table(&self, rows: usize, cols: usize, random: Random) -> Outcome<Table> {
         let mut t = Tensor::new(self.device.arena(), rows, cols, "a random table")?;
-        self.device.random_normal(random.seed, random.deviation, &mut t)?;
+        self.device.random_normal(random.seed, random.deviation, 0, &mut t)?;
         Ok(Table::Card(t))
     }
 

@@ -80,13 +80,13 @@ impl Cuda {
         Ok(table)
     }
 
-    /// A random table in pinned host memory, made on the card piece by piece.
+    /// A random table in pinned host memory, made on the card piece by piece: the same values as in one piece.
     pub(super) fn random_outside(&self, rows: usize, cols: usize, seed: u64, deviation: f32) -> Outcome<Table> {
         let table = self.empty_outside(rows, cols)?;
         let mut piece = Tensor::new(self.device.arena(), ROWS.min(rows), cols, "a random table")?;
         if let Table::Outside { memory, .. } = &table {
             for first in (0..rows).step_by(ROWS) {
-                self.device.random_normal(seed.wrapping_add(first as u64), deviation, &mut piece)?;
+                self.device.random_normal(seed, deviation, first, &mut piece)?;
                 let to = memory.ptr() + 2 * (first * cols) as u64;
                 self.device.copy_outside(self.device.stream(), ROWS.min(rows - first), &piece, to, true)?;
             }

@@ -124,18 +124,20 @@ impl Device {
         Ok(Nf4::from_parts(w.packed.read()?, absmax, &[w.rows, w.cols], 1 << w.block_shift, code, dtype)?)
     }
 
-    /// Fills a tensor with normal values of deviation `std` around 0, each a function of seed, row and column: synthetic weights for benchmarks.
+    /// Fills a tensor with normal values of deviation `std` around 0, each a function of seed, row and column: synthetic weights for benchmarks. The
+    /// tensor's first row counts as the row `first`.
     ///
     /// # Errors
     /// Columns that are no multiple of 8.
-    pub fn random_normal(&self, seed: u64, std: f32, out: &mut Tensor) -> Result<()> {
+    pub fn random_normal(&self, seed: u64, std: f32, first: usize, out: &mut Tensor) -> Result<()> {
         let op = "random_normal";
         let v = vectors(op, "the columns", out.cols())?;
         let stride = rows(op, "the output", out, out.rows(), out.cols())?;
         let total = out.rows() * (out.cols() / 8);
         if total > 0 {
             let [low, high] = stream_key(seed, Purpose::Init);
-            launch!(self, op, grid(blocks(op, total, 256)?, 1, 256), low, high, std, v, total as u64, out.ptr(), u64::from(stride));
+            let config = grid(blocks(op, total, 256)?, 1, 256);
+            launch!(self, op, config, low, high, std, first as u64, v, total as u64, out.ptr(), u64::from(stride));
         }
         Ok(())
     }
