@@ -32,7 +32,7 @@ pub use error::ModelError;
 pub use files::ModelFiles;
 pub use load::{LayerWeights, LinearWeight, LoadOptions, ModelWeights, Quantize, load_weights};
 pub use quantization::QuantizationConfig;
-pub use tensors::{Dtype, TensorInfo, TensorValues};
+pub use tensors::{Dtype, StoredTensor, TensorInfo, TensorValues};
 pub use trainer_kernels::nf4::FloatType;
 
 /// Shorthand for results of this crate.

@@ -107,6 +107,7 @@ fn reference_checkpoints_load_as_stored() {
                     quantized += 1;
                     check_stored_form(&path, &name, weight, &stored);
                 }
+                LinearWeight::Stored { .. } => panic!("{path}: {name} was not to be deferred"),
                 LinearWeight::F32 { .. } | LinearWeight::Bf16 { .. } => {
                     assert_eq!(want.shape, [weight.out_features(), weight.in_features()], "{path}: {name}");
                     same(&format!("{name}.weight"), weight.to_f32().unwrap());

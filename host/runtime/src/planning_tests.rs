@@ -9,7 +9,7 @@ fn cpu() -> Cpu {
 }
 
 fn with_goal(goal: DevicePlan, limit: Option<u64>, recompute: Option<Recompute>) -> Result<Planned, RuntimeError> {
-    let base = crate::load_base(&trainer_config::ModelSource::Nano, trainer_config::Quantization::Nf4).unwrap();
+    let base = crate::load_base(&trainer_config::ModelSource::Nano, trainer_config::Quantization::Nf4, false).unwrap();
     let adapter = AdapterConfig::default();
     let (config, optimizer) = (&base.config, AdamWConfig::default());
     choose_plan(

@@ -79,8 +79,10 @@ impl<O: Ops> Assembly<O> {
     ///
     /// # Errors
     /// Whatever of the recipe cannot be had, or does not fit the device's memory.
-    pub fn new(recipe: Recipe, ops: Arc<O>, threads: usize, device: DeviceInfo) -> Result<Self, TrainError> {
-        let base = load_base(&recipe.model.source, recipe.model.quantization)?;
+    pub fn new(recipe: Recipe, ops: Arc<O>, threads: usize, device: DeviceInfo, before: Option<&Lock>) -> Result<Self, TrainError> {
+        let machine = MachineLock::of(ops.describe(), &device);
+        let plan = before.filter(|lock| lock.machine == machine).map(|lock| &lock.plan);
+        let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
         let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
         let mixer = plugins.get("mix.plugin", &recipe.mix.plugin, Kind::MixingPolicy)?;
         let mut formatters = Vec::new();

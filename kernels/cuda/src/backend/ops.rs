@@ -106,6 +106,10 @@ impl Ops for Cuda {
         Some(self.options.memory_limit.map_or(all, |limit| limit.min(all)))
     }
 
+    fn reads_weights(&self) -> bool {
+        true
+    }
+
     fn reserve(&self, bytes: u64) -> Outcome<()> {
         // What is in use already is part of the plan, and what was reserved before serves it.
         let usage = self.usage();
