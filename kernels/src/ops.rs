@@ -376,6 +376,23 @@ pub trait Ops: Send + Sync {
         false
     }
 
+    /// What was chosen so far by a library that has several ways to compute the same thing, each with other last bits: problem and choice, in the
+    /// order of the problems. Each is a text of the backend's own.
+    fn choices(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// Takes these choices from now on ([`Ops::choices`] of another run).
+    ///
+    /// # Errors
+    /// A choice that this machine's library does not know.
+    fn choose(&self, choices: &[(String, String)]) -> Result<()> {
+        match choices.first() {
+            None => Ok(()),
+            Some((problem, _)) => Err(OpsError::Device(format!("{} has no choice of algorithms, as for {problem}", self.describe()))),
+        }
+    }
+
     /// Takes the memory of a plan in one piece, so that nothing is allocated later.
     fn reserve(&self, bytes: u64) -> Result<()> {
         let _ = bytes;

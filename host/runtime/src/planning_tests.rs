@@ -44,6 +44,33 @@ fn under_a_limit_auto_takes_what_fits_and_never_more() {
 }
 
 #[test]
+fn a_plan_is_made_again_from_its_choice_whatever_would_be_chosen_now() {
+    let adapter = AdapterConfig::default();
+    let base = crate::load_base(&trainer_config::ModelSource::Nano, trainer_config::Quantization::Nf4, false).unwrap();
+    let largest = with_goal(DevicePlan::Fastest, None, None).unwrap().choice.memory.total();
+    for (goal, limit) in [(DevicePlan::Auto, None), (DevicePlan::Auto, Some(largest - 1)), (DevicePlan::Smallest, None)] {
+        let first = with_goal(goal, limit, None).unwrap();
+        let text = serde_json::to_string(&first.choice(6)).unwrap();
+        let choice: PlanChoice = serde_json::from_str(&text).unwrap();
+        let request = |limit| PlanRequest {
+            config: &base.config,
+            adapter: &adapter,
+            optimizer: AdamWConfig::default(),
+            longest: 512,
+            packed: 2048,
+            sequence: 512,
+            recompute: None,
+            goal: DevicePlan::Auto,
+            limit,
+        };
+        assert_eq!(plan_again(&cpu(), &request(limit), &choice).unwrap(), first);
+        let need = first.choice.memory.total();
+        let error = plan_again(&cpu(), &request(Some(need - 1)), &choice).unwrap_err().to_string();
+        assert!(error.contains("begun with a plan"), "{error}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_the_setting_that_would() {
     let least = with_goal(DevicePlan::Smallest, None, None).unwrap().choice.memory.total();
     let error = |goal, limit, recompute| with_goal(goal, Some(limit), recompute).unwrap_err().to_string();

@@ -20,14 +20,14 @@ use trainer_model::{AdapterBias, AdapterConfig, ModelConfig, ModelDigest, ModelF
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
-    Base, DeviceInfo, DeviceKind, Machine, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command, limit_in_bytes,
-    load_base, model_files, open_sources, source_digest,
+    Base, DeviceInfo, DeviceKind, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command,
+    limit_in_bytes, load_base, model_files, open_sources, plan_again, source_digest,
 };
 use trainer_text::SpecialMode;
 
 use crate::error::TrainError;
 use crate::events::{Banner, Event, PluginInfo, SourceInfo, When};
-use crate::lock::{Lock, MachineLock, ModelLock, PlanLock, PluginLock, Recorded, SourceLock, VERSION, libraries};
+use crate::lock::{Lock, LockError, MachineLock, ModelLock, PlanLock, PluginLock, ProductsLock, Recorded, SourceLock, VERSION, libraries};
 
 /// Tokens that samples are packed to on the CPU where the recipe packs: enough rows for the matrix kernels to be efficient, few enough to stay
 /// in cache.
@@ -75,7 +75,8 @@ impl<O: Ops> Work<O> {
 }
 
 impl<O: Ops> Assembly<O> {
-    /// Loads everything that the recipe names for a device that was opened, and computes plan and lock. Nothing is written.
+    /// Loads everything that the recipe names for a device that was opened, and computes plan and lock. Nothing is written. On the machine of
+    /// `before`, the lock of a run that is repeated or goes on, its plan is taken over instead of what would be chosen now.
     ///
     /// # Errors
     /// Whatever of the recipe cannot be had, or does not fit the device's memory.
@@ -94,7 +95,7 @@ impl<O: Ops> Assembly<O> {
         let panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
         let sources = open_sources(&recipe)?;
         let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
-        let planned = choose(ops.as_ref(), &recipe, &base.config, &device)?;
+        let planned = choose(ops.as_ref(), &recipe, &base.config, &device, plan.and_then(|p| p.memory.as_ref()))?;
         let keeps = planned.keeps(base.config.num_hidden_layers);
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
@@ -122,8 +123,10 @@ impl<O: Ops> Assembly<O> {
                 weights: weights_name(&recipe, &planned, ops.as_ref()),
                 steps,
                 algorithms: algorithms(&planned, &keeps, device.kind),
+                memory: Some(planned.choice(base.config.num_hidden_layers)),
+                products: plan.map(|p| p.products.clone()).unwrap_or_default(),
             },
-            machine: MachineLock::of(ops.describe(), &device),
+            machine,
             libraries: libraries(),
             recorded: Recorded {
                 started: crate::rundir::utc(std::time::SystemTime::now()),
@@ -145,6 +148,25 @@ impl<O: Ops> Assembly<O> {
     /// The lock.
     pub fn lock(&self) -> &Lock {
         &self.lock
+    }
+
+    /// Makes the device take the algorithms in the lock, once it is known to be that of this run.
+    ///
+    /// # Errors
+    /// An algorithm that the device's library does not know.
+    pub fn take_products(&self) -> Result<(), TrainError> {
+        let choices = self.lock.plan.products.choices().ok_or(LockError::Products)?;
+        Ok(self.ops.choose(&choices).map_err(trainer_runtime::RuntimeError::from)?)
+    }
+
+    /// The lock with the algorithms chosen since; none if there are no others.
+    pub fn grown_lock(&mut self) -> Option<&Lock> {
+        let products = ProductsLock::new(self.ops.choices());
+        if products.is_empty() || products == self.lock.plan.products {
+            return None;
+        }
+        self.lock.plan.products = products;
+        Some(&self.lock)
     }
 
     /// Optimizer steps in the run.
@@ -494,12 +516,18 @@ fn recompute(recipe: &Recipe) -> Option<Recompute> {
 /// A model whose configuration cannot be read, or a run that does not fit.
 pub fn plan_run<O: Ops>(ops: &O, recipe: &Recipe, device: &DeviceInfo) -> Result<(ModelConfig, Planned), TrainError> {
     let config = ModelConfig::read(&model_files(&recipe.model.source))?;
-    let planned = choose(ops, recipe, &config, device)?;
+    let planned = choose(ops, recipe, &config, device, None)?;
     Ok((config, planned))
 }
 
-/// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows.
-fn choose<O: Ops>(ops: &O, recipe: &Recipe, config: &ModelConfig, device: &DeviceInfo) -> Result<Planned, TrainError> {
+/// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows; or the one that was chosen before.
+fn choose<O: Ops>(
+    ops: &O,
+    recipe: &Recipe,
+    config: &ModelConfig,
+    device: &DeviceInfo,
+    before: Option<&PlanChoice>,
+) -> Result<Planned, TrainError> {
     let longest = recipe.data.max_seq_length;
     let request = PlanRequest {
         config,
@@ -515,7 +543,10 @@ fn choose<O: Ops>(ops: &O, recipe: &Recipe, config: &ModelConfig, device: &Devic
         goal: recipe.device.plan,
         limit: limit_in_bytes(&recipe.device),
     };
-    Ok(choose_plan(ops, &request)?)
+    Ok(match before {
+        Some(before) => plan_again(ops, &request, before)?,
+        None => choose_plan(ops, &request)?,
+    })
 }
 
 /// What else of the plan decides bits, or on a card the speed.
