@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use trainer_config::{ModelSource, Quantization};
 use trainer_model::{
-    Checkpoint, GenerationConfig, LoadOptions, ModelConfig, ModelDigest, ModelFiles, ModelWeights, Quantize, load_weights,
+    Checkpoint, GenerationConfig, LoadOptions, ModelConfig, ModelFiles, ModelWeights, PendingDigest, Quantize, load_weights,
 };
 use trainer_text::Tokenizer;
 
@@ -25,8 +25,8 @@ pub struct Base {
     pub tokenizer: Arc<Tokenizer>,
     /// The weights.
     pub weights: ModelWeights,
-    /// Digests of its files, for the lock.
-    pub digest: ModelDigest,
+    /// Digests of its files, for the lock, which are being computed.
+    pub digest: PendingDigest,
     /// Tokens that end an answer: the generation settings' over the model's.
     pub eos: Vec<u32>,
 }
@@ -46,14 +46,9 @@ pub fn model_files(source: &ModelSource) -> ModelFiles {
 /// Files that are missing, broken, or of another architecture; each error names file and tensor or key.
 pub fn load_base(source: &ModelSource, quantization: Quantization, defer: bool) -> Result<Base, RuntimeError> {
     let files = model_files(source);
-    std::thread::scope(|scope| {
-        // All files are hashed, which for a large model takes longer than everything else here.
-        let digest = scope.spawn(|| ModelDigest::of(&files));
-        let base = read_base(&files, quantization, defer);
-        let digest = digest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let (config, tokenizer, weights, eos) = base?;
-        Ok(Base { name: source.to_string(), files: files.clone(), config, tokenizer: Arc::new(tokenizer), weights, digest: digest?, eos })
-    })
+    let digest = PendingDigest::start(files.clone());
+    let (config, tokenizer, weights, eos) = read_base(&files, quantization, defer)?;
+    Ok(Base { name: source.to_string(), files, config, tokenizer: Arc::new(tokenizer), weights, digest, eos })
 }
 
 type Parts = (ModelConfig, Tokenizer, ModelWeights, Vec<u32>);

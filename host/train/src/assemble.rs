@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use trainer_config::{
     DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting, SpecialTokens,
@@ -49,6 +50,8 @@ pub struct Assembly<O: Ops> {
     panel: Option<Panel>,
     plugins: Vec<Arc<Plugin>>,
     planned: Planned,
+    /// The model on the device, if it is there already.
+    model: Option<Arc<Model<O>>>,
     lock: Lock,
 }
 
@@ -76,11 +79,19 @@ impl<O: Ops> Work<O> {
 
 impl<O: Ops> Assembly<O> {
     /// Loads everything that the recipe names for a device that was opened, and computes plan and lock. Nothing is written. On the machine of
-    /// `before`, the lock of a run that is repeated or goes on, its plan is taken over instead of what would be chosen now.
+    /// `before`, the lock of a run that is repeated or goes on, its plan is taken over instead of what would be chosen now. `load` puts the model on
+    /// the device at once, while its files are hashed for the lock.
     ///
     /// # Errors
     /// Whatever of the recipe cannot be had, or does not fit the device's memory.
-    pub fn new(recipe: Recipe, ops: Arc<O>, threads: usize, device: DeviceInfo, before: Option<&Lock>) -> Result<Self, TrainError> {
+    pub fn new(
+        recipe: Recipe,
+        ops: Arc<O>,
+        threads: usize,
+        device: DeviceInfo,
+        before: Option<&Lock>,
+        load: bool,
+    ) -> Result<Self, TrainError> {
         let machine = MachineLock::of(ops.describe(), &device);
         let plan = before.filter(|lock| lock.machine == machine).map(|lock| &lock.plan);
         let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
@@ -99,11 +110,12 @@ impl<O: Ops> Assembly<O> {
         let keeps = planned.keeps(base.config.num_hidden_layers);
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
+        let model = if load { Some(put_on_device(&ops, &recipe, &base, &planned)?) } else { None };
         let lock = Lock {
             version: VERSION,
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
             recipe: recipe.identity(),
-            model: ModelLock::new(base.digest.files.iter().map(|f| (f.name.clone(), f.sha256.clone())).collect()),
+            model: ModelLock::new(base.digest.get()?.files.iter().map(|f| (f.name.clone(), f.sha256.clone())).collect()),
             tokenizer: base.tokenizer.digest().to_owned(),
             adapter_from: recipe.adapter.from.as_deref().map(adapter_files).transpose()?,
             data: recipe.data.sources.iter().zip(&sources).map(|(s, source)| source_lock(&s.name, &s.path, source)).collect(),
@@ -137,7 +149,7 @@ impl<O: Ops> Assembly<O> {
                 driver: device.driver.clone(),
             },
         };
-        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, planned, lock, recipe })
+        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, planned, model, lock, recipe })
     }
 
     /// The recipe.
@@ -213,9 +225,10 @@ impl<O: Ops> Assembly<O> {
     pub fn work(&self) -> Result<Work<O>, TrainError> {
         let choice = &self.planned.choice;
         let config = adapter_config(&self.recipe);
-        choice.reserve(self.ops.as_ref(), self.planned.limit)?;
-        let how = ModelOptions { weights: choice.weights, adapter: Some(&config), host_embedding: choice.offload };
-        let model = Model::with_options(self.ops.clone(), &self.base.config, &self.base.weights, &how)?;
+        let model = match &self.model {
+            Some(model) => model.clone(),
+            None => put_on_device(&self.ops, &self.recipe, &self.base, &self.planned)?,
+        };
         let adapter = match &self.recipe.adapter.from {
             None => Adapter::init(&model, config.clone(), self.recipe.train.seed)?,
             Some(folder) => {
@@ -397,6 +410,17 @@ impl<O: Ops> Assembly<O> {
             resumed_after,
         })
     }
+}
+
+/// Takes the memory that was planned, and puts the model there.
+fn put_on_device<O: Ops>(ops: &Arc<O>, recipe: &Recipe, base: &Base, planned: &Planned) -> Result<Arc<Model<O>>, TrainError> {
+    let began = Instant::now();
+    let choice = &planned.choice;
+    choice.reserve(ops.as_ref(), planned.limit)?;
+    let how = ModelOptions { weights: choice.weights, adapter: Some(&adapter_config(recipe)), host_embedding: choice.offload };
+    let model = Model::with_options(ops.clone(), &base.config, &base.weights, &how)?;
+    tracing::debug!(ms = began.elapsed().as_millis(), "put {} on the device", base.name);
+    Ok(model)
 }
 
 fn plugin_info(plugin: &Arc<Plugin>) -> PluginInfo {

@@ -87,7 +87,7 @@ pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>))
         Origin::Resumed(dir) => Some(dir.lock()?),
     };
     with_ops!(open.backend, ops => {
-        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref())?, origin, stop)?.go(on_event)
+        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, stop)?.go(on_event)
     })
 }
 
