@@ -10,8 +10,9 @@ use crate::{CudaError, Result};
 use cudarc::driver::{CudaEvent, CudaStream, result};
 use half::bf16;
 use std::sync::PoisonError;
-use trainer_kernels::nf4::{DoubleQuant, Nf4Error};
-use trainer_kernels::ops::{MatrixSource, OpsError};
+use trainer_kernels::blockwise8::Rounding;
+use trainer_kernels::nf4::{DoubleQuant, NESTED_BLOCKSIZE, Nf4Error};
+use trainer_kernels::ops::{MatrixSource, OpsError, ReadMatrix};
 
 /// Values of a piece, a multiple of 64: 16 MiB.
 const PIECE: usize = 8 << 20;
@@ -43,6 +44,13 @@ impl Cuda {
     /// A matrix that is quantized on the card.
     pub(crate) fn stored_nf4(&self, source: &dyn MatrixSource, rows: usize, cols: usize, double: DoubleQuant) -> Outcome<DeviceNf4> {
         check(source, rows, cols)?;
+        if !matches!(double, DoubleQuant::No | DoubleQuant::Yes { blocksize: NESTED_BLOCKSIZE, rounding: Rounding::Nearest }) {
+            // What the card does not quantize, the host does.
+            return match ReadMatrix::new(source, rows, cols, Some(double))? {
+                ReadMatrix::Nf4(w) => Ok(self.device.nf4(&w)?),
+                ReadMatrix::Bf16(_) => Err(OpsError::Device("a weight was not quantized: a bug in trainer-kernels".into())),
+            };
+        }
         // What stays comes first, so that what does not leaves no hole before it.
         let weight = self.device.nf4_pieces(rows, cols, double)?;
         let count = SLOTS.min(source.len().div_ceil(PIECE));

@@ -4,6 +4,7 @@ use super::{CheckError, Checks, Outcome};
 use crate::launch::QuantSource;
 use crate::{Cuda, CudaError, CudaOptions};
 use half::bf16;
+use trainer_kernels::blockwise8::Rounding;
 use trainer_kernels::nf4::{DoubleQuant, FloatType, Nf4, Nf4Error};
 use trainer_kernels::ops::{MatrixSource, OpsError};
 
@@ -51,7 +52,8 @@ impl Checks<'_> {
             }
             let values = bf16s(&mut self.random, rows * cols);
             let (source, shape) = (Kept(values.clone()), format!("{rows}x{cols}"));
-            for double in [DoubleQuant::default(), DoubleQuant::No] {
+            let table = DoubleQuant::Yes { blocksize: 256, rounding: Rounding::CpuTable };
+            for double in [DoubleQuant::default(), DoubleQuant::No, table] {
                 let want = Nf4::quantize(&values, &[rows, cols], 64, double).map_err(|e| CheckError::Other(e.to_string()))?;
                 // Twice: the second time the pieces have been used before.
                 for _ in 0..2 {
