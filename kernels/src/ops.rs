@@ -11,7 +11,8 @@
 //! - A sequence is a run of rows given by `cu_seqlens`; positions restart in each, and no operation mixes rows of different sequences.
 
 use crate::adamw::{AdamWConfig, OptimizerState};
-use crate::nf4::Nf4;
+use crate::nf4::{DoubleQuant, Nf4};
+use half::bf16;
 
 /// What can go wrong in a backend.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,9 @@ pub enum OpsError {
     /// The device or its driver failed.
     #[error("{0}")]
     Device(String),
+    /// A matrix cannot be read from where it lies, or what is read is no weight.
+    #[error("{0}")]
+    Source(String),
 }
 
 /// Shorthand for results of operations.
@@ -86,6 +90,58 @@ impl AttentionShape {
     }
 }
 
+/// A frozen matrix in bf16 that is read when it is needed: one that lies in a file, so that host memory never holds all of it.
+pub trait MatrixSource: std::fmt::Debug + Send + Sync {
+    /// How messages call it: file and tensor.
+    fn name(&self) -> String;
+    /// How many values it has.
+    fn len(&self) -> usize;
+    /// Whether it has none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Fills `out` with the values from `first` on, on as many threads as pay.
+    ///
+    /// # Errors
+    /// Why it cannot be read, with its name.
+    fn read(&self, first: usize, out: &mut [bf16]) -> std::result::Result<(), String>;
+}
+
+/// A matrix of a [`MatrixSource`], read and in the form that was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReadMatrix {
+    /// NF4 blocks.
+    Nf4(Nf4),
+    /// bfloat16.
+    Bf16(Vec<bf16>),
+}
+
+impl ReadMatrix {
+    /// Reads a matrix of `out` rows and `inner` columns and quantizes it in blocks of 64 where asked to.
+    ///
+    /// # Errors
+    /// A source that cannot be read or has other values than that; a value that cannot be quantized.
+    pub fn new(source: &dyn MatrixSource, out: usize, inner: usize, quantize: Option<DoubleQuant>) -> Result<Self> {
+        let need = out.saturating_mul(inner);
+        if source.len() != need {
+            return Err(OpsError::Shape { op: "read", what: "a frozen weight", got: source.len(), need });
+        }
+        let mut values = vec![bf16::ZERO; need];
+        source.read(0, &mut values).map_err(OpsError::Source)?;
+        let Some(double) = quantize else { return Ok(Self::Bf16(values)) };
+        let quantized = Nf4::quantize(&values, &[out, inner], crate::nf4::BLOCKSIZE, double);
+        Ok(Self::Nf4(quantized.map_err(|e| OpsError::Source(format!("{}: {e}", source.name())))?))
+    }
+
+    /// The matrix, for a backend.
+    pub fn matrix(&self) -> HostMatrix<'_> {
+        match self {
+            Self::Nf4(w) => HostMatrix::Nf4(w),
+            Self::Bf16(w) => HostMatrix::Bf16(w),
+        }
+    }
+}
+
 /// A frozen matrix as the model file holds it, `[out, in]`.
 #[derive(Clone, Copy, Debug)]
 pub enum HostMatrix<'a> {
@@ -94,7 +150,31 @@ pub enum HostMatrix<'a> {
     /// 32-bit floats.
     F32(&'a [f32]),
     /// bfloat16.
-    Bf16(&'a [half::bf16]),
+    Bf16(&'a [bf16]),
+    /// bfloat16 that is still to be read. [`ReadMatrix`] is what it then is.
+    Stored {
+        /// Where it lies.
+        source: &'a dyn MatrixSource,
+        /// How it is quantized once it has been read, to NF4 in blocks of 64, bit for bit as [`Nf4::quantize`] does; None: not at all.
+        quantize: Option<DoubleQuant>,
+    },
+}
+
+impl HostMatrix<'_> {
+    /// How many values it has.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Nf4(w) => w.len(),
+            Self::F32(w) => w.len(),
+            Self::Bf16(w) => w.len(),
+            Self::Stored { source, .. } => source.len(),
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// One projection of a group that shares its input.
@@ -291,6 +371,28 @@ pub trait Ops: Send + Sync {
         None
     }
 
+    /// Whether it is faster, or takes less host memory, to give this backend matrices in bf16 unread ([`HostMatrix::Stored`]).
+    fn reads_weights(&self) -> bool {
+        false
+    }
+
+    /// What was chosen so far by a library that has several ways to compute the same thing, each with other last bits: problem and choice, in the
+    /// order of the problems. Each is a text of the backend's own.
+    fn choices(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// Takes these choices from now on ([`Ops::choices`] of another run).
+    ///
+    /// # Errors
+    /// A choice that this machine's library does not know.
+    fn choose(&self, choices: &[(String, String)]) -> Result<()> {
+        match choices.first() {
+            None => Ok(()),
+            Some((problem, _)) => Err(OpsError::Device(format!("{} has no choice of algorithms, as for {problem}", self.describe()))),
+        }
+    }
+
     /// Takes the memory of a plan in one piece, so that nothing is allocated later.
     fn reserve(&self, bytes: u64) -> Result<()> {
         let _ = bytes;
@@ -357,7 +459,7 @@ pub trait Ops: Send + Sync {
             let len = out.checked_mul(inner).ok_or(OpsError::Memory { what: "random weights".into(), bytes: u64::MAX })?;
             let values = crate::rng::normal(random.seed.wrapping_add(member), random.deviation, len);
             if random.nf4 {
-                let nf4 = Nf4::quantize(&values, &[out, inner], 64, crate::nf4::DoubleQuant::default());
+                let nf4 = Nf4::quantize(&values, &[out, inner], 64, DoubleQuant::default());
                 quantized.push(nf4.map_err(|e| OpsError::Device(e.to_string()))?);
             } else {
                 dense.push(values);

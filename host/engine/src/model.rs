@@ -317,6 +317,7 @@ fn host_matrix(weight: &LinearWeight) -> HostMatrix<'_> {
         LinearWeight::Nf4 { weight, .. } => HostMatrix::Nf4(weight),
         LinearWeight::F32 { values, .. } => HostMatrix::F32(values),
         LinearWeight::Bf16 { values, .. } => HostMatrix::Bf16(values),
+        LinearWeight::Stored { tensor, quantize, .. } => HostMatrix::Stored { source: tensor, quantize: *quantize },
     }
 }
 

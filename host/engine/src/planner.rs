@@ -125,6 +125,27 @@ pub fn choose<O: Ops>(
     }
 }
 
+/// A plan that was chosen before, as the options say all of it, for this device.
+///
+/// # Errors
+/// [`EngineError::DoesNotFit`] if it takes more than `limit`, or than the device has; sizes that make no sense.
+pub fn again<O: Ops>(
+    ops: &O,
+    config: &ModelConfig,
+    adapter: &AdapterConfig,
+    options: &PlanOptions,
+    sequence: usize,
+    limit: Option<u64>,
+) -> Result<Choice> {
+    let dims = Dims::new(config)?;
+    let memory = plan(ops, config, Some(adapter), options)?;
+    let keeps: Vec<Keep> = (0..dims.layers).map(|layer| options.recompute.keep(layer)).collect();
+    let rated = ops.rates().map(|rates| seconds(&dims, adapter, &rates, options.max_tokens, sequence, options.weights, &keeps));
+    let PlanOptions { weights, loss_rows, offload, .. } = *options;
+    let choice = Choice { weights, recompute: canonical(&keeps), loss_rows, offload, memory, seconds: rated.transpose()? };
+    fits(choice, limit.or_else(|| ops.memory_available()), &dims, options)
+}
+
 /// The shortest way to say what layers keep.
 fn canonical(keeps: &[Keep]) -> Recompute {
     match keeps.first() {

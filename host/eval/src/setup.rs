@@ -335,7 +335,7 @@ impl Panel {
             rows: result.rows,
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
             backend: candidate.model.ops().describe(),
-            model: component(&base.name, &base.digest.sha256),
+            model: component(&base.name, &base.digest.get()?.sha256),
             adapter: candidate.adapter.as_ref().map(|digest| component("adapter", digest)),
             tokenizer: component("tokenizer", base.tokenizer.digest()),
             data: self.rows.data.clone(),

@@ -1,12 +1,13 @@
 //! A model's tensors by name, from one safetensors file or from several with an index.
 
 use crate::files::ModelFiles;
-use crate::tensors::{SafetensorsFile, TensorInfo, TensorValues};
+use crate::tensors::{SafetensorsFile, StoredTensor, TensorInfo, TensorValues};
 use crate::{ModelError, Result};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 /// The name of an unsharded checkpoint.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -16,7 +17,7 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// A checkpoint whose headers have been read and checked; tensors are read on demand.
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<SafetensorsFile>,
+    files: Vec<Arc<SafetensorsFile>>,
     /// Tensor name to the position in `files`.
     tensors: BTreeMap<String, usize>,
     describe: String,
@@ -62,7 +63,7 @@ impl Checkpoint {
         if files.contains(SINGLE_FILE) {
             let file = SafetensorsFile::open(files.open(SINGLE_FILE)?)?;
             let tensors = file.tensors.keys().map(|name| (name.clone(), 0)).collect();
-            return Ok(Self { files: vec![file], tensors, describe });
+            return Ok(Self { files: vec![Arc::new(file)], tensors, describe });
         }
         let Some(text) = files.read_text(INDEX_FILE)? else {
             let names = files.names()?;
@@ -113,7 +114,7 @@ impl Checkpoint {
                 }
                 tensors.insert(tensor.clone(), opened.len());
             }
-            opened.push(file);
+            opened.push(Arc::new(file));
         }
         if let Some((tensor, file)) = map.iter().find(|(tensor, _)| !tensors.contains_key(*tensor)) {
             return Err(ModelError::tensor(
@@ -149,6 +150,11 @@ impl Checkpoint {
             Some(file) => file.read(name),
             None => Err(ModelError::tensor(&self.describe, name, "is missing")),
         }
+    }
+
+    /// A BF16 tensor that stays in its file until it is read; None for tensors that are not there or of other types.
+    pub fn stored(&self, name: &str) -> Option<StoredTensor> {
+        StoredTensor::new(self.files.get(*self.tensors.get(name)?)?, name)
     }
 
     /// Bytes of all tensors as stored.

@@ -4,8 +4,11 @@ use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
 use crate::config::{CONFIG_FILE, GENERATION_FILE};
 use crate::files::ModelFiles;
 use crate::{ModelError, Result};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Files that can change what a model computes or says, besides the weights.
 const TEXTS: [&str; 7] =
@@ -50,12 +53,66 @@ impl ModelDigest {
             let hint = "a model folder needs config.json, model.safetensors and tokenizer.json".to_string();
             return Err(ModelError::MissingFile { folder: files.describe(), file: CONFIG_FILE.to_string(), hint });
         }
-        let files = names.into_par_iter().map(|name| file_digest(files, name)).collect::<Result<Vec<_>>>()?;
+        // Threads of their own: a file takes seconds, in which the pool's threads have other work.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(names.len());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                done.push(file_digest(files, name.clone())?);
+            }
+            Ok(done)
+        };
+        let parts: Vec<Result<Vec<FileDigest>>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        });
+        let mut files: Vec<FileDigest> = parts.into_iter().collect::<Result<Vec<_>>>()?.concat();
+        files.sort_by(|a, b| a.name.cmp(&b.name));
         let mut all = Sha256::new();
         for file in &files {
             all.update(format!("{}  {}\n", file.sha256, file.name));
         }
         Ok(Self { sha256: hex(&all.finalize()), files })
+    }
+}
+
+/// A [`ModelDigest`] that is computed beside other work: hashing is slower than reading.
+#[derive(Debug)]
+pub struct PendingDigest {
+    files: ModelFiles,
+    thread: Mutex<Option<JoinHandle<Result<ModelDigest>>>>,
+    done: OnceLock<ModelDigest>,
+}
+
+impl PendingDigest {
+    /// Begins.
+    pub fn start(files: ModelFiles) -> Self {
+        let began = Instant::now();
+        let these = files.clone();
+        let thread = std::thread::spawn(move || {
+            let digest = ModelDigest::of(&these);
+            tracing::debug!(ms = began.elapsed().as_millis(), "hashed {}", these.describe());
+            digest
+        });
+        Self { files, thread: Mutex::new(Some(thread)), done: OnceLock::new() }
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// As [`ModelDigest::of`].
+    pub fn get(&self) -> Result<&ModelDigest> {
+        if let Some(digest) = self.done.get() {
+            return Ok(digest);
+        }
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // There is no thread any more after an error, which may have passed.
+        let digest = match thread {
+            Some(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            None => ModelDigest::of(&self.files),
+        }?;
+        Ok(self.done.get_or_init(|| digest))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where a model's files come from: a folder, or bytes inside the program.
 
 use crate::{ModelError, Result};
+use rayon::prelude::*;
 use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -127,6 +128,9 @@ impl From<&Path> for ModelFiles {
     }
 }
 
+/// Bytes that one thread reads at a time.
+const PIECE: usize = 1 << 20;
+
 /// A file that is read piece by piece.
 ///
 /// Files are read at positions rather than mapped: every tensor is read once, front to back, and ends in memory of another form (NF4, or a
@@ -174,10 +178,31 @@ impl Source {
                 let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
                 range.and_then(|(start, end)| bytes.get(start..end)).map(Cow::Borrowed).ok_or_else(short)
             }
-            Self::File { file, path, .. } => {
+            Self::File { .. } => {
                 let mut buffer = vec![0u8; size];
-                read_exact_at(file, &mut buffer, start).map_err(ModelError::io("read", path))?;
+                self.read_into(start, &mut buffer)?;
                 Ok(Cow::Owned(buffer))
+            }
+        }
+    }
+
+    /// The bytes from `start` on. Large pieces are read by several threads: out of the system's cache, one is far slower than memory.
+    pub(crate) fn read_into(&self, start: u64, out: &mut [u8]) -> Result<()> {
+        let end = start.saturating_add(out.len() as u64);
+        let short = || ModelError::Safetensors { file: self.name(), problem: format!("it ends before byte {end}") };
+        if end > self.len() {
+            return Err(short());
+        }
+        match self {
+            Self::Memory { bytes, .. } => {
+                let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+                out.copy_from_slice(range.and_then(|(start, end)| bytes.get(start..end)).ok_or_else(short)?);
+                Ok(())
+            }
+            Self::File { file, path, .. } => {
+                let read = |(i, out): (usize, &mut [u8])| read_exact_at(file, out, start + (i * PIECE) as u64);
+                let done = if out.len() > PIECE { out.par_chunks_mut(PIECE).enumerate().try_for_each(read) } else { read((0, out)) };
+                done.map_err(ModelError::io("read", path))
             }
         }
     }

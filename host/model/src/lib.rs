@@ -27,12 +27,12 @@ pub use adapter::{Adapter, LoraModule};
 pub use adapter_config::{AdapterBias, AdapterConfig};
 pub use checkpoint::Checkpoint;
 pub use config::{GenerationConfig, ModelConfig};
-pub use digest::{FileDigest, ModelDigest};
+pub use digest::{FileDigest, ModelDigest, PendingDigest};
 pub use error::ModelError;
 pub use files::ModelFiles;
 pub use load::{LayerWeights, LinearWeight, LoadOptions, ModelWeights, Quantize, load_weights};
 pub use quantization::QuantizationConfig;
-pub use tensors::{Dtype, TensorInfo, TensorValues};
+pub use tensors::{Dtype, StoredTensor, TensorInfo, TensorValues};
 pub use trainer_kernels::nf4::FloatType;
 
 /// Shorthand for results of this crate.

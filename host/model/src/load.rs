@@ -4,11 +4,13 @@ use crate::bnb;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::TensorProblems;
-use crate::tensors::{Dtype, TensorValues};
+use crate::tensors::{Dtype, StoredTensor};
 use crate::{ModelError, Result};
 use half::bf16;
+use rayon::prelude::*;
 use std::collections::BTreeSet;
-use trainer_kernels::nf4::{self, DoubleQuant, Nf4, Nf4Error};
+use trainer_kernels::nf4::{self, DoubleQuant, Nf4};
+use trainer_kernels::ops::ReadMatrix;
 
 /// What happens to the seven projections of each layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +32,9 @@ pub struct LoadOptions {
     pub quantize: Quantize,
     /// How double quantization picks its codes.
     pub rounding: trainer_kernels::blockwise8::Rounding,
+    /// Whether matrices in bfloat16 stay in their files ([`LinearWeight::Stored`]) until a device takes, and quantizes, them: for devices that do
+    /// it faster, and so that host memory never holds them.
+    pub defer: bool,
 }
 
 /// A frozen matrix `[out, in]`, row-major, in the type it was stored in (f16 became f32, exactly) or in NF4: a linear layer's weight with
@@ -65,6 +70,19 @@ pub enum LinearWeight {
         /// `[out]`, if the model has one.
         bias: Option<Vec<f32>>,
     },
+    /// bfloat16 that is still in its file.
+    Stored {
+        /// Where it is.
+        tensor: StoredTensor,
+        /// How it is quantized once it has been read.
+        quantize: Option<DoubleQuant>,
+        /// Output features.
+        out_features: usize,
+        /// Input features.
+        in_features: usize,
+        /// `[out]`, if the model has one.
+        bias: Option<Vec<f32>>,
+    },
 }
 
 impl LinearWeight {
@@ -72,7 +90,7 @@ impl LinearWeight {
     pub fn out_features(&self) -> usize {
         match self {
             Self::Nf4 { weight, .. } => weight.rows(),
-            Self::F32 { out_features, .. } | Self::Bf16 { out_features, .. } => *out_features,
+            Self::F32 { out_features, .. } | Self::Bf16 { out_features, .. } | Self::Stored { out_features, .. } => *out_features,
         }
     }
 
@@ -80,44 +98,47 @@ impl LinearWeight {
     pub fn in_features(&self) -> usize {
         match self {
             Self::Nf4 { weight, .. } => weight.cols(),
-            Self::F32 { in_features, .. } | Self::Bf16 { in_features, .. } => *in_features,
+            Self::F32 { in_features, .. } | Self::Bf16 { in_features, .. } | Self::Stored { in_features, .. } => *in_features,
         }
     }
 
     /// The bias, `[out]`, if there is one.
     pub fn bias(&self) -> Option<&[f32]> {
         match self {
-            Self::Nf4 { bias, .. } | Self::F32 { bias, .. } | Self::Bf16 { bias, .. } => bias.as_deref(),
+            Self::Nf4 { bias, .. } | Self::F32 { bias, .. } | Self::Bf16 { bias, .. } | Self::Stored { bias, .. } => bias.as_deref(),
         }
     }
 
-    /// The matrix as f32, `[out, in]`, exactly: NF4 as code point x scale.
+    /// The matrix as f32, `[out, in]`, exactly: NF4 as code point x scale. What is still in its file is read, and quantized, for this.
     ///
     /// # Errors
-    /// None as long as the matrix came from this crate.
-    pub fn to_f32(&self) -> std::result::Result<Vec<f32>, Nf4Error> {
-        match self {
-            Self::Nf4 { weight, .. } => {
-                let mut out = vec![0f32; weight.len()];
-                weight.dequantize_into(&mut out)?;
-                Ok(out)
+    /// A file that cannot be read any more, or that holds what cannot be quantized.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        Ok(match self {
+            Self::Nf4 { weight, .. } => weight.dequantize(),
+            Self::F32 { values, .. } => values.clone(),
+            Self::Bf16 { values, .. } => values.iter().map(|v| v.to_f32()).collect(),
+            Self::Stored { tensor, quantize, out_features, in_features, .. } => {
+                match ReadMatrix::new(tensor, *out_features, *in_features, *quantize).map_err(|e| tensor.wrong(e.to_string()))? {
+                    ReadMatrix::Nf4(weight) => weight.dequantize(),
+                    ReadMatrix::Bf16(values) => values.iter().map(|v| v.to_f32()).collect(),
+                }
             }
-            Self::F32 { values, .. } => Ok(values.clone()),
-            Self::Bf16 { values, .. } => Ok(values.iter().map(|v| v.to_f32()).collect()),
-        }
+        })
     }
 
-    /// Whether the matrix is in 4 bits.
+    /// Whether the matrix is in 4 bits, or will be once it is read.
     pub fn is_quantized(&self) -> bool {
-        matches!(self, Self::Nf4 { .. })
+        matches!(self, Self::Nf4 { .. } | Self::Stored { quantize: Some(_), .. })
     }
 
-    /// Bytes held.
+    /// Bytes held in memory.
     pub fn bytes(&self) -> usize {
         let values = match self {
             Self::Nf4 { weight, .. } => weight.bytes(),
             Self::F32 { values, .. } => values.len() * 4,
             Self::Bf16 { values, .. } => values.len() * 2,
+            Self::Stored { .. } => 0,
         };
         values + self.bias().map_or(0, |b| b.len() * 4)
     }
@@ -197,15 +218,15 @@ pub fn load_weights(checkpoint: &Checkpoint, config: &ModelConfig, options: Load
     check(checkpoint, config)?;
     let vector = |name: &str| checkpoint.read(name)?.to_f32();
     let table = [config.vocab_size, config.hidden_size];
-    let embed = dense(checkpoint.read("model.embed_tokens.weight")?, table, None)?;
-    let mut layers = Vec::new();
-    for layer in 0..config.num_hidden_layers {
+    let embed = dense(checkpoint, "model.embed_tokens.weight", table, None, options)?;
+    let layer = |layer: usize| -> Result<LayerWeights> {
         let prefix = format!("model.layers.{layer}");
         let [input_norm, post_norm, q_norm, k_norm] = norms(config).map(|(name, _)| vector(&format!("{prefix}.{name}")));
         let [q, k, v, o, gate, up, down] = projections(config).map(|(name, out_features, in_features, bias)| {
             linear(checkpoint, config, options, &format!("{prefix}.{name}"), [out_features, in_features], bias)
         });
-        layers.push(LayerWeights {
+        tracing::debug!(layer, of = config.num_hidden_layers, "loaded");
+        Ok(LayerWeights {
             input_norm: input_norm?,
             post_norm: post_norm?,
             q_norm: q_norm?,
@@ -217,9 +238,15 @@ pub fn load_weights(checkpoint: &Checkpoint, config: &ModelConfig, options: Load
             gate: gate?,
             up: up?,
             down: down?,
-        });
-        tracing::debug!(layer, of = config.num_hidden_layers, "loaded");
-    }
+        })
+    };
+    // What is quantized here keeps every thread busy by itself, and several layers at a time would only need more memory.
+    let layers: Vec<Result<LayerWeights>> = if config.quantization.is_some() || options.defer {
+        (0..config.num_hidden_layers).into_par_iter().map(layer).collect()
+    } else {
+        (0..config.num_hidden_layers).map(layer).collect()
+    };
+    let layers = layers.into_iter().collect::<Result<Vec<_>>>()?;
     let final_norm = vector("model.norm.weight")?;
     let lm_head = if config.tie_word_embeddings {
         None
@@ -291,10 +318,17 @@ fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
     if problems.is_empty() { Ok(()) } else { Err(ModelError::Tensors(problems)) }
 }
 
-fn dense(tensor: TensorValues, [out_features, in_features]: [usize; 2], bias: Option<Vec<f32>>) -> Result<LinearWeight> {
-    Ok(match tensor.dtype {
-        Dtype::BF16 => LinearWeight::Bf16 { values: tensor.to_bf16()?, out_features, in_features, bias },
-        _ => LinearWeight::F32 { values: tensor.to_f32()?, out_features, in_features, bias },
+fn dense(
+    checkpoint: &Checkpoint,
+    name: &str,
+    [out_features, in_features]: [usize; 2],
+    bias: Option<Vec<f32>>,
+    options: LoadOptions,
+) -> Result<LinearWeight> {
+    Ok(match checkpoint.stored(name) {
+        Some(tensor) if options.defer => LinearWeight::Stored { tensor, quantize: None, out_features, in_features, bias },
+        Some(tensor) => LinearWeight::Bf16 { values: tensor.values()?, out_features, in_features, bias },
+        None => LinearWeight::F32 { values: checkpoint.read(name)?.to_f32()?, out_features, in_features, bias },
     })
 }
 
@@ -316,19 +350,25 @@ fn linear(
         let [out_features, in_features] = shape;
         return Ok(LinearWeight::F32 { values: weight.dequantize(), out_features, in_features, bias });
     }
-    let tensor = checkpoint.read(&name)?;
-    if options.quantize == Quantize::Nf4Double && config.quantization.is_none() {
-        Ok(LinearWeight::Nf4 { weight: quantize(&tensor, shape, options)?, bias })
-    } else {
-        dense(tensor, shape, bias)
+    if options.quantize != Quantize::Nf4Double || config.quantization.is_some() {
+        return dense(checkpoint, &name, shape, bias, options);
     }
+    let double = DoubleQuant::Yes { blocksize: nf4::NESTED_BLOCKSIZE, rounding: options.rounding };
+    if let Some(tensor) = checkpoint.stored(&name).filter(|_| options.defer) {
+        let [out_features, in_features] = shape;
+        return Ok(LinearWeight::Stored { tensor, quantize: Some(double), out_features, in_features, bias });
+    }
+    Ok(LinearWeight::Nf4 { weight: quantize(checkpoint, &name, shape, double)?, bias })
 }
 
 /// Quantizes from the stored type: bitsandbytes takes the block's largest value and divides in f32 whatever the type.
-fn quantize(tensor: &TensorValues, shape: [usize; 2], options: LoadOptions) -> Result<Nf4> {
-    let double = DoubleQuant::Yes { blocksize: nf4::NESTED_BLOCKSIZE, rounding: options.rounding };
+fn quantize(checkpoint: &Checkpoint, name: &str, shape: [usize; 2], double: DoubleQuant) -> Result<Nf4> {
+    if let Some(tensor) = checkpoint.stored(name) {
+        let quantized = Nf4::quantize(&tensor.values()?, &shape, nf4::BLOCKSIZE, double);
+        return quantized.map_err(|e| tensor.wrong(e.to_string()));
+    }
+    let tensor = checkpoint.read(name)?;
     let quantized = match tensor.dtype {
-        Dtype::BF16 => Nf4::quantize(&tensor.to_bf16()?, &shape, nf4::BLOCKSIZE, double),
         Dtype::F16 => Nf4::quantize(&tensor.to_f16()?, &shape, nf4::BLOCKSIZE, double),
         _ => Nf4::quantize(&tensor.to_f32()?, &shape, nf4::BLOCKSIZE, double),
     };

@@ -8,6 +8,8 @@ use serde::de::{self, MapAccess, Visitor};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+use trainer_kernels::ops::MatrixSource;
 
 /// The largest header that is read, as in the reference implementation.
 const HEADER_LIMIT: u64 = 100_000_000;
@@ -150,6 +152,75 @@ impl SafetensorsFile {
         let Some(info) = self.tensors.get(name) else { return Err(ModelError::tensor(&file, name, "is not in this file")) };
         let bytes = self.source.read(info.start, info.len)?;
         Ok(TensorValues { file, name: name.to_string(), dtype: info.dtype, shape: info.shape.clone(), bytes })
+    }
+}
+
+/// A BF16 tensor that is still in its file.
+#[derive(Clone)]
+pub struct StoredTensor {
+    file: Arc<SafetensorsFile>,
+    name: String,
+    start: u64,
+    len: usize,
+}
+
+impl StoredTensor {
+    /// A tensor of a file; None if it is not there or of another type.
+    pub(crate) fn new(file: &Arc<SafetensorsFile>, name: &str) -> Option<Self> {
+        let info = file.tensors.get(name).filter(|t| t.dtype == Dtype::BF16)?;
+        let len = usize::try_from(info.len / 2).ok()?;
+        Some(Self { file: Arc::clone(file), name: name.to_owned(), start: info.start, len })
+    }
+
+    /// Its values.
+    ///
+    /// # Errors
+    /// The file cannot be read any more.
+    pub fn values(&self) -> Result<Vec<bf16>> {
+        let mut values = vec![bf16::ZERO; self.len];
+        self.fill(0, &mut values)?;
+        Ok(values)
+    }
+
+    /// An error about it.
+    pub(crate) fn wrong(&self, problem: String) -> ModelError {
+        ModelError::tensor(&self.file.source.name(), &self.name, problem)
+    }
+
+    fn fill(&self, first: usize, out: &mut [bf16]) -> Result<()> {
+        if first.checked_add(out.len()).is_none_or(|end| end > self.len) {
+            return Err(self.wrong(format!("has {} values", self.len)));
+        }
+        self.file.source.read_into(self.start + 2 * first as u64, bytemuck::cast_slice_mut(out))?;
+        if cfg!(target_endian = "big") {
+            out.iter_mut().for_each(|v| *v = bf16::from_bits(v.to_bits().swap_bytes()));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for StoredTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({} values in {})", self.name, self.len, self.file.source.name())
+    }
+}
+
+/// The same place of the same open file.
+impl PartialEq for StoredTensor {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file) && self.name == other.name
+    }
+}
+
+impl MatrixSource for StoredTensor {
+    fn name(&self) -> String {
+        format!("{}: tensor {}", self.file.source.name(), self.name)
+    }
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn read(&self, first: usize, out: &mut [bf16]) -> std::result::Result<(), String> {
+        self.fill(first, out).map_err(|e| e.to_string())
     }
 }
 

@@ -19,6 +19,6 @@ pub use device::{
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
 pub use model::{Base, load_base, model_files};
-pub use planning::{PlanRequest, Planned, choose_plan, inference_weights};
+pub use planning::{PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
 pub use plugins::{PluginArg, Plugins, apply_plugin, compiler_command, find_plugin};
 pub use sources::{eval_source, open_sources, source_digest, source_spec};

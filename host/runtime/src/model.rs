@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use trainer_config::{ModelSource, Quantization};
 use trainer_model::{
-    Checkpoint, GenerationConfig, LoadOptions, ModelConfig, ModelDigest, ModelFiles, ModelWeights, Quantize, load_weights,
+    Checkpoint, GenerationConfig, LoadOptions, ModelConfig, ModelFiles, ModelWeights, PendingDigest, Quantize, load_weights,
 };
 use trainer_text::Tokenizer;
 
@@ -25,8 +25,8 @@ pub struct Base {
     pub tokenizer: Arc<Tokenizer>,
     /// The weights.
     pub weights: ModelWeights,
-    /// Digests of its files, for the lock.
-    pub digest: ModelDigest,
+    /// Digests of its files, for the lock, which are being computed.
+    pub digest: PendingDigest,
     /// Tokens that end an answer: the generation settings' over the model's.
     pub eos: Vec<u32>,
 }
@@ -39,15 +39,24 @@ pub fn model_files(source: &ModelSource) -> ModelFiles {
     }
 }
 
-/// Loads a base model. Plain weights are quantized while loading where the recipe says so.
+/// Loads a base model. Plain weights are quantized while loading where the recipe says so; with `defer` those in bfloat16 stay in their files, and
+/// are quantized when and where a device takes them ([`trainer_kernels::ops::Ops::reads_weights`]).
 ///
 /// # Errors
 /// Files that are missing, broken, or of another architecture; each error names file and tensor or key.
-pub fn load_base(source: &ModelSource, quantization: Quantization) -> Result<Base, RuntimeError> {
+pub fn load_base(source: &ModelSource, quantization: Quantization, defer: bool) -> Result<Base, RuntimeError> {
     let files = model_files(source);
-    let config = ModelConfig::read(&files)?;
-    let generation = GenerationConfig::read(&files)?;
-    let tokenizer = match &files {
+    let digest = PendingDigest::start(files.clone());
+    let (config, tokenizer, weights, eos) = read_base(&files, quantization, defer)?;
+    Ok(Base { name: source.to_string(), files, config, tokenizer: Arc::new(tokenizer), weights, digest, eos })
+}
+
+type Parts = (ModelConfig, Tokenizer, ModelWeights, Vec<u32>);
+
+fn read_base(files: &ModelFiles, quantization: Quantization, defer: bool) -> Result<Parts, RuntimeError> {
+    let config = ModelConfig::read(files)?;
+    let generation = GenerationConfig::read(files)?;
+    let tokenizer = match files {
         ModelFiles::Dir(path) => Tokenizer::from_dir(path)?,
         ModelFiles::Embedded(_) => {
             let read = |name: &str| files.read(name, TOKENIZER_LIMIT);
@@ -60,14 +69,13 @@ pub fn load_base(source: &ModelSource, quantization: Quantization) -> Result<Bas
         Quantization::None => Quantize::None,
         Quantization::AsStored => Quantize::AsStored,
     };
-    let checkpoint = Checkpoint::open(&files)?;
-    let weights = load_weights(&checkpoint, &config, LoadOptions { quantize, ..LoadOptions::default() })?;
-    let digest = ModelDigest::of(&files)?;
+    let checkpoint = Checkpoint::open(files)?;
+    let weights = load_weights(&checkpoint, &config, LoadOptions { quantize, defer, ..LoadOptions::default() })?;
     let mut eos = tokenizer.eos_ids().to_vec();
     for id in generation.eos_token_ids.iter().chain(&config.eos_token_ids) {
         if !eos.contains(id) {
             eos.push(*id);
         }
     }
-    Ok(Base { name: source.to_string(), files, config, tokenizer: Arc::new(tokenizer), weights, digest, eos })
+    Ok((config, tokenizer, weights, eos))
 }

@@ -1,7 +1,8 @@
 //! How a run uses its memory: what the recipe leaves open is decided here, once, for training, planning and benchmarks alike.
 
+use serde::{Deserialize, Serialize};
 use trainer_config::DevicePlan;
-use trainer_engine::planner::{Choice, Goal, choose};
+use trainer_engine::planner::{Choice, Goal, again, choose};
 use trainer_engine::{EngineError, Keep, LOSS_ROWS, PlanOptions, Recompute};
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{Ops, WeightPlan};
@@ -45,7 +46,37 @@ pub struct Planned {
     pub limit: Option<u64>,
 }
 
+/// All that was chosen, to choose it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanChoice {
+    /// The most tokens in a micro-batch.
+    pub max_tokens: usize,
+    /// Tokens that samples are packed to.
+    pub packed: usize,
+    /// Whether frozen weights are unpacked for each use.
+    pub packed_weights: bool,
+    /// What each layer keeps.
+    pub keep: Vec<Keep>,
+    /// Whether layer inputs wait outside of the device's memory, and the embedding lies there.
+    pub offload: bool,
+    /// Positions whose logits exist at the same time in the loss.
+    pub loss_rows: usize,
+}
+
 impl Planned {
+    /// What is needed to plan the same again.
+    pub fn choice(&self, layers: usize) -> PlanChoice {
+        PlanChoice {
+            max_tokens: self.max_tokens,
+            packed: self.packed,
+            packed_weights: self.choice.weights == WeightPlan::Packed,
+            keep: self.keeps(layers),
+            offload: self.choice.offload,
+            loss_rows: self.choice.loss_rows,
+        }
+    }
+
     /// What each layer keeps.
     pub fn keeps(&self, layers: usize) -> Vec<Keep> {
         (0..layers).map(|layer| self.choice.recompute.keep(layer)).collect()
@@ -95,6 +126,35 @@ pub fn choose_plan<O: Ops>(ops: &O, request: &PlanRequest<'_>) -> Result<Planned
         }
         Some(e) => Err(e.into()),
         None => Err(EngineError::Overflow("the plan").into()),
+    }
+}
+
+/// The plan that was chosen before, whatever the device would be given now.
+///
+/// # Errors
+/// [`RuntimeError::DoesNotFit`] if the device has not got the memory any more; sizes that make no sense.
+pub fn plan_again<O: Ops>(ops: &O, request: &PlanRequest<'_>, before: &PlanChoice) -> Result<Planned, RuntimeError> {
+    let options = PlanOptions {
+        max_tokens: before.max_tokens,
+        recompute: Recompute::Each(before.keep.clone()),
+        offload: before.offload,
+        optimizer: Some(request.optimizer),
+        weights: if before.packed_weights { WeightPlan::Packed } else { WeightPlan::Unpacked },
+        host_embedding: before.offload,
+        loss_rows: before.loss_rows,
+        generation: None,
+    };
+    let sequence = request.sequence.min(before.max_tokens);
+    match again(ops, request.config, request.adapter, &options, sequence, request.limit) {
+        Ok(choice) => {
+            let limit = request.limit.or_else(|| ops.memory_available());
+            Ok(Planned { choice, max_tokens: before.max_tokens, packed: before.packed, limit })
+        }
+        Err(EngineError::DoesNotFit { need, budget, .. }) => {
+            let help = "the run was begun with a plan that takes this much; free the memory, or raise device.memory_limit".to_owned();
+            Err(RuntimeError::DoesNotFit { need, limit: budget, help })
+        }
+        Err(e) => Err(e.into()),
     }
 }
 

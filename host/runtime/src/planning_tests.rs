@@ -9,7 +9,7 @@ fn cpu() -> Cpu {
 }
 
 fn with_goal(goal: DevicePlan, limit: Option<u64>, recompute: Option<Recompute>) -> Result<Planned, RuntimeError> {
-    let base = crate::load_base(&trainer_config::ModelSource::Nano, trainer_config::Quantization::Nf4).unwrap();
+    let base = crate::load_base(&trainer_config::ModelSource::Nano, trainer_config::Quantization::Nf4, false).unwrap();
     let adapter = AdapterConfig::default();
     let (config, optimizer) = (&base.config, AdamWConfig::default());
     choose_plan(
@@ -40,6 +40,33 @@ fn under_a_limit_auto_takes_what_fits_and_never_more() {
     for limit in [largest, largest - 1, largest / 2, least] {
         let planned = with_goal(DevicePlan::Auto, Some(limit), None).unwrap();
         assert!(planned.choice.memory.total() <= limit && planned.limit == Some(limit), "{limit}");
+    }
+}
+
+#[test]
+fn a_plan_is_made_again_from_its_choice_whatever_would_be_chosen_now() {
+    let adapter = AdapterConfig::default();
+    let base = crate::load_base(&trainer_config::ModelSource::Nano, trainer_config::Quantization::Nf4, false).unwrap();
+    let largest = with_goal(DevicePlan::Fastest, None, None).unwrap().choice.memory.total();
+    for (goal, limit) in [(DevicePlan::Auto, None), (DevicePlan::Auto, Some(largest - 1)), (DevicePlan::Smallest, None)] {
+        let first = with_goal(goal, limit, None).unwrap();
+        let text = serde_json::to_string(&first.choice(6)).unwrap();
+        let choice: PlanChoice = serde_json::from_str(&text).unwrap();
+        let request = |limit| PlanRequest {
+            config: &base.config,
+            adapter: &adapter,
+            optimizer: AdamWConfig::default(),
+            longest: 512,
+            packed: 2048,
+            sequence: 512,
+            recompute: None,
+            goal: DevicePlan::Auto,
+            limit,
+        };
+        assert_eq!(plan_again(&cpu(), &request(limit), &choice).unwrap(), first);
+        let need = first.choice.memory.total();
+        let error = plan_again(&cpu(), &request(Some(need - 1)), &choice).unwrap_err().to_string();
+        assert!(error.contains("begun with a plan"), "{error}");
     }
 }
 

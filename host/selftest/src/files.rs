@@ -125,11 +125,11 @@ impl Files {
         if names.is_empty() { Err(self.error("model", "there are no folders called <name>_goldens")) } else { Ok(names) }
     }
 
-    /// A model as it is stored.
-    pub fn weights(&self, path: &str) -> Result<(ModelConfig, ModelWeights)> {
+    /// A model as it is stored; with `defer`, matrices in bfloat16 are read when the device takes them.
+    pub fn weights(&self, path: &str, defer: bool) -> Result<(ModelConfig, ModelWeights)> {
         let files = ModelFiles::dir(self.root.join(path));
         let config = ModelConfig::read(&files)?;
-        let options = LoadOptions { quantize: Quantize::AsStored, ..LoadOptions::default() };
+        let options = LoadOptions { quantize: Quantize::AsStored, defer, ..LoadOptions::default() };
         let weights = load_weights(&Checkpoint::open(&files)?, &config, options)?;
         Ok((config, weights))
     }

@@ -19,7 +19,7 @@ const MOST_TOKENS: usize = 4096;
 
 impl<O: Ops> Checks<'_, O> {
     pub(crate) fn model(&self, path: &str, plan: WeightPlan) -> Result<Arc<Model<O>>> {
-        let (config, weights) = self.files.weights(path)?;
+        let (config, weights) = self.files.weights(path, self.ops.reads_weights())?;
         Model::new(self.ops.clone(), &config, &weights, plan).of(path)
     }
 
@@ -113,7 +113,7 @@ impl<O: Ops> Checks<'_, O> {
             let load = |model: &Model<O>| Adapter::load(model, &host).of(&name);
             let states = model.hidden_states(Some(&load(&model)?), &pack(&rows)).of(&name)?;
             self.logits(&format!("{name} with adapter"), &goldens, &states.logits, &rows, model.dims().vocab)?;
-            let (config, weights) = self.files.weights(&format!("model/{name}"))?;
+            let (config, weights) = self.files.weights(&format!("model/{name}"), self.ops.reads_weights())?;
             let merged = Model::merged(self.ops.clone(), &config, &weights, &host).of(&name)?;
             let states = merged.hidden_states(None, &pack(&rows)).of(&name)?;
             self.logits(&format!("{name} merged"), &goldens, &states.logits, &rows, merged.dims().vocab)?;

@@ -25,6 +25,7 @@ fn dense(matrix: HostMatrix<'_>) -> Vec<f32> {
         HostMatrix::Nf4(w) => rounded(&w.dequantize::<f32>()),
         HostMatrix::F32(w) => rounded(w),
         HostMatrix::Bf16(w) => w.iter().map(|v| v.to_f32()).collect(),
+        HostMatrix::Stored { .. } => unreachable!("no model here is loaded that way"),
     }
 }
 

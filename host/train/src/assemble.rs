@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use trainer_config::{
     DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting, SpecialTokens,
@@ -20,14 +21,14 @@ use trainer_model::{AdapterBias, AdapterConfig, ModelConfig, ModelDigest, ModelF
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
-    Base, DeviceInfo, DeviceKind, Machine, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command, limit_in_bytes,
-    load_base, model_files, open_sources, source_digest,
+    Base, DeviceInfo, DeviceKind, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command,
+    limit_in_bytes, load_base, model_files, open_sources, plan_again, source_digest,
 };
 use trainer_text::SpecialMode;
 
 use crate::error::TrainError;
 use crate::events::{Banner, Event, PluginInfo, SourceInfo, When};
-use crate::lock::{Lock, MachineLock, ModelLock, PlanLock, PluginLock, Recorded, SourceLock, VERSION, libraries};
+use crate::lock::{Lock, LockError, MachineLock, ModelLock, PlanLock, PluginLock, ProductsLock, Recorded, SourceLock, VERSION, libraries};
 
 /// Tokens that samples are packed to on the CPU where the recipe packs: enough rows for the matrix kernels to be efficient, few enough to stay
 /// in cache.
@@ -49,6 +50,8 @@ pub struct Assembly<O: Ops> {
     panel: Option<Panel>,
     plugins: Vec<Arc<Plugin>>,
     planned: Planned,
+    /// The model on the device, if it is there already.
+    model: Option<Arc<Model<O>>>,
     lock: Lock,
 }
 
@@ -75,12 +78,23 @@ impl<O: Ops> Work<O> {
 }
 
 impl<O: Ops> Assembly<O> {
-    /// Loads everything that the recipe names for a device that was opened, and computes plan and lock. Nothing is written.
+    /// Loads everything that the recipe names for a device that was opened, and computes plan and lock. Nothing is written. On the machine of
+    /// `before`, the lock of a run that is repeated or goes on, its plan is taken over instead of what would be chosen now. `load` puts the model on
+    /// the device at once, while its files are hashed for the lock.
     ///
     /// # Errors
     /// Whatever of the recipe cannot be had, or does not fit the device's memory.
-    pub fn new(recipe: Recipe, ops: Arc<O>, threads: usize, device: DeviceInfo) -> Result<Self, TrainError> {
-        let base = load_base(&recipe.model.source, recipe.model.quantization)?;
+    pub fn new(
+        recipe: Recipe,
+        ops: Arc<O>,
+        threads: usize,
+        device: DeviceInfo,
+        before: Option<&Lock>,
+        load: bool,
+    ) -> Result<Self, TrainError> {
+        let machine = MachineLock::of(ops.describe(), &device);
+        let plan = before.filter(|lock| lock.machine == machine).map(|lock| &lock.plan);
+        let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
         let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
         let mixer = plugins.get("mix.plugin", &recipe.mix.plugin, Kind::MixingPolicy)?;
         let mut formatters = Vec::new();
@@ -92,15 +106,16 @@ impl<O: Ops> Assembly<O> {
         let panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
         let sources = open_sources(&recipe)?;
         let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
-        let planned = choose(ops.as_ref(), &recipe, &base.config, &device)?;
+        let planned = choose(ops.as_ref(), &recipe, &base.config, &device, plan.and_then(|p| p.memory.as_ref()))?;
         let keeps = planned.keeps(base.config.num_hidden_layers);
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
+        let model = if load { Some(put_on_device(&ops, &recipe, &base, &planned)?) } else { None };
         let lock = Lock {
             version: VERSION,
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
             recipe: recipe.identity(),
-            model: ModelLock::new(base.digest.files.iter().map(|f| (f.name.clone(), f.sha256.clone())).collect()),
+            model: ModelLock::new(base.digest.get()?.files.iter().map(|f| (f.name.clone(), f.sha256.clone())).collect()),
             tokenizer: base.tokenizer.digest().to_owned(),
             adapter_from: recipe.adapter.from.as_deref().map(adapter_files).transpose()?,
             data: recipe.data.sources.iter().zip(&sources).map(|(s, source)| source_lock(&s.name, &s.path, source)).collect(),
@@ -120,8 +135,10 @@ impl<O: Ops> Assembly<O> {
                 weights: weights_name(&recipe, &planned, ops.as_ref()),
                 steps,
                 algorithms: algorithms(&planned, &keeps, device.kind),
+                memory: Some(planned.choice(base.config.num_hidden_layers)),
+                products: plan.map(|p| p.products.clone()).unwrap_or_default(),
             },
-            machine: MachineLock::of(ops.describe(), &device),
+            machine,
             libraries: libraries(),
             recorded: Recorded {
                 started: crate::rundir::utc(std::time::SystemTime::now()),
@@ -132,7 +149,7 @@ impl<O: Ops> Assembly<O> {
                 driver: device.driver.clone(),
             },
         };
-        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, planned, lock, recipe })
+        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, planned, model, lock, recipe })
     }
 
     /// The recipe.
@@ -143,6 +160,25 @@ impl<O: Ops> Assembly<O> {
     /// The lock.
     pub fn lock(&self) -> &Lock {
         &self.lock
+    }
+
+    /// Makes the device take the algorithms in the lock, once it is known to be that of this run.
+    ///
+    /// # Errors
+    /// An algorithm that the device's library does not know.
+    pub fn take_products(&self) -> Result<(), TrainError> {
+        let choices = self.lock.plan.products.choices().ok_or(LockError::Products)?;
+        Ok(self.ops.choose(&choices).map_err(trainer_runtime::RuntimeError::from)?)
+    }
+
+    /// The lock with the algorithms chosen since; none if there are no others.
+    pub fn grown_lock(&mut self) -> Option<&Lock> {
+        let products = ProductsLock::new(self.ops.choices());
+        if products.is_empty() || products == self.lock.plan.products {
+            return None;
+        }
+        self.lock.plan.products = products;
+        Some(&self.lock)
     }
 
     /// Optimizer steps in the run.
@@ -189,9 +225,10 @@ impl<O: Ops> Assembly<O> {
     pub fn work(&self) -> Result<Work<O>, TrainError> {
         let choice = &self.planned.choice;
         let config = adapter_config(&self.recipe);
-        choice.reserve(self.ops.as_ref(), self.planned.limit)?;
-        let how = ModelOptions { weights: choice.weights, adapter: Some(&config), host_embedding: choice.offload };
-        let model = Model::with_options(self.ops.clone(), &self.base.config, &self.base.weights, &how)?;
+        let model = match &self.model {
+            Some(model) => model.clone(),
+            None => put_on_device(&self.ops, &self.recipe, &self.base, &self.planned)?,
+        };
         let adapter = match &self.recipe.adapter.from {
             None => Adapter::init(&model, config.clone(), self.recipe.train.seed)?,
             Some(folder) => {
@@ -375,6 +412,17 @@ impl<O: Ops> Assembly<O> {
     }
 }
 
+/// Takes the memory that was planned, and puts the model there.
+fn put_on_device<O: Ops>(ops: &Arc<O>, recipe: &Recipe, base: &Base, planned: &Planned) -> Result<Arc<Model<O>>, TrainError> {
+    let began = Instant::now();
+    let choice = &planned.choice;
+    choice.reserve(ops.as_ref(), planned.limit)?;
+    let how = ModelOptions { weights: choice.weights, adapter: Some(&adapter_config(recipe)), host_embedding: choice.offload };
+    let model = Model::with_options(ops.clone(), &base.config, &base.weights, &how)?;
+    tracing::debug!(ms = began.elapsed().as_millis(), "put {} on the device", base.name);
+    Ok(model)
+}
+
 fn plugin_info(plugin: &Arc<Plugin>) -> PluginInfo {
     let manifest = plugin.manifest();
     PluginInfo {
@@ -492,12 +540,18 @@ fn recompute(recipe: &Recipe) -> Option<Recompute> {
 /// A model whose configuration cannot be read, or a run that does not fit.
 pub fn plan_run<O: Ops>(ops: &O, recipe: &Recipe, device: &DeviceInfo) -> Result<(ModelConfig, Planned), TrainError> {
     let config = ModelConfig::read(&model_files(&recipe.model.source))?;
-    let planned = choose(ops, recipe, &config, device)?;
+    let planned = choose(ops, recipe, &config, device, None)?;
     Ok((config, planned))
 }
 
-/// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows.
-fn choose<O: Ops>(ops: &O, recipe: &Recipe, config: &ModelConfig, device: &DeviceInfo) -> Result<Planned, TrainError> {
+/// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows; or the one that was chosen before.
+fn choose<O: Ops>(
+    ops: &O,
+    recipe: &Recipe,
+    config: &ModelConfig,
+    device: &DeviceInfo,
+    before: Option<&PlanChoice>,
+) -> Result<Planned, TrainError> {
     let longest = recipe.data.max_seq_length;
     let request = PlanRequest {
         config,
@@ -513,7 +567,10 @@ fn choose<O: Ops>(ops: &O, recipe: &Recipe, config: &ModelConfig, device: &Devic
         goal: recipe.device.plan,
         limit: limit_in_bytes(&recipe.device),
     };
-    Ok(choose_plan(ops, &request)?)
+    Ok(match before {
+        Some(before) => plan_again(ops, &request, before)?,
+        None => choose_plan(ops, &request)?,
+    })
 }
 
 /// What else of the plan decides bits, or on a card the speed.

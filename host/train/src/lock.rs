@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use trainer_runtime::{DeviceInfo, DeviceKind};
+use trainer_runtime::{DeviceInfo, DeviceKind, PlanChoice};
 
 use crate::files::{Disk, FileError, sha256, write_atomically};
 
@@ -119,6 +119,48 @@ pub struct PlanLock {
     pub steps: u64,
     /// The algorithm chosen for an operation, by its name.
     pub algorithms: BTreeMap<String, String>,
+    /// The same plan as a machine reads it, from which a resumed or locked run plans again; none in locks of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<PlanChoice>,
+    /// What a library chose where it has several ways to compute a product. A run learns that as it meets each problem, so this grows with it. It
+    /// is not compared: a resumed or locked run takes it over.
+    #[serde(default, skip_serializing_if = "ProductsLock::is_empty")]
+    pub products: ProductsLock,
+}
+
+/// The algorithms of a library's products. Thousands of problems share some tens of algorithms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProductsLock {
+    /// Algorithms, as the backend writes them: good for one version of one library.
+    pub algorithms: Vec<String>,
+    /// The place of a problem's algorithm among them.
+    pub problems: BTreeMap<String, usize>,
+}
+
+impl ProductsLock {
+    /// What a backend says that it chose ([`trainer_kernels::ops::Ops::choices`]).
+    pub fn new(choices: Vec<(String, String)>) -> Self {
+        let mut places = BTreeMap::new();
+        for (_, algorithm) in &choices {
+            places.insert(algorithm.clone(), 0);
+        }
+        for (place, number) in places.values_mut().zip(0..) {
+            *place = number;
+        }
+        let problems = choices.into_iter().map(|(problem, algorithm)| (problem, places.get(&algorithm).copied().unwrap_or(0))).collect();
+        Self { algorithms: places.into_keys().collect(), problems }
+    }
+
+    /// Whether nothing was chosen.
+    pub fn is_empty(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// For a backend ([`trainer_kernels::ops::Ops::choose`]); none where a problem's algorithm is not there.
+    pub fn choices(&self) -> Option<Vec<(String, String)>> {
+        self.problems.iter().map(|(problem, place)| Some((problem.clone(), self.algorithms.get(*place)?.clone()))).collect()
+    }
 }
 
 /// What a run is carried out on, as far as it decides bits.
@@ -210,7 +252,7 @@ impl Difference {
             "adapter_from" => "start from the adapter of the locked run",
             "data" | "eval_data" => "use the rows of the locked run",
             "plugins" => "use the component, grants and settings of the locked run",
-            "plan" => "the plan is chosen again only without --locked",
+            "plan" => "the plan of a locked run is only taken over where everything else is equal",
             "machine" => "the same bytes need the same kind of machine",
             "trainer" | "libraries" | "version" => "use the program of the locked run",
             _ => "make it as it was locked",
@@ -259,6 +301,9 @@ pub enum LockError {
         /// Every difference.
         differences: Vec<Difference>,
     },
+    /// A problem whose algorithm is not there.
+    #[error("plan.products of the lock is broken: a problem has the number of an algorithm that is not in the list")]
+    Products,
     /// Cannot be written as JSON.
     #[error("cannot write the lock: {0}")]
     Write(serde_json::Error),
@@ -335,6 +380,11 @@ impl Lock {
         let mut value = serde_json::to_value(self).map_err(LockError::Write)?;
         if let Some(map) = value.as_object_mut() {
             map.remove("recorded");
+        }
+        if let Some(plan) = value.get_mut("plan").and_then(Value::as_object_mut) {
+            plan.remove("products");
+            // It says no more than the rest of the plan, and is not in every lock.
+            plan.remove("memory");
         }
         let mut forget_path = |pointer: &str| {
             if let Some(source) = value.pointer_mut(pointer).and_then(Value::as_object_mut) {

@@ -37,6 +37,15 @@ pub(crate) fn lock() -> Lock {
             weights: "nf4".into(),
             steps: 30,
             algorithms: [("attention".to_owned(), "blocked".to_owned())].into(),
+            memory: Some(PlanChoice {
+                max_tokens: 16384,
+                packed: 2048,
+                packed_weights: false,
+                keep: vec![trainer_engine::Keep::All; 4],
+                offload: false,
+                loss_rows: 1024,
+            }),
+            products: ProductsLock::new(vec![("a product".to_owned(), "1:07".to_owned())]),
         },
         machine: MachineLock {
             backend: "cpu".into(),
@@ -59,6 +68,34 @@ fn a_saved_lock_reads_back_and_differs_in_nothing() {
     assert_eq!(read, lock());
     assert_eq!(read.differences(&lock()).unwrap(), []);
     assert_eq!(read.digest().unwrap(), lock().digest().unwrap());
+}
+
+#[test]
+fn a_lock_without_what_is_new_in_the_plan_is_the_same_lock() {
+    let mut old = lock();
+    (old.plan.memory, old.plan.products) = (None, ProductsLock::default());
+    let text = old.to_json().unwrap();
+    assert!(!text.contains("products") && !text.contains("loss_rows"), "{text}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lock.json");
+    std::fs::write(&path, text).unwrap();
+    let read = Lock::load(&path).unwrap();
+    assert_eq!(read, old);
+    assert_eq!(read.digest().unwrap(), lock().digest().unwrap());
+    read.check(&lock()).unwrap();
+}
+
+#[test]
+fn algorithms_of_products_come_back_by_problem() {
+    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    let choices = vec![pair("1x1", "9:b"), pair("2x2", "9:a"), pair("3x3", "9:b")];
+    let products = ProductsLock::new(choices.clone());
+    assert_eq!(products.algorithms, ["9:a", "9:b"]);
+    assert_eq!(products.choices().unwrap(), choices);
+    assert!(ProductsLock::new(vec![]).is_empty());
+    let mut broken = products;
+    broken.algorithms.pop();
+    assert_eq!(broken.choices(), None);
 }
 
 #[test]

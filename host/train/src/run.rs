@@ -82,7 +82,13 @@ pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>))
         }
     };
     let open = open_device_as(&recipe.device, recipe.train.precision)?;
-    with_ops!(open.backend, ops => start_on(Assembly::new(recipe, ops, open.threads, open.info)?, origin, stop)?.go(on_event))
+    let before = match &origin {
+        Origin::Fresh { expected, .. } => expected.as_deref().cloned(),
+        Origin::Resumed(dir) => Some(dir.lock()?),
+    };
+    with_ops!(open.backend, ops => {
+        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, stop)?.go(on_event)
+    })
 }
 
 /// Where a run comes from.
@@ -99,11 +105,13 @@ fn start_on<O: Ops>(assembly: Assembly<O>, origin: Origin, stop: &AtomicBool) ->
             if let Some(expected) = expected {
                 expected.check(assembly.lock())?;
             }
+            assembly.take_products()?;
             let dir = RunDir::create(&dir, &assembly.recipe().to_toml()?, assembly.lock())?;
             Run::new(assembly, dir, false, stop)
         }
         Origin::Resumed(dir) => {
             dir.lock()?.check(assembly.lock())?;
+            assembly.take_products()?;
             Run::new(assembly, dir, true, stop)
         }
     }
@@ -303,6 +311,9 @@ impl<'a, O: Ops> Run<'a, O> {
     fn checkpoint(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
         let metrics_bytes = self.metrics.sync()?;
         self.timings.sync()?;
+        if let Some(lock) = self.assembly.grown_lock() {
+            lock.save(&self.dir.lock_path())?;
+        }
         let train = self.work.trainer.state()?;
         let step = train.step;
         let data = self.pipeline.state()?;

@@ -230,6 +230,9 @@ pub struct SelftestArgs {
     /// The seed of the kernels' random inputs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// Leave out the kernels' larger shapes: for a quick look, and under compute-sanitizer.
+    #[arg(long)]
+    pub quick: bool,
     /// Compute threads.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

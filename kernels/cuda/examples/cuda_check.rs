@@ -1,6 +1,6 @@
 //! Checks kernels against the CPU reference: what `trainer selftest` runs, in a program that builds in seconds.
 //!
-//!     cuda_check [--seed N] [--json FILE] [--portable] [GROUP...]
+//!     cuda_check [--seed N] [--json FILE] [--portable] [--quick] [GROUP...]
 //!
 //! Prints a line per comparison; fails if one does. Kernels are those inside the program (`TRAINER_CUBINS` at build time); what is not there is
 //! compiled by NVRTC, found as [`trainer_kernels_cuda::nvrtc::Nvrtc::load`] says.
@@ -9,7 +9,7 @@ use std::error::Error;
 use trainer_kernels_cuda::archive::Archive;
 use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::selftest;
+use trainer_kernels_cuda::selftest::{self, Options};
 
 fn main() {
     match run() {
@@ -23,13 +23,14 @@ fn main() {
 }
 
 fn run() -> Result<bool, Box<dyn Error>> {
-    let (mut file, mut seed, mut portable, mut groups) = (None, 1u64, false, Vec::new());
+    let (mut file, mut options, mut portable, mut groups) = (None, Options { seed: 1, quick: false }, false, Vec::new());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--portable" => portable = true,
+            "--quick" => options.quick = true,
             "--json" => file = args.next(),
-            "--seed" => seed = args.next().ok_or("--seed needs a number")?.parse()?,
+            "--seed" => options.seed = args.next().ok_or("--seed needs a number")?.parse()?,
             group if selftest::GROUPS.contains(&group) => groups.push(group.to_owned()),
             other => return Err(format!("there is no group {other}; there are {}", selftest::GROUPS.join(", ")).into()),
         }
@@ -38,7 +39,7 @@ fn run() -> Result<bool, Box<dyn Error>> {
     let mut device = Device::open(0, &Code::with(Archive::embedded()?, None))?;
     device.use_portable_kernels(portable);
     println!("kernels for {} loaded in {:.0} ms", device.arch().name(), start.elapsed().as_secs_f64() * 1e3);
-    let rows = selftest::run(&device, &groups, seed, &mut |c| {
+    let rows = selftest::run(&device, &groups, options, &mut |c| {
         let verdict = if c.pass { "ok  " } else { "FAIL" };
         println!("{verdict} {:28} {:32} relative {:.2e} max {:.2e}", c.kernel, c.shape, c.relative, c.max);
     })?;

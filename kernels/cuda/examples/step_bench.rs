@@ -54,7 +54,7 @@ impl Bench {
 
     fn normal(&self, rows: usize, cols: usize) -> Outcome<Tensor> {
         let mut t = Tensor::new(self.device.arena(), rows, cols, "a benchmark")?;
-        self.device.random_normal(7, 1.0, &mut t)?;
+        self.device.random_normal(7, 1.0, 0, &mut t)?;
         Ok(t)
     }
 
@@ -181,7 +181,7 @@ impl Bench {
     fn quantize(&self) -> Outcome<()> {
         let (d, rows, cols) = (&self.device, 12288, 4096);
         let mut w = self.normal(rows, cols)?;
-        let us = time(d, 4, |_| Ok(d.random_normal(7, 0.02, &mut w)?))?;
+        let us = time(d, 4, |_| Ok(d.random_normal(7, 0.02, 0, &mut w)?))?;
         self.row("random_normal", "12288x4096", 2 * rows * cols, us);
         let us = time(d, 1, |_| Ok(d.quantize_nf4(QuantSource::Bf16(&w), rows, cols, DoubleQuant::default()).map(|_| ())?))?;
         self.row("quantize_nf4, whole call", "12288x4096", 5 * rows * cols / 2, us);

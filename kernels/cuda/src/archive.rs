@@ -54,11 +54,11 @@ pub struct Cubin {
     pub code: Vec<u8>,
 }
 
-/// Compiles every kernel file for every architecture that it serves, an architecture per thread.
+/// Compiles every kernel file for each of these architectures that it serves, an architecture per thread.
 ///
 /// # Errors
 /// NVRTC's messages.
-pub fn compile_all(nvrtc: &Nvrtc) -> Result<Vec<Cubin>> {
+pub fn compile_all(nvrtc: &Nvrtc, architectures: &[Arch]) -> Result<Vec<Cubin>> {
     let one = |arch: Arch| -> Result<Vec<Cubin>> {
         let cubin = |source: &Source| -> Result<Cubin> {
             let code = crate::compile::cubin(nvrtc, None, source, arch)?;
@@ -67,7 +67,7 @@ pub fn compile_all(nvrtc: &Nvrtc) -> Result<Vec<Cubin>> {
         SOURCES.iter().filter(|s| s.serves(arch)).map(cubin).collect()
     };
     let parts: Vec<Result<Vec<Cubin>>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = Arch::ALL.into_iter().map(|arch| scope.spawn(move || one(arch))).collect();
+        let threads: Vec<_> = architectures.iter().map(|&arch| scope.spawn(move || one(arch))).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     parts.into_iter().collect::<Result<Vec<_>>>().map(|parts| parts.into_iter().flatten().collect())

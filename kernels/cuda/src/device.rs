@@ -488,13 +488,19 @@ fn load(image: &[u8], kernels: &[&'static str], functions: &mut HashMap<&'static
         let handle =
             unsafe { result::module::get_function(module, c_name) }.map_err(|_| CudaError::NoKernel { name, arch: "this card" })?;
         let mut parameters = Vec::new();
-        while parameters.len() < MOST_PARAMETERS {
+        // An image that does not tell has the driver asked until it says that there are no more.
+        let count = crate::cubin::parameters(image, name);
+        while parameters.len() < count.unwrap_or(MOST_PARAMETERS) {
             let (mut offset, mut size) = (0usize, 0usize);
-            // SAFETY: a live function and places for the answers; an index past the last is an error that ends the loop.
-            if unsafe { sys::cuFuncGetParamInfo(handle, parameters.len(), &raw mut offset, &raw mut size) }.result().is_err() {
-                break;
+            // SAFETY: a live function and places for the answers; an index past the last is an error.
+            match unsafe { sys::cuFuncGetParamInfo(handle, parameters.len(), &raw mut offset, &raw mut size) }.result() {
+                Ok(()) => parameters.push(size),
+                Err(_) if count.is_none() => break,
+                Err(e) => return Err(e.into()),
             }
-            parameters.push(size);
+        }
+        if parameters.len() > MOST_PARAMETERS {
+            return Err(CudaError::Arguments { name, got: MOST_PARAMETERS, need: parameters });
         }
         // SAFETY: a live function.
         let fixed = unsafe { result::function::get_function_attribute(handle, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES) }?;

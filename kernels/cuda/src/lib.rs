@@ -11,6 +11,7 @@ pub mod blaslt;
 pub mod cache;
 pub mod code;
 pub mod compile;
+pub mod cubin;
 pub mod device;
 pub mod graph;
 pub mod launch;

@@ -8,10 +8,10 @@ static __device__ __forceinline__ void source8(const uint4* x, u64 t, u32 vector
 static __device__ __forceinline__ void source8(const float* x, u64 t, u32, u64, float (&v)[8]) { load8(x + 8 * t, v); }
 
 // Blocks of 64 values: eight threads of eight. The index of a value is the number of boundaries below it. `broken`: the lowest index of a value that is
-// not finite.
+// not finite. `x` is a piece of the weight, which starts at the vector `first` of it, a multiple of eight.
 template <typename Source>
 static __device__ __forceinline__ void nf4_quantize(
-    const Source* x, u32 vectors, u64 stride, u64 total, const float* __restrict__ bounds, u32* __restrict__ packed, float* __restrict__ absmax,
+    const Source* x, u32 vectors, u64 stride, u64 total, u64 first, const float* __restrict__ bounds, u32* __restrict__ packed, float* __restrict__ absmax,
     u64* __restrict__ broken) {
     u64 t = (u64)blockIdx.x * 256 + threadIdx.x;
     float v[8] = {}, b[15];
@@ -21,7 +21,7 @@ static __device__ __forceinline__ void nf4_quantize(
     float largest = 0.0f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-        if (!(fabsf(v[j]) <= 3.402823466e38f)) atomicMin(broken, 8 * t + j);
+        if (!(fabsf(v[j]) <= 3.402823466e38f)) atomicMin(broken, 8 * (first + t) + j);
         largest = fmaxf(largest, fabsf(v[j]));
     }
 #pragma unroll
@@ -39,20 +39,20 @@ static __device__ __forceinline__ void nf4_quantize(
         // The first of two values is the high nibble.
         bytes |= index << (4 * (j ^ 1));
     }
-    packed[t] = bytes;
-    if ((t & 7) == 0) absmax[t >> 3] = largest;
+    packed[first + t] = bytes;
+    if ((t & 7) == 0) absmax[(first + t) >> 3] = largest;
 }
 
 extern "C" __global__ void __launch_bounds__(256) nf4_quantize_bf16(
-    const uint4* __restrict__ x, u32 vectors, u64 stride, u64 total, const float* __restrict__ bounds, u32* __restrict__ packed,
+    const uint4* __restrict__ x, u32 vectors, u64 stride, u64 total, u64 first, const float* __restrict__ bounds, u32* __restrict__ packed,
     float* __restrict__ absmax, u64* __restrict__ broken) {
-    nf4_quantize(x, vectors, stride, total, bounds, packed, absmax, broken);
+    nf4_quantize(x, vectors, stride, total, first, bounds, packed, absmax, broken);
 }
 
 extern "C" __global__ void __launch_bounds__(256) nf4_quantize_f32(
-    const float* __restrict__ x, u32 vectors, u64 stride, u64 total, const float* __restrict__ bounds, u32* __restrict__ packed,
+    const float* __restrict__ x, u32 vectors, u64 stride, u64 total, u64 first, const float* __restrict__ bounds, u32* __restrict__ packed,
     float* __restrict__ absmax, u64* __restrict__ broken) {
-    nf4_quantize(x, vectors, stride, total, bounds, packed, absmax, broken);
+    nf4_quantize(x, vectors, stride, total, first, bounds, packed, absmax, broken);
 }
 
 // Scales less their mean to 8-bit codes, in nested blocks of 256: one warp each. `tree`: the signed map's boundaries.
@@ -90,17 +90,18 @@ static __device__ __forceinline__ void normal2(u32 a, u32 b, float std, float& x
     y = r * s;
 }
 
-// Values that depend on key, row and column alone.
+// Values that depend on key, row and column alone; the first row counts as `first`.
 extern "C" __global__ void __launch_bounds__(256) random_normal(
-    u32 key_low, u32 key_high, float std, u32 vectors, u64 total, uint4* __restrict__ out, u64 stride) {
+    u32 key_low, u32 key_high, float std, u64 first, u32 vectors, u64 total, uint4* __restrict__ out, u64 stride) {
     u64 t = (u64)blockIdx.x * 256 + threadIdx.x;
     if (t >= total) return;
     u64 row = t / vectors;
     u32 c = (u32)(t - row * vectors);
+    u64 counter = first + row;
     float x[8];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        uint4 r = philox(make_uint4(2 * c + half, (u32)row, (u32)(row >> 32), 0), make_uint2(key_low, key_high));
+        uint4 r = philox(make_uint4(2 * c + half, (u32)counter, (u32)(counter >> 32), 0), make_uint2(key_low, key_high));
         normal2(r.x, r.y, std, x[4 * half], x[4 * half + 1]);
         normal2(r.z, r.w, std, x[4 * half + 2], x[4 * half + 3]);
     }

@@ -3,6 +3,7 @@
 use trainer_kernels_cuda::archive::{Archive, compile_all, pack};
 use trainer_kernels_cuda::cache::Cache;
 use trainer_kernels_cuda::compile::{Arch, SOURCES, cubin, key};
+use trainer_kernels_cuda::cubin::parameters;
 use trainer_kernels_cuda::nvrtc::Nvrtc;
 
 /// NVRTC, or None where it cannot be had and is not demanded.
@@ -20,7 +21,7 @@ fn nvrtc() -> Option<Nvrtc> {
 #[test]
 fn every_kernel_compiles_for_every_architecture_and_an_archive_holds_them_all() {
     let Some(nvrtc) = nvrtc() else { return };
-    let cubins = compile_all(&nvrtc).unwrap_or_else(|e| panic!("{e}"));
+    let cubins = compile_all(&nvrtc, &Arch::ALL).unwrap_or_else(|e| panic!("{e}"));
     let bytes = pack(&cubins).unwrap();
     eprintln!("an archive of {} cubins has {} bytes", cubins.len(), bytes.len());
     let archive = Archive::read(bytes).unwrap();
@@ -33,6 +34,8 @@ fn every_kernel_compiles_for_every_architecture_and_an_archive_holds_them_all() 
             assert!(code.starts_with(b"\x7fELF"), "{} for {}", source.file, arch.name());
             for kernel in source.kernels {
                 assert!(code.windows(kernel.len()).any(|w| w == kernel.as_bytes()), "{kernel} is not in {}", source.file);
+                let count = parameters(code, kernel);
+                assert!(count.is_some_and(|n| (2..40).contains(&n)), "{kernel} for {} has {count:?} parameters", arch.name());
             }
         }
     }

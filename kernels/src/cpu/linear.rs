@@ -5,7 +5,7 @@ use super::buffer::{Borrowed, Buffer, Parts, area};
 use super::gemm::{self, Finish, Product, Rhs, Term, Transposed};
 use super::types::{Batch, Param, Tensor, need, same};
 use crate::nf4::Nf4;
-use crate::ops::{Dropout, HostLinear, HostMatrix, LoraGrads, LoraMember, OpsError, Result, WeightPlan};
+use crate::ops::{Dropout, HostLinear, HostMatrix, LoraGrads, LoraMember, OpsError, ReadMatrix, Result, WeightPlan};
 use crate::rng::{Purpose, philox4x32_10, split, stream_key};
 
 /// Rows of a task that works element by element.
@@ -89,6 +89,8 @@ pub(super) fn dense(op: &'static str, matrix: HostMatrix<'_>, out: &mut [f32]) -
             out.iter_mut().zip(w).for_each(|(o, w)| *o = w.to_f32());
             Ok(())
         }
+        // The values of a matrix do not depend on its shape.
+        HostMatrix::Stored { source, quantize } => dense(op, ReadMatrix::new(source, 1, out.len(), quantize)?.matrix(), out),
     }
 }
 
@@ -111,12 +113,7 @@ impl Cpu {
             same(OP, "the input of a member", m.in_features, in_features)?;
             need(OP, "the output of a member", m.out_features, 1)?;
             let len = area(m.out_features, m.in_features, "a frozen weight")?;
-            let got = match m.weight {
-                HostMatrix::Nf4(w) => w.len(),
-                HostMatrix::F32(w) => w.len(),
-                HostMatrix::Bf16(w) => w.len(),
-            };
-            same(OP, "a frozen weight", got, len)?;
+            same(OP, "a frozen weight", m.weight.len(), len)?;
             if let Some(bias) = m.bias {
                 same(OP, "a frozen bias", bias.len(), m.out_features)?;
             }
@@ -127,6 +124,10 @@ impl Cpu {
                 HostMatrix::Nf4(w) => Frozen::Nf4(Box::new(w.clone())),
                 HostMatrix::F32(w) => Frozen::F32(w.to_vec()),
                 HostMatrix::Bf16(w) => Frozen::Bf16(w.to_vec()),
+                HostMatrix::Stored { source, quantize } => match ReadMatrix::new(source, m.out_features, in_features, quantize)? {
+                    ReadMatrix::Nf4(w) => Frozen::Nf4(Box::new(w)),
+                    ReadMatrix::Bf16(w) => Frozen::Bf16(w),
+                },
             });
         }
         area(column, in_features, "a group")?;

@@ -42,7 +42,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
 
 /// Loads what is to be evaluated and evaluates it.
 fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Report> {
-    let base = load_base(&target.recipe.model.source, target.recipe.model.quantization)?;
+    let base = load_base(&target.recipe.model.source, target.recipe.model.quantization, ops.reads_weights())?;
     let mut plugins = Plugins::new(&target.recipe, compiler_command()?)?;
     let speaker = Speaker::new(&target.recipe, &base, &mut plugins)?;
     let panel = Panel::new(&target.recipe, &mut plugins)?;

@@ -35,7 +35,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
 }
 
 fn answer<O: Ops>(ops: Arc<O>, args: &GenerateArgs, recipe: &Recipe) -> Result<ExitCode> {
-    let base = load_base(&recipe.model.source, recipe.model.quantization)?;
+    let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
     let (prompt_ids, stop_ids) = if args.chat {
         let mut plugins = Plugins::new(recipe, compiler_command()?)?;
         let speaker = Speaker::new(recipe, &base, &mut plugins)?;

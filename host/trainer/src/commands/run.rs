@@ -81,7 +81,7 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
 fn dry_run(recipe: trainer_config::Recipe, locked: Option<&std::path::Path>, json: Option<&std::path::Path>) -> Result<ExitCode> {
     let expected = locked.map(Lock::load).transpose()?;
     let open = open_device_as(&recipe.device, recipe.train.precision)?;
-    with_ops!(open.backend, ops => show_plan(&Assembly::new(recipe, ops, open.threads, open.info)?, expected, json))
+    with_ops!(open.backend, ops => show_plan(&Assembly::new(recipe, ops, open.threads, open.info, expected.as_ref(), false)?, expected, json))
 }
 
 fn show_plan<O: Ops>(assembly: &Assembly<O>, expected: Option<Lock>, json: Option<&std::path::Path>) -> Result<ExitCode> {

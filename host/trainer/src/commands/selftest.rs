@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use trainer_config::Device;
 use trainer_kernels::ops::Ops;
-use trainer_kernels_cuda::selftest::{Comparison, GROUPS as KERNELS};
+use trainer_kernels_cuda::selftest::{Comparison, GROUPS as KERNELS, Options};
 use trainer_runtime::{Backend, DeviceInfo, open_device, with_ops};
 use trainer_selftest::{Check, GROUPS as REFERENCE, Measure};
 
@@ -91,10 +91,11 @@ pub fn run(args: &SelftestArgs) -> Result<ExitCode> {
 
 /// Every kernel against the CPU; none on the CPU itself.
 fn check_kernels(backend: &Backend, groups: &[String], args: &SelftestArgs, quiet: bool) -> Result<Option<Vec<Comparison>>> {
+    let how = Options { seed: args.seed, quick: args.quick };
     match backend {
         Backend::Cpu(_) if groups.is_empty() => Ok(None),
         Backend::Cpu(_) => bail!("{} are checks of a card's kernels: --device cuda", groups.join(", ")),
-        Backend::Cuda(cuda) => Ok(Some(trainer_kernels_cuda::selftest::run(cuda.device(), groups, args.seed, &mut |c| {
+        Backend::Cuda(cuda) => Ok(Some(trainer_kernels_cuda::selftest::run(cuda.device(), groups, how, &mut |c| {
             if !quiet {
                 show_kernel(c);
             }

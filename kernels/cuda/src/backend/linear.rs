@@ -130,11 +130,7 @@ impl Cuda {
         let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None, eights: None };
         for m in members {
             let len = m.out_features.saturating_mul(m.in_features);
-            let got = match m.weight {
-                HostMatrix::Nf4(w) => w.len(),
-                HostMatrix::F32(w) => w.len(),
-                HostMatrix::Bf16(w) => w.len(),
-            };
+            let got = m.weight.len();
             if m.in_features != in_features || got != len || m.out_features == 0 {
                 return Err(shape(op, "a frozen weight", got, len));
             }
@@ -146,6 +142,9 @@ impl Cuda {
             }
             let frozen = match m.weight {
                 HostMatrix::Nf4(w) => Frozen::Nf4(self.device.nf4(w)?),
+                HostMatrix::Stored { source, quantize: Some(double) } => {
+                    Frozen::Nf4(self.stored_nf4(source, m.out_features, in_features, double)?)
+                }
                 other => Frozen::Dense(self.dense(other, m.out_features, in_features)?),
             };
             let bias = m.bias.map(|b| self.device.floats(b)).transpose()?;
@@ -162,7 +161,7 @@ impl Cuda {
         let mut group = Group { members: Vec::new(), in_features, out_features: 0, kept: None, eights: None };
         for (&(out, inner), member) in members.iter().zip(0u64..) {
             let mut values = Tensor::new(self.device.arena(), out, inner, "random weights")?;
-            self.device.random_normal(random.seed.wrapping_add(member), random.deviation, &mut values)?;
+            self.device.random_normal(random.seed.wrapping_add(member), random.deviation, 0, &mut values)?;
             let frozen = if random.nf4 {
                 Frozen::Nf4(self.device.quantize_nf4(QuantSource::Bf16(&values), out, inner, DoubleQuant::default())?)
             } else {
@@ -206,8 +205,13 @@ impl Cuda {
             }
             HostMatrix::F32(w) if w.len() == rows * cols => self.device.tensor(cols, w)?,
             HostMatrix::Bf16(w) if w.len() == rows * cols => Tensor::of(self.device.upload(w, "a matrix")?, rows, cols)?,
-            HostMatrix::F32(w) => return Err(shape(op, "the matrix", w.len(), rows * cols)),
-            HostMatrix::Bf16(w) => return Err(shape(op, "the matrix", w.len(), rows * cols)),
+            HostMatrix::Stored { source, quantize: None } => self.stored_dense(source, rows, cols)?,
+            HostMatrix::Stored { source, quantize: Some(double) } => {
+                let mut t = Tensor::new(self.device.arena(), rows, cols, "a matrix")?;
+                self.device.nf4_unpack(&self.stored_nf4(source, rows, cols, double)?, &mut t, 0)?;
+                t
+            }
+            other => return Err(shape(op, "the matrix", other.len(), rows * cols)),
         })
     }
 

@@ -9,6 +9,7 @@ mod optimizer;
 mod outside;
 mod products;
 mod recording;
+mod stored;
 mod types;
 
 pub use linear::Group;
@@ -92,6 +93,8 @@ pub struct Cuda {
     values8: Mutex<Option<Buffer<u8>>>,
     /// Whether the library's fp8 products can be added to what is there.
     sums8: bool,
+    /// Where weights pass through that are loaded.
+    pieces: Mutex<stored::Pieces>,
     /// The stream of copies to and from the host.
     copies: Mutex<Option<Arc<CudaStream>>>,
     dropped: Mutex<Option<Tensor>>,
@@ -136,6 +139,7 @@ impl Cuda {
             rounded: Mutex::default(),
             values8: Mutex::default(),
             sums8,
+            pieces: Mutex::default(),
             copies: Mutex::default(),
             dropped: Mutex::default(),
             loss: Mutex::default(),

@@ -1,7 +1,8 @@
 //! [`Ops`] for [`Cuda`]: each operation checks what its kernels cannot and hands over to them; what takes more than that is in the file of its topic.
 
 use super::linear::{self, Extended};
-use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Recording, Table, fp8, loss, types};
+use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Products, Recording, Table, fp8, loss, types};
+use crate::blaslt::Choice;
 use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet};
 use crate::memory::{Buffer, Floats, Tensor};
 use crate::ranges::ALIGNMENT;
@@ -106,6 +107,26 @@ impl Ops for Cuda {
         Some(self.options.memory_limit.map_or(all, |limit| limit.min(all)))
     }
 
+    fn choices(&self) -> Vec<(String, String)> {
+        match &self.products {
+            Products::Lt(lt) => lt.choices().into_iter().map(|c| (c.problem, c.algorithm)).collect(),
+            Products::Own => Vec::new(),
+        }
+    }
+
+    fn choose(&self, choices: &[(String, String)]) -> Outcome<()> {
+        if choices.is_empty() {
+            return Ok(());
+        }
+        let choices: Vec<Choice> =
+            choices.iter().map(|(problem, algorithm)| Choice { problem: problem.clone(), algorithm: algorithm.clone() }).collect();
+        Ok(self.products.cublaslt("the algorithms that were chosen before")?.pin(&choices)?)
+    }
+
+    fn reads_weights(&self) -> bool {
+        true
+    }
+
     fn reserve(&self, bytes: u64) -> Outcome<()> {
         // What is in use already is part of the plan, and what was reserved before serves it.
         let usage = self.usage();
@@ -206,7 +227,7 @@ impl Ops for Cuda {
 
     fn random_table(&self, rows: usize, cols: usize, random: Random) -> Outcome<Table> {
         let mut t = Tensor::new(self.device.arena(), rows, cols, "a random table")?;
-        self.device.random_normal(random.seed, random.deviation, &mut t)?;
+        self.device.random_normal(random.seed, random.deviation, 0, &mut t)?;
         Ok(Table::Card(t))
     }
 

@@ -9,7 +9,7 @@ use crate::memory::{Pinned, Tensor};
 use cudarc::driver::{CudaEvent, CudaStream};
 use half::bf16;
 use std::sync::{Mutex, PoisonError};
-use trainer_kernels::ops::{HostMatrix, OpsError};
+use trainer_kernels::ops::{HostMatrix, OpsError, ReadMatrix};
 
 /// Activations in pinned host memory.
 pub struct Offloaded {
@@ -52,7 +52,7 @@ impl Cuda {
         Ok(())
     }
 
-    fn copy_stream(&self) -> Outcome<std::sync::Arc<CudaStream>> {
+    pub(super) fn copy_stream(&self) -> Outcome<std::sync::Arc<CudaStream>> {
         let mut held = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = held.as_ref() {
             return Ok(stream.clone());
@@ -66,27 +66,30 @@ impl Cuda {
     pub(super) fn table_outside(&self, matrix: HostMatrix<'_>, rows: usize, cols: usize) -> Outcome<Table> {
         let mut table = self.empty_outside(rows, cols)?;
         if let Table::Outside { memory, .. } = &mut table {
-            let to: &mut [bf16] = bytemuck_cast(memory.as_mut_slice())?;
+            let to: &mut [bf16] = values(memory.as_mut_slice())?;
             let len = rows * cols;
             match matrix {
+                HostMatrix::Stored { source, quantize: None } if source.len() == len => source.read(0, to).map_err(OpsError::Source)?,
+                HostMatrix::Stored { source, quantize } => {
+                    let read = ReadMatrix::new(source, rows, cols, quantize)?;
+                    return self.table_outside(read.matrix(), rows, cols);
+                }
                 HostMatrix::Bf16(w) if w.len() == len => to.copy_from_slice(w),
                 HostMatrix::F32(w) if w.len() == len => to.iter_mut().zip(w).for_each(|(to, w)| *to = bf16::from_f32(*w)),
                 HostMatrix::Nf4(w) if w.len() == len => to.copy_from_slice(&w.dequantize::<bf16>()),
-                HostMatrix::Bf16(w) => return Err(OpsError::Shape { op: "table", what: "the matrix", got: w.len(), need: len }),
-                HostMatrix::F32(w) => return Err(OpsError::Shape { op: "table", what: "the matrix", got: w.len(), need: len }),
-                HostMatrix::Nf4(w) => return Err(OpsError::Shape { op: "table", what: "the matrix", got: w.len(), need: len }),
+                other => return Err(OpsError::Shape { op: "table", what: "the matrix", got: other.len(), need: len }),
             }
         }
         Ok(table)
     }
 
-    /// A random table in pinned host memory, made on the card piece by piece.
+    /// A random table in pinned host memory, made on the card piece by piece: the same values as in one piece.
     pub(super) fn random_outside(&self, rows: usize, cols: usize, seed: u64, deviation: f32) -> Outcome<Table> {
         let table = self.empty_outside(rows, cols)?;
         let mut piece = Tensor::new(self.device.arena(), ROWS.min(rows), cols, "a random table")?;
         if let Table::Outside { memory, .. } = &table {
             for first in (0..rows).step_by(ROWS) {
-                self.device.random_normal(seed.wrapping_add(first as u64), deviation, &mut piece)?;
+                self.device.random_normal(seed, deviation, first, &mut piece)?;
                 let to = memory.ptr() + 2 * (first * cols) as u64;
                 self.device.copy_outside(self.device.stream(), ROWS.min(rows - first), &piece, to, true)?;
             }
@@ -103,6 +106,6 @@ impl Cuda {
 }
 
 /// The bytes as bf16 values: pages are aligned.
-fn bytemuck_cast(bytes: &mut [u8]) -> Outcome<&mut [bf16]> {
+pub(super) fn values(bytes: &mut [u8]) -> Outcome<&mut [bf16]> {
     bytemuck::try_cast_slice_mut(bytes).map_err(|e| OpsError::Device(format!("pinned memory: {e}")))
 }

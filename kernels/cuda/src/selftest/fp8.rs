@@ -118,6 +118,9 @@ impl Checks<'_> {
     }
 
     fn check_rows8(&mut self, n: usize, width: usize) -> Outcome<()> {
+        if self.large(n * width) {
+            return Ok(());
+        }
         let mut values = self.random.values(n * width);
         // Rows of zeros, of tiny, huge and wide-ranging numbers.
         for (i, row) in values.chunks_exact_mut(width).enumerate() {
@@ -137,6 +140,9 @@ impl Checks<'_> {
 
     /// Kernels that round what they make give the same as rounding it afterwards, and the same result as without.
     fn check_fused8(&mut self, n: usize, width: usize) -> Outcome<()> {
+        if self.large(2 * n * width) {
+            return Ok(());
+        }
         if width <= LONGEST_EIGHT {
             self.check_norms8(n, width)?;
         }
@@ -155,6 +161,9 @@ impl Checks<'_> {
     }
 
     fn check_norms8(&mut self, n: usize, width: usize) -> Outcome<()> {
+        if self.large(n * width) {
+            return Ok(());
+        }
         let (d, eps, shape) = (self.device, 1e-6, format!("{n}x{width}"));
         let [x, delta, dy, before] = std::array::from_fn(|_| self.random.values(n * width));
         let weight = d.floats(&self.random.values(width))?;
@@ -184,6 +193,9 @@ impl Checks<'_> {
 
     /// Weights and their transposes, from NF4 and from bf16, into the middle of a larger matrix.
     fn check_weights8(&mut self, n: usize, cols: usize) -> Outcome<()> {
+        if self.large(n * cols) {
+            return Ok(());
+        }
         let d = self.device;
         let w = Nf4::quantize(&self.random.values(n * cols), &[n, cols], 64, DoubleQuant::default())
             .map_err(|e| CheckError::Other(e.to_string()))?;
@@ -222,6 +234,9 @@ impl Checks<'_> {
 
     /// A group with adapters, `parts` of (outputs, rank), forward and backward.
     fn check_linear8(&mut self, cuda: &Cuda, n: usize, parts: &[(usize, usize)], inner: usize) -> Outcome<()> {
+        if self.large(n.max(inner) * parts.iter().map(|p| p.0).sum::<usize>()) {
+            return Ok(());
+        }
         let (outer, ranks) = (parts.iter().map(|p| p.0).sum::<usize>(), parts.iter().map(|p| p.1.next_multiple_of(8)).sum::<usize>());
         let shape = format!("{n} rows, {inner} to {parts:?}");
         let fits = parts.iter().all(|p| p.0.is_multiple_of(16)) && inner.is_multiple_of(16);

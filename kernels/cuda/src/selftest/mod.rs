@@ -78,12 +78,25 @@ pub const GROUPS: &[&str] = &[
     "fp8",
 ];
 
+/// How checks are run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Where random inputs come from.
+    pub seed: u64,
+    /// Leaves out the larger shapes: for a quick look, and for tools under which kernels are many times slower (`compute-sanitizer`).
+    pub quick: bool,
+}
+
+/// Values of the largest matrix of a check that a quick run still makes.
+const QUICK: usize = 1 << 18;
+
 /// Runs the checks of some groups (none named: all). `seen` hears of each comparison.
 ///
 /// # Errors
 /// The card or the reference fails; a wrong result is no error but a comparison that did not pass.
-pub fn run(device: &Device, groups: &[String], seed: u64, seen: &mut dyn FnMut(&Comparison)) -> Outcome<Vec<Comparison>> {
-    let mut checks = Checks { device, cpu: Cpu::new(CpuOptions { threads: 0 })?, random: Random::new(seed), rows: Vec::new(), seen };
+pub fn run(device: &Device, groups: &[String], options: Options, seen: &mut dyn FnMut(&Comparison)) -> Outcome<Vec<Comparison>> {
+    let cpu = Cpu::new(CpuOptions { threads: 0 })?;
+    let mut checks = Checks { device, cpu, random: Random::new(options.seed), quick: options.quick, rows: Vec::new(), seen };
     for &group in GROUPS.iter().filter(|g| groups.is_empty() || groups.iter().any(|wanted| wanted == **g)) {
         match group {
             "nf4" => checks.all_nf4()?,
@@ -143,6 +156,7 @@ pub(crate) struct Checks<'a> {
     pub device: &'a Device,
     pub cpu: Cpu,
     pub random: Random,
+    quick: bool,
     rows: Vec<Comparison>,
     seen: &'a mut dyn FnMut(&Comparison),
 }
@@ -163,6 +177,11 @@ impl Checks<'_> {
         let row = Comparison { kernel: kernel.into(), shape: shape.into(), relative, max: most, tolerance, pass };
         (self.seen)(&row);
         self.rows.push(row);
+    }
+
+    /// Whether a check whose largest matrix has so many values is left out.
+    pub fn large(&self, values: usize) -> bool {
+        self.quick && values > QUICK
     }
 
     /// A tensor of NaN, so that what is not written is seen.

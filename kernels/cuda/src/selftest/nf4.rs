@@ -15,6 +15,9 @@ impl Checks<'_> {
     }
 
     fn check_nf4(&mut self, rows: usize, cols: usize, blocksize: usize, double: DoubleQuant) -> Outcome<()> {
+        if self.large(rows * cols) {
+            return Ok(());
+        }
         let w = Nf4::quantize(&self.random.values(rows * cols), &[rows, cols], blocksize, double)
             .map_err(|e| CheckError::Other(e.to_string()))?;
         let want: Vec<f32> = w.dequantize::<bf16>().into_iter().map(bf16::to_f32).collect();

@@ -15,6 +15,9 @@ impl Checks<'_> {
     }
 
     fn check_norm(&mut self, n: usize, width: usize) -> Outcome<()> {
+        if self.large(n * width) {
+            return Ok(());
+        }
         let (d, eps) = (self.device, 1e-6);
         let [x, delta, dy, before] = std::array::from_fn(|_| self.random.values(n * width));
         let weight = self.random.values(width);

@@ -28,7 +28,7 @@ const TIMES: usize = 3;
 /// Rows per second of the whole path and of its stages, and the growth of resident memory.
 pub fn measure() -> Result<Vec<Figure>> {
     let recipe = super::super::recipe_with(&[], &[])?;
-    let base = load_base(&recipe.model.source, recipe.model.quantization)?;
+    let base = load_base(&recipe.model.source, recipe.model.quantization, false)?;
     let encoder = TextEncoder::new(base.tokenizer.clone());
     let rows = math_rows()?;
     let folder = tempfile::tempdir()?;

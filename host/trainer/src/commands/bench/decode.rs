@@ -34,7 +34,7 @@ pub fn measure(place: &Place) -> Result<Vec<Figure>> {
 
 /// Greedy decoding by the model with an adapter folded in, as evaluation decodes. The prompts are the test rows', their prefill is included.
 fn decoding<O: Ops>(ops: Arc<O>, recipe: &Recipe) -> Result<Vec<Figure>> {
-    let base = load_base(&recipe.model.source, recipe.model.quantization)?;
+    let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
     let mut plugins = Plugins::new(recipe, compiler_command()?)?;
     let speaker = Speaker::new(recipe, &base, &mut plugins)?;
     let mut prompts = Vec::new();
