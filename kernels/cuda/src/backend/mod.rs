@@ -88,6 +88,8 @@ pub struct Cuda {
     replaced: AtomicU64,
     scratch: Mutex<Scratch>,
     rounded: Mutex<fp8::Rounded>,
+    /// The most bytes that adapters take beside a row in e4m3.
+    beside8: AtomicUsize,
     /// Weights in e4m3 that are made for each use.
     values8: Mutex<Option<Buffer<u8>>>,
     /// Whether the library's fp8 products can be added to what is there.
@@ -134,6 +136,7 @@ impl Cuda {
             replaced: AtomicU64::new(0),
             scratch: Mutex::default(),
             rounded: Mutex::default(),
+            beside8: AtomicUsize::new(0),
             values8: Mutex::default(),
             sums8,
             copies: Mutex::default(),

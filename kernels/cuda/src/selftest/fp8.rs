@@ -58,6 +58,17 @@ fn rounded(cols: usize, values: &[f32]) -> Vec<f32> {
     bytes.chunks_exact(cols).zip(scales).flat_map(|(row, s)| row.iter().map(move |b| value(*b) * s).collect::<Vec<_>>()).collect()
 }
 
+/// As [`rounded`], but no row's scale is that of less than 1/256 of the largest of all.
+fn rounded_weights(cols: usize, values: &[f32]) -> Vec<f32> {
+    let largest = |values: &[f32]| values.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let least = largest(values) / 256.0;
+    let row = |row: &[f32]| {
+        let scale = largest(row).max(least).max(2f32.powi(-100)) / 448.0;
+        row.iter().map(|v| value(round(v * (1.0 / scale))) * scale).collect::<Vec<_>>()
+    };
+    values.chunks_exact(cols).flat_map(row).collect()
+}
+
 fn transposed(cols: usize, values: &[f32]) -> Vec<f32> {
     (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied().collect::<Vec<_>>()).collect()
 }
@@ -93,17 +104,25 @@ impl Checks<'_> {
         let options = CudaOptions { ordinal: self.device.context().ordinal(), precision: Precision::Fp8, ..CudaOptions::default() };
         let cuda = Cuda::open(options)?;
         for n in [1, 65, 127, 1030] {
-            self.check_linear8(&cuda, n, &[(48, 8), (16, 0), (32, 16)], 208)?;
+            self.check_linear8(&cuda, n, &[(48, 8), (16, 0), (32, 16)], 208, (1.0, 1.0), false)?;
         }
-        self.check_linear8(&cuda, 300, &[(512, 32), (512, 32)], 1024)?;
-        self.check_linear8(&cuda, 127, &[(256, 0)], 512)?;
-        // What is no multiple of 16 stays in 16 bits.
-        self.check_linear8(&cuda, 127, &[(24, 8)], 64)
+        self.check_linear8(&cuda, 300, &[(512, 32), (512, 32)], 1024, (1.0, 1.0), false)?;
+        self.check_linear8(&cuda, 300, &[(256, 264)], 512, (1.0, 1.0), false)?;
+        self.check_linear8(&cuda, 127, &[(256, 0)], 512, (1.0, 1.0), false)?;
+        // Results that are nearly all the adapters', and adapters that have hardly begun.
+        for sizes in [(2f32.powi(-3), 1.0), (2f32.powi(-10), 1.0), (1.0, 2f32.powi(-9)), (2f32.powi(-6), 16.0)] {
+            self.check_linear8(&cuda, 127, &[(48, 8), (16, 0), (32, 16)], 208, sizes, false)?;
+        }
+        // Rows and columns of weights that are zero or next to it.
+        self.check_linear8(&cuda, 127, &[(48, 8), (16, 0), (32, 16)], 208, (1.0, 1.0), true)?;
+        // Ranks that are no whole vectors stay in 16 bits, and so do groups whose sizes are no multiple of 16.
+        self.check_linear8(&cuda, 127, &[(48, 4), (32, 12)], 208, (1.0, 1.0), false)?;
+        self.check_linear8(&cuda, 127, &[(24, 8)], 64, (1.0, 1.0), false)
     }
 
     /// Room full of rubbish.
     fn rubbish8(&self, n: usize, width: usize) -> Outcome<Eight> {
-        let mut eight = self.device.eight(n * width, n, "rubbish")?;
+        let mut eight = self.device.eight(n * width, n, 0, "rubbish")?;
         let (bytes, scales) = eight.parts();
         bytes.fill_bytes(0xff)?;
         scales.fill_bytes(0xff)?;
@@ -131,7 +150,7 @@ impl Checks<'_> {
         }
         let (x, _gap) = self.apart(width, 24, &values)?;
         let mut got = self.rubbish8(n, width)?;
-        self.device.eight_rows(n, &x, &mut got)?;
+        self.device.eight_rows(n, &x, None, &mut got)?;
         self.note_rows8("eight_rows", &format!("{n}x{width}"), &got, width, &values)
     }
 
@@ -199,13 +218,14 @@ impl Checks<'_> {
         let first = 32;
         let all_scales: Vec<f32> = vec![f32::NAN; first].into_iter().chain(scales).collect();
         let mut got = rubbish((first + n) * cols)?;
-        d.nf4_eight(&card, &d.floats(&all_scales)?, &mut got, first)?;
+        d.nf4_eight(&card, &d.floats(&all_scales)?, &mut got, first, cols)?;
         let want: Vec<u8> = vec![0xff; first * cols].into_iter().chain(bytes).collect();
         self.note("nf4_eight", shape.clone(), &floats(&got.read()?), &floats(&want), 0.0);
 
         let (bytes, scales) = rows(n, &transposed(cols, &values));
         let mut card_scales = self.poison_floats(cols)?;
-        d.eight_column_scales(&dense, &mut card_scales)?;
+        let mut smallest = self.poison_floats(1)?;
+        d.eight_column_scales(&dense, &mut card_scales, &mut smallest)?;
         self.note("eight_column_scales", shape.clone(), &card_scales.read()?, &scales, 0.0);
         let stride = n + 2 * first;
         let want: Vec<u8> = bytes.chunks_exact(n).flat_map(|row| [vec![0xff; first], row.to_vec(), vec![0xff; first]].concat()).collect();
@@ -220,16 +240,31 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// A group with adapters, `parts` of (outputs, rank), forward and backward.
-    fn check_linear8(&mut self, cuda: &Cuda, n: usize, parts: &[(usize, usize)], inner: usize) -> Outcome<()> {
+    /// A group with adapters, `parts` of (outputs, rank), forward and backward. `sizes`: what weights and adapters are multiplied by; `holes`: some rows and
+    /// columns of the weights are next to zero.
+    fn check_linear8(
+        &mut self,
+        cuda: &Cuda,
+        n: usize,
+        parts: &[(usize, usize)],
+        inner: usize,
+        sizes: (f32, f32),
+        holes: bool,
+    ) -> Outcome<()> {
         let (outer, ranks) = (parts.iter().map(|p| p.0).sum::<usize>(), parts.iter().map(|p| p.1.next_multiple_of(8)).sum::<usize>());
-        let shape = format!("{n} rows, {inner} to {parts:?}");
+        let shape = format!("{n}, {inner} to {parts:?} {sizes:?}{}", if holes { " holes" } else { "" });
         let fits = parts.iter().all(|p| p.0.is_multiple_of(16)) && inner.is_multiple_of(16);
         let scale = 0.5;
         let (mut weights, mut dense) = (Vec::new(), Vec::new());
         for &(out, _) in parts {
-            let w = Nf4::quantize(&self.random.values(out * inner), &[out, inner], 64, DoubleQuant::default())
-                .map_err(|e| CheckError::Other(e.to_string()))?;
+            let mut values: Vec<f32> = self.random.values(out * inner).into_iter().map(|v| sizes.0 * v).collect();
+            if holes {
+                for (row, values) in values.chunks_exact_mut(inner).enumerate() {
+                    let all = [0.0, 1e-6].get(row).copied().unwrap_or(1.0);
+                    values.iter_mut().enumerate().for_each(|(c, v)| *v *= if c / 64 == 1 { 0.0 } else { all });
+                }
+            }
+            let w = Nf4::quantize(&values, &[out, inner], 64, DoubleQuant::default()).map_err(|e| CheckError::Other(e.to_string()))?;
             dense.extend(w.dequantize::<bf16>().into_iter().map(bf16::to_f32));
             weights.push(w);
         }
@@ -238,7 +273,7 @@ impl Checks<'_> {
             .zip(parts)
             .map(|(w, p)| HostLinear { weight: HostMatrix::Nf4(w), out_features: p.0, in_features: inner, bias: None })
             .collect();
-        let small = |values: Vec<f32>| -> Vec<f32> { values.into_iter().map(|v| bf16::from_f32(v / 8.0).to_f32()).collect() };
+        let small = |values: Vec<f32>| -> Vec<f32> { values.into_iter().map(|v| bf16::from_f32(sizes.1 * v / 8.0).to_f32()).collect() };
         let a: Vec<Vec<f32>> = parts.iter().map(|p| small(self.random.values(p.1 * inner))).collect();
         let b: Vec<Vec<f32>> = parts.iter().map(|p| small(self.random.values(p.0 * p.1))).collect();
         let (x, dy) = (self.random.values(n * inner), self.random.values(n * outer));
@@ -265,8 +300,8 @@ impl Checks<'_> {
         let columns = transposed(inner, &dense);
         let exact = (add(product(inner, &x, &dense), &adapters.0), add(product(outer, &dy, &columns), &adapters.1));
         let near = (
-            add(product(inner, &rounded(inner, &x), &rounded(inner, &dense)), &adapters.0),
-            add(product(outer, &rounded(outer, &dy), &rounded(outer, &columns)), &adapters.1),
+            add(product(inner, &rounded(inner, &x), &rounded_weights(inner, &dense)), &adapters.0),
+            add(product(outer, &rounded(outer, &dy), &rounded_weights(outer, &columns)), &adapters.1),
         );
         let batch = cuda.batch(&HostBatch {
             ids: vec![0; n],
