@@ -289,6 +289,76 @@ impl BlasLt {
         }
     }
 
+    /// EXPERIMENT: every candidate's configuration and time in microseconds.
+    ///
+    /// # Errors
+    /// As [`Self::gemm_fp8`].
+    #[expect(clippy::too_many_arguments, unsafe_code, reason = "a matrix product")]
+    pub fn survey_fp8(
+        &self,
+        device: &Device,
+        a: Matrix8,
+        b: Matrix8,
+        scales: Scales<'_>,
+        c: Out,
+        m: usize,
+        n: usize,
+        k: usize,
+        beta: f32,
+    ) -> Result<Vec<(f32, String)>> {
+        use sys::cublasLtMatmulAlgoConfigAttributes_t as At;
+        let Some(call) = fp8(&a, &b, scales, true, &c, m, n, k, 1.0, beta)? else { return Ok(Vec::new()) };
+        device.context().bind_to_thread()?;
+        let plan = Self::describe(&call)?;
+        let candidates = self.candidates(&call.problem, &plan, 24)?;
+        let (stream, mut times) = (device.stream(), vec![Vec::new(); candidates.len()]);
+        for _ in 0..5 {
+            for (algo, times) in candidates.iter().zip(&mut times) {
+                self.launch(device, &call, &plan, algo)?;
+                let start = stream.record_event(Some(CU_EVENT_DEFAULT))?;
+                (0..3).try_for_each(|_| self.launch(device, &call, &plan, algo))?;
+                let end = stream.record_event(Some(CU_EVENT_DEFAULT))?;
+                end.synchronize()?;
+                times.push(start.elapsed_ms(&end)? * 1e3 / 3.0);
+            }
+        }
+        let mut out = Vec::new();
+        for (algo, times) in candidates.iter().zip(&mut times) {
+            times.sort_by(f32::total_cmp);
+            let mut text = String::new();
+            for (name, at) in [
+                ("id", At::CUBLASLT_ALGO_CONFIG_ID),
+                ("tile", At::CUBLASLT_ALGO_CONFIG_TILE_ID),
+                ("stages", At::CUBLASLT_ALGO_CONFIG_STAGES_ID),
+                ("split", At::CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
+                ("swizzle", At::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING),
+                ("custom", At::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
+                ("inner", At::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
+                ("cluster", At::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID),
+            ] {
+                let (mut value, mut size) = (0u64, 0usize);
+                for bytes in [4usize, 2, 8] {
+                    // SAFETY: the value has room for the largest attribute.
+                    let status = unsafe {
+                        sys::cublasLtMatmulAlgoConfigGetAttribute(
+                            std::ptr::from_ref(algo),
+                            at,
+                            (&raw mut value).cast(),
+                            bytes,
+                            &raw mut size,
+                        )
+                    };
+                    if status.result().is_ok() {
+                        break;
+                    }
+                }
+                text += &format!(" {name} {value}");
+            }
+            out.push((times[2], text));
+        }
+        Ok(out)
+    }
+
     /// The algorithm of every problem seen so far, in the order of their texts: what a lock file keeps.
     pub fn choices(&self) -> Vec<Choice> {
         let state = self.state();

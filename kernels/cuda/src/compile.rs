@@ -50,7 +50,12 @@ pub const SOURCES: &[Source] = &[
         kernels: &["adapter_factors", "adapter_outs_8", "adapter_ins_8", "adapter_mid_8"],
         only: None,
     },
-    Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"], only: None },
+    Source {
+        file: "rope.cu",
+        text: concat!(include_str!("eight.cu"), "#line 1 \"rope.cu\"\n", include_str!("rope.cu")),
+        kernels: &["qk_norm_rope", "qk_norm_rope_backward", "qk_norm_rope_backward_8"],
+        only: None,
+    },
     Source {
         file: "elementwise.cu",
         text: concat!(include_str!("eight.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),

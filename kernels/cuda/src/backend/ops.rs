@@ -2,7 +2,7 @@
 
 use super::linear::{self, Extended};
 use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Recording, Table, fp8, loss, types};
-use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet, beside_eight, stride_eight};
+use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet, beside_eight, rounds_heads, stride_eight};
 use crate::memory::{Buffer, Floats, Tensor};
 use crate::ranges::ALIGNMENT;
 use std::sync::PoisonError;
@@ -392,11 +392,15 @@ impl Ops for Cuda {
         theta: f64,
         dqkv: &mut Tensor,
     ) -> Outcome<()> {
-        self.forget();
         let op = "qk_norm_rope_backward";
         batch.check_rows(op, n)?;
         let angles = self.angles(op, batch, theta, shape.head_dim)?;
-        Ok(self.device.qk_norm_rope_backward(n, &batch.positions, &angles, shape, dqk, qkv, q_weight, k_weight, rstd, dqkv)?)
+        let (d, positions) = (&self.device, &batch.positions);
+        let wanted = rounds_heads(shape) && self.rounds(n, dqkv.cols(), usize::MAX);
+        self.rounding(wanted, n, dqkv, |dqkv, eight| match eight {
+            Some(e) => d.qk_norm_rope_backward_eight(n, positions, &angles, shape, dqk, qkv, q_weight, k_weight, rstd, dqkv, e),
+            None => d.qk_norm_rope_backward(n, positions, &angles, shape, dqk, qkv, q_weight, k_weight, rstd, dqkv),
+        })
     }
 
     fn attention(

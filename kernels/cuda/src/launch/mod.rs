@@ -37,7 +37,7 @@ pub use loss::RowSet;
 pub use nf4::DeviceNf4;
 pub use norm::LONGEST_EIGHT;
 pub use quantize::QuantSource;
-pub use rope::{Angles, POSITIONS};
+pub use rope::{Angles, POSITIONS, rounds_heads};
 pub use sampling::{BROKEN, ON_HOST};
 
 /// The error of an argument that does not fit.

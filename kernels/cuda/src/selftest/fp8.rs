@@ -7,7 +7,7 @@ use crate::launch::{Eight, LONGEST_EIGHT};
 use crate::memory::{Buffer, Tensor};
 use half::bf16;
 use trainer_kernels::nf4::{DoubleQuant, Nf4};
-use trainer_kernels::ops::{HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, WeightPlan};
+use trainer_kernels::ops::{AttentionShape, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, WeightPlan};
 
 /// Relative error of a product of exactly these operands: Hopper's sums of about 14 bits, the adapters' share and the result in bf16.
 const SUM: f64 = 6e-3;
@@ -84,6 +84,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 
 impl Checks<'_> {
     pub(super) fn all_fp8(&mut self) -> Outcome<()> {
+        self.all_products8()?;
         for n in [1, 127, 2049] {
             for width in [8, 136, 1024, 4096] {
                 self.check_rows8(n, width)?;
@@ -94,9 +95,22 @@ impl Checks<'_> {
         for (n, width) in [(1, 16), (127, 208), (2049, 1024), (65, 12288), (5, 16384), (3, 32768)] {
             self.check_fused8(n, width)?;
         }
+        for n in [1, 127, 2049] {
+            for (heads, kv_heads, head_dim) in [(4, 2, 16), (3, 1, 64), (5, 5, 32), (32, 8, 128), (120, 8, 128)] {
+                if n > 127 && heads > 5 {
+                    continue;
+                }
+                self.check_rope8(n, AttentionShape { heads, kv_heads, head_dim })?;
+            }
+        }
         for (n, cols) in [(16, 8), (144, 200), (528, 1032), (1008, 2568)] {
             self.check_weights8(n, cols)?;
         }
+        Ok(())
+    }
+
+    /// Through the backend.
+    fn all_products8(&mut self) -> Outcome<()> {
         if self.device.arch() != Arch::Sm90a {
             tracing::warn!("products in fp8 are not checked: this card has none with scales by row");
             return Ok(());
@@ -171,6 +185,24 @@ impl Checks<'_> {
         d.swiglu_backward(n, width, &dy, &gate_up, &mut plain)?;
         d.swiglu_backward_eight(n, width, &dy, &gate_up, &mut both, &mut eight)?;
         self.note_fused8("swiglu_backward_8", &shape, n, &plain, &both, &eight)
+    }
+
+    fn check_rope8(&mut self, n: usize, shape: AttentionShape) -> Outcome<()> {
+        let (d, wide, name) = (self.device, shape.qkv_width(), format!("{n} rows {}/{}x{}", shape.heads, shape.kv_heads, shape.head_dim));
+        let positions = d.upload(&(0..n as u32).rev().collect::<Vec<_>>(), "positions")?;
+        let angles = d.angles(n, shape.head_dim, 1e6)?;
+        let (qkv, dqk) =
+            (d.tensor(wide, &self.random.values(n * wide))?, d.tensor(shape.qk_width(), &self.random.values(n * shape.qk_width()))?);
+        let [qw, kw] = [shape.head_dim; 2].map(|len| self.random.values(len));
+        let (qw, kw) = (d.floats(&qw)?, d.floats(&kw)?);
+        let rstd = d.floats(&self.random.values(n * (shape.heads + shape.kv_heads)))?;
+        // The gradient of v is the largest of a row in some, that of q and k in others.
+        let before: Vec<f32> = self.random.values(n * wide).iter().enumerate().map(|(i, v)| v * [0.1, 100.0][i / wide % 2]).collect();
+        let ((mut plain, _), (mut both, _), mut eight) =
+            (self.apart(wide, 64, &before)?, self.apart(wide, 64, &before)?, self.rubbish8(n, wide)?);
+        d.qk_norm_rope_backward(n, &positions, &angles, shape, &dqk, &qkv, &qw, &kw, &rstd, &mut plain)?;
+        d.qk_norm_rope_backward_eight(n, &positions, &angles, shape, &dqk, &qkv, &qw, &kw, &rstd, &mut both, &mut eight)?;
+        self.note_fused8("qk_norm_rope_backward_8", &name, n, &plain, &both, &eight)
     }
 
     fn check_norms8(&mut self, n: usize, width: usize) -> Outcome<()> {
