@@ -17,6 +17,8 @@ extern "C" __global__ void __launch_bounds__(512) adapter_factors(
     const uint4* __restrict__ outs, u32 outs_stride, const uint4* __restrict__ ins, u32 ins_stride, u32 out, u32 in_vectors,
     const float* __restrict__ out_scales, const float* __restrict__ in_scales, u32 ranks, float* __restrict__ factors) {
     __shared__ float shared[16][33];
+    let_next_start();
+    wait_for_inputs();
     float most[16] = {}, squares[16] = {};
     for (u32 row = threadIdx.x; row < out; row += 512) {
         float x[8], by = __fdiv_rn(1.0f, out_scales[row]);
@@ -75,6 +77,8 @@ static __device__ __forceinline__ void put(uint2* to, uint2 first, uint2 second,
 extern "C" __global__ void __launch_bounds__(256) adapter_outs_8(
     const uint4* __restrict__ outs, u32 outs_stride, u32 out, u32 narrow, const float* __restrict__ scales, const float* __restrict__ factors,
     uint2* __restrict__ to, u32 stride, u32 pad) {
+    let_next_start();
+    wait_for_inputs();
     u32 t = blockIdx.x * 256 + threadIdx.x, row = t / narrow, c = t - row * narrow;
     if (row >= out) return;
     float x[8], f[8], by = __fdiv_rn(1.0f, scales[row]);
@@ -90,6 +94,8 @@ extern "C" __global__ void __launch_bounds__(256) adapter_outs_8(
 extern "C" __global__ void __launch_bounds__(256) adapter_ins_8(
     const u16* __restrict__ ins, u32 ins_stride, u32 in, u32 narrow, const float* __restrict__ scales, const float* __restrict__ factors,
     uint2* __restrict__ to, u32 stride, u32 pad) {
+    let_next_start();
+    wait_for_inputs();
     u32 k = blockIdx.x * 256 + threadIdx.x, c = blockIdx.y;
     if (k >= in) return;
     float x[8], f[8], by = __fdiv_rn(1.0f, scales[k]);
@@ -105,6 +111,8 @@ extern "C" __global__ void __launch_bounds__(256) adapter_ins_8(
 extern "C" __global__ void __launch_bounds__(128) adapter_mid_8(
     const uint4* __restrict__ mid, u32 mid_stride, u32 rows, u32 narrow, u32 lanes, const float* __restrict__ factors, const uint4* __restrict__ x,
     u32 x_stride, u32 vectors, float* __restrict__ scales, uint2* __restrict__ values, u32 stride, u32 pad) {
+    let_next_start();
+    wait_for_inputs();
     u32 t = blockIdx.x * 128 + threadIdx.x, row = t / lanes, lane = t & (lanes - 1);
     // Whole warps take part in the exchange; what is beyond the end reads the last row and writes nothing.
     bool real = row < rows;

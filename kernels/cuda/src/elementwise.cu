@@ -64,6 +64,8 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
 extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
     const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ out, u32 out_stride, uint2* __restrict__ values,
     float* __restrict__ scales, u32 stride) {
+    let_next_start();
+    wait_for_inputs();
     const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
     uint4 rows[PAIRS], ups[PAIRS];
     float largest = 0.0f;
@@ -99,6 +101,8 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
 extern "C" __global__ void __launch_bounds__(1024) swiglu_backward_8(
     const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ d_gate_up,
     u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
+    let_next_start();
+    wait_for_inputs();
     const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
     uint4* dx = d_gate_up + (u64)blockIdx.x * dx_stride;
     uint4 gates[PAIRS], ups[PAIRS];

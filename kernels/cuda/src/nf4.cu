@@ -186,6 +186,8 @@ extern "C" __global__ void __launch_bounds__(256) bf16_eight_transposed(
 extern "C" __global__ void __launch_bounds__(1024) eight_rows(
     const uint4* __restrict__ x, u32 x_stride, u32 vectors, const float* __restrict__ least, uint2* __restrict__ out, float* __restrict__ scales,
     u32 stride) {
+    let_next_start();
+    wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
     out += (u64)blockIdx.x * stride;
     uint4 rows[4];

@@ -126,6 +126,8 @@ template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void norm_row_backward(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, Eight to) {
+    let_next_start();
+    wait_for_inputs();
     uint4 rows[VECTORS];
     dy += (u64)blockIdx.x * dy_stride;
     x += (u64)blockIdx.x * x_stride;

@@ -109,6 +109,8 @@ extern "C" __global__ void __launch_bounds__(1024) qk_norm_rope_backward_8(
     const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
     const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd,
     u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ dqkv, u32 dqkv_stride, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
+    let_next_start();
+    wait_for_inputs();
     u64 row = blockIdx.x;
     u32 heads = q_heads + k_heads, item = threadIdx.x / lanes, lane = threadIdx.x % lanes, behind = heads * 2 * lanes;
     bool real = item < heads, has_v = threadIdx.x < k_heads * 2 * lanes;

@@ -1,6 +1,6 @@
 //! Rows and frozen weights rounded to e4m3 with a scale for each row: the operands of fp8 products.
 
-use super::{DeviceNf4, blocks, fail, grid, launch, least, product, rows, vectors};
+use super::{DeviceNf4, blocks, fail, grid, launch, launch_early, least, product, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::matrix::Matrix8;
@@ -101,7 +101,7 @@ impl Device {
         least(op, "the smallest magnitude", smallest.map_or(1, Buffer::len), Some(1))?;
         if n > 0 {
             let config = grid(blocks(op, n, 1)?, 1, v.div_ceil(2).next_multiple_of(32).clamp(32, 1024));
-            launch!(self, op, config, x.ptr(), from, v, smallest.map_or(0, Buffer::ptr), values, scales, stride);
+            launch_early!(self, op, config, x.ptr(), from, v, smallest.map_or(0, Buffer::ptr), values, scales, stride);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Adapters inside fp8 products: see `eight_adapters.cu`.
 
-use super::{Eight, blocks, fail, grid, launch, least, product, rows, vectors};
+use super::{Eight, blocks, fail, grid, launch_early, least, product, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::matrix::Matrix;
@@ -70,7 +70,7 @@ impl Device {
         };
         let inner = vectors(op, "the inputs", inner)?;
         let (rows, columns) = (row_scales.ptr(), column_scales.ptr());
-        launch!(self, op, grid(v, 1, 512), outs.ptr, so, ins.ptr, si, out, inner, rows, columns, r, factors.ptr());
+        launch_early!(self, op, grid(v, 1, 512), outs.ptr, so, ins.ptr, si, out, inner, rows, columns, r, factors.ptr());
         Ok(())
     }
 
@@ -94,7 +94,7 @@ impl Device {
         let (to, apart) = behind(op, to, scales, out, width, ranks, stride)?;
         let by = Side::Forward.factors(op, ranks, factors)?;
         let config = grid(blocks(op, out.saturating_mul(v as usize), 256)?, 1, 256);
-        launch!(self, op, config, outs.ptr, so, u32::try_from(out).unwrap_or(0), v, scales.ptr(), by, to, apart, pad);
+        launch_early!(self, op, config, outs.ptr, so, u32::try_from(out).unwrap_or(0), v, scales.ptr(), by, to, apart, pad);
         Ok(())
     }
 
@@ -118,7 +118,7 @@ impl Device {
         let (to, apart) = behind(op, to, scales, inner, width, ranks, stride)?;
         let by = Side::Backward.factors(op, ranks, factors)?;
         let config = grid(blocks(op, inner, 256)?, v, 256);
-        launch!(self, op, config, ins.ptr, si, u32::try_from(inner).unwrap_or(0), v, scales.ptr(), by, to, apart, pad);
+        launch_early!(self, op, config, ins.ptr, si, u32::try_from(inner).unwrap_or(0), v, scales.ptr(), by, to, apart, pad);
         Ok(())
     }
 
@@ -140,7 +140,7 @@ impl Device {
         if n > 0 {
             let config = grid(blocks(op, n.saturating_mul(lanes as usize), 128)?, 1, 128);
             let n = u32::try_from(n).map_err(|_| fail(op, "the rows", n, "less than 2^32"))?;
-            launch!(self, op, config, mid.ptr, sm, n, v, lanes, by, x.ptr(), sx, wide, scales, values, stride, pad);
+            launch_early!(self, op, config, mid.ptr, sm, n, v, lanes, by, x.ptr(), sx, wide, scales, values, stride, pad);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! RMSNorm and the residual sum.
 
-use super::{Eight, blocks, fail, grid, launch, launch_early, least, rows, vectors};
+use super::{Eight, blocks, fail, grid, launch_early, least, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Floats, Tensor};
@@ -62,7 +62,9 @@ impl Device {
         match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None => launch_early!(self, op, config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr()),
-            Some((q, s, sq)) => launch!(self, "rms_norm_8", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr(), q, s, sq),
+            Some((q, s, sq)) => {
+                launch_early!(self, "rms_norm_8", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr(), q, s, sq)
+            }
         }
         Ok(())
     }
@@ -150,7 +152,7 @@ impl Device {
         match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None => launch_early!(self, op, config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd),
-            Some((q, s, sq)) => launch!(self, "add_rms_norm_8", config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd, q, s, sq),
+            Some((q, s, sq)) => launch_early!(self, "add_rms_norm_8", config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd, q, s, sq),
         }
         Ok(())
     }
@@ -186,8 +188,8 @@ impl Device {
         let (dy, x, w, rstd, dx) = (dy.ptr(), x.ptr(), weight.ptr(), rstd.ptr(), dx_acc.ptr());
         match eight(op, to, n, width)? {
             _ if n == 0 => {}
-            None => launch!(self, op, config, dy, sy, x, sx, w, rstd, v, dx, sd),
-            Some((q, s, sq)) => launch!(self, "rms_norm_backward_8", config, dy, sy, x, sx, w, rstd, v, dx, sd, q, s, sq),
+            None => launch_early!(self, op, config, dy, sy, x, sx, w, rstd, v, dx, sd),
+            Some((q, s, sq)) => launch_early!(self, "rms_norm_backward_8", config, dy, sy, x, sx, w, rstd, v, dx, sd, q, s, sq),
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Query and key norms with the rotary embedding.
 
-use super::{Eight, blocks, fail, grid, launch, least, product, rows};
+use super::{Eight, blocks, fail, grid, launch, launch_early, least, product, rows};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
@@ -179,7 +179,7 @@ impl Device {
         let (values, scales, stride) = eight.ptrs(op, n, shape.qkv_width())?;
         if n > 0 {
             let config = grid(blocks(op, n, 1)?, 1, ((h.q + h.k) * h.lanes).next_multiple_of(32));
-            launch!(
+            launch_early!(
                 self,
                 op,
                 config,
