@@ -289,7 +289,7 @@ impl BlasLt {
         }
     }
 
-    /// EXPERIMENT: every candidate's configuration and time in microseconds.
+    /// EXPERIMENT: every configuration that passes, with its time in microseconds.
     ///
     /// # Errors
     /// As [`Self::gemm_fp8`].
@@ -304,57 +304,93 @@ impl BlasLt {
         m: usize,
         n: usize,
         k: usize,
-        beta: f32,
+        most: usize,
     ) -> Result<Vec<(f32, String)>> {
         use sys::cublasLtMatmulAlgoConfigAttributes_t as At;
-        let Some(call) = fp8(&a, &b, scales, true, &c, m, n, k, 1.0, beta)? else { return Ok(Vec::new()) };
+        use sys::cudaDataType_t as T;
+        let Some(call) = fp8(&a, &b, scales, true, &c, m, n, k, 1.0, 0.0)? else { return Ok(Vec::new()) };
         device.context().bind_to_thread()?;
         let plan = Self::describe(&call)?;
-        let candidates = self.candidates(&call.problem, &plan, 24)?;
-        let (stream, mut times) = (device.stream(), vec![Vec::new(); candidates.len()]);
-        for _ in 0..5 {
-            for (algo, times) in candidates.iter().zip(&mut times) {
-                self.launch(device, &call, &plan, algo)?;
-                let start = stream.record_event(Some(CU_EVENT_DEFAULT))?;
-                (0..3).try_for_each(|_| self.launch(device, &call, &plan, algo))?;
-                let end = stream.record_event(Some(CU_EVENT_DEFAULT))?;
-                end.synchronize()?;
-                times.push(start.elapsed_ms(&end)? * 1e3 / 3.0);
+        let [x, y, z] = plan.layouts;
+        let first = self.candidates(&call.problem, &plan, 1)?;
+        let mut all = vec![("heuristic".to_owned(), first[0])];
+        let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, T::CUDA_R_32F);
+        let (ab, cd) = (T::CUDA_R_8F_E4M3, T::CUDA_R_16BF);
+        let mut ids = [0i32; 64];
+        let mut count = 0i32;
+        // SAFETY: room for 64.
+        let status =
+            unsafe { sys::cublasLtMatmulAlgoGetIds(self.handle, compute, scale, ab, ab, cd, cd, 64, ids.as_mut_ptr(), &raw mut count) };
+        println!("ids {status:?} {:?}", &ids[..count.clamp(0, 64) as usize]);
+        for &id in &ids[..count.clamp(0, 64) as usize] {
+            let mut base = sys::cublasLtMatmulAlgo_t { data: [0; 8] };
+            // SAFETY: a place for an algorithm.
+            if unsafe { sys::cublasLtMatmulAlgoInit(self.handle, compute, scale, ab, ab, cd, cd, id, &raw mut base) }.result().is_err() {
+                continue;
             }
-        }
-        let mut out = Vec::new();
-        for (algo, times) in candidates.iter().zip(&mut times) {
-            times.sort_by(f32::total_cmp);
-            let mut text = String::new();
-            for (name, at) in [
-                ("id", At::CUBLASLT_ALGO_CONFIG_ID),
-                ("tile", At::CUBLASLT_ALGO_CONFIG_TILE_ID),
-                ("stages", At::CUBLASLT_ALGO_CONFIG_STAGES_ID),
-                ("split", At::CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
-                ("swizzle", At::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING),
-                ("custom", At::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
-                ("inner", At::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
-                ("cluster", At::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID),
-            ] {
-                let (mut value, mut size) = (0u64, 0usize);
-                for bytes in [4usize, 2, 8] {
-                    // SAFETY: the value has room for the largest attribute.
-                    let status = unsafe {
-                        sys::cublasLtMatmulAlgoConfigGetAttribute(
-                            std::ptr::from_ref(algo),
-                            at,
-                            (&raw mut value).cast(),
-                            bytes,
-                            &raw mut size,
-                        )
-                    };
-                    if status.result().is_ok() {
-                        break;
+            let set = |algo: &mut sys::cublasLtMatmulAlgo_t, at, value: u32, bytes: usize| {
+                // SAFETY: the value is copied.
+                unsafe { sys::cublasLtMatmulAlgoConfigSetAttribute(algo, at, (&raw const value).cast(), bytes) }.result().is_ok()
+            };
+            let caps = |at: sys::cublasLtMatmulAlgoCapAttributes_t, room: usize| -> Vec<u32> {
+                let (mut values, mut size) = (vec![0u32; room], 0usize);
+                // SAFETY: room as it says.
+                let status = unsafe {
+                    sys::cublasLtMatmulAlgoCapGetAttribute(&raw const base, at, values.as_mut_ptr().cast(), 4 * room, &raw mut size)
+                };
+                values.truncate(if status.result().is_ok() { size / 4 } else { 0 });
+                values
+            };
+            use sys::cublasLtMatmulAlgoCapAttributes_t as Cap;
+            let (tiles, stage_ids) = (caps(Cap::CUBLASLT_ALGO_CAP_TILE_IDS, 800), caps(Cap::CUBLASLT_ALGO_CAP_STAGES_IDS, 100));
+            let custom_max = caps(Cap::CUBLASLT_ALGO_CAP_CUSTOM_OPTION_MAX, 1);
+            println!("id {id}: tiles {tiles:?} stages {stage_ids:?} custom {custom_max:?}");
+            for &tile in &tiles {
+                for cluster in 2u32..17 {
+                    for custom in 0..=custom_max.first().copied().unwrap_or(0).min(16) {
+                        for swizzle in [0u32, 1] {
+                            for &stages in &stage_ids {
+                                let mut algo = base;
+                                let ok = set(&mut algo, At::CUBLASLT_ALGO_CONFIG_TILE_ID, tile, 4)
+                                    && set(&mut algo, At::CUBLASLT_ALGO_CONFIG_STAGES_ID, stages, 4)
+                                    && set(&mut algo, At::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, cluster, 2)
+                                    && set(&mut algo, At::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, custom, 4)
+                                    && set(&mut algo, At::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, swizzle, 4);
+                                if !ok {
+                                    continue;
+                                }
+                                // SAFETY: zeros are valid in every field; live objects.
+                                let passed = unsafe {
+                                    let mut found: sys::cublasLtMatmulHeuristicResult_t = std::mem::zeroed();
+                                    let s =
+                                        sys::cublasLtMatmulAlgoCheck(self.handle, plan.desc, x, y, z, z, &raw const algo, &raw mut found);
+                                    s.result().is_ok() && found.workspaceSize <= self.workspace.len()
+                                };
+                                if passed {
+                                    all.push((
+                                        format!("id {id} tile {tile} cluster {cluster} custom {custom} swizzle {swizzle} stages {stages}"),
+                                        algo,
+                                    ));
+                                }
+                            }
+                        }
                     }
                 }
-                text += &format!(" {name} {value}");
             }
-            out.push((times[2], text));
+        }
+        println!("{} pass", all.len() - 1);
+        all.truncate(most);
+        let stream = device.stream();
+        let mut out = Vec::new();
+        for (text, algo) in &all {
+            if self.launch(device, &call, &plan, algo).is_err() {
+                continue;
+            }
+            let start = stream.record_event(Some(CU_EVENT_DEFAULT))?;
+            (0..3).try_for_each(|_| self.launch(device, &call, &plan, algo))?;
+            let end = stream.record_event(Some(CU_EVENT_DEFAULT))?;
+            end.synchronize()?;
+            out.push((start.elapsed_ms(&end)? * 1e3 / 3.0, text.clone()));
         }
         Ok(out)
     }

@@ -2,67 +2,86 @@
 // high | low | down, those of s B beside W as high | down | low, so that one product is x Wᵀ + mid (s B)ᵀ. All of a row shares its scale; a power of two
 // for each rank, `factors`, goes from one side to the other, so that both are of e4m3's middle. Backward the same with dy, W's transpose, dmid and A.
 
-// How many powers of two a column of `weight` is multiplied by: `largest` of it in units of its rows' scales, and the norm of what makes the other side.
-static __device__ __forceinline__ float balance(float largest, float squares) {
-    // A row of x that is no spike has values of up to 448 units, and a root mean square of about a quarter of that.
-    float other = 128.0f * sqrtf(squares);
+// How many powers of two a rank of the weights' side is multiplied by: `largest` of it in units of its rows' scales, and an estimate of the other side's
+// largest, `other`.
+static __device__ __forceinline__ float balance(float largest, float other) {
     float e = rintf(0.5f * (log2f(fmaxf(other, 0x1p-60f)) - log2f(fmaxf(largest, 0x1p-60f))));
     // No weight is beyond e4m3's largest.
     e = fminf(e, floorf(log2f(447.0f / fmaxf(largest, 0x1p-60f))));
     return exp2f(fminf(fmaxf(e, -100.0f), 100.0f));
 }
 
-// `factors`: for each rank those of forward, then those of backward. `outs`: s B, [out, ranks]; `ins`: A, [ranks, in]. A block for eight ranks.
-extern "C" __global__ void __launch_bounds__(512) adapter_factors(
+// `factors`: for each rank those of forward, then those of backward. `outs`: s B, [out, ranks]; `ins`: A, [ranks, in]. Blocks in x for eight ranks, in y for
+// a share of B's rows and A's columns. `most` and `counters` are zeros before and after: largest magnitudes, as the bits of floats, which order as integers
+// do, so that blocks meet in any order: of B and A in units of scales, and of B and A. The last block of eight ranks makes the factors.
+extern "C" __global__ void __launch_bounds__(256) adapter_factors(
     const uint4* __restrict__ outs, u32 outs_stride, const uint4* __restrict__ ins, u32 ins_stride, u32 out, u32 in_vectors,
-    const float* __restrict__ out_scales, const float* __restrict__ in_scales, u32 ranks, float* __restrict__ factors) {
-    __shared__ float shared[16][33];
+    const float* __restrict__ out_scales, const float* __restrict__ in_scales, u32 ranks, u32* __restrict__ most, u32* __restrict__ counters,
+    float* __restrict__ factors) {
+    __shared__ float shared[8][32];
     let_next_start();
     wait_for_inputs();
-    float most[16] = {}, squares[16] = {};
-    for (u32 row = threadIdx.x; row < out; row += 512) {
+    u32 first = blockIdx.y * 256 + threadIdx.x, step = gridDim.y * 256;
+    float b[8] = {}, scaled_b[8] = {};
+    for (u32 row = first; row < out; row += step) {
         float x[8], by = __fdiv_rn(1.0f, out_scales[row]);
         unpack8(outs[(u64)row * outs_stride + blockIdx.x], x);
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
-            most[j] = fmaxf(most[j], fabsf(x[j]) * by);
-            squares[j] = fmaf(x[j], x[j], squares[j]);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const uint4* row = ins + (u64)(8 * blockIdx.x + i) * ins_stride;
-        for (u32 v = threadIdx.x; v < in_vectors; v += 512) {
-            float x[8], s[8];
-            unpack8(row[v], x);
-            load8(in_scales + 8 * v, s);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                most[8 + i] = fmaxf(most[8 + i], __fdividef(fabsf(x[j]), s[j]));
-                squares[8 + i] = fmaf(x[j], x[j], squares[8 + i]);
-            }
+            b[j] = fmaxf(b[j], fabsf(x[j]));
+            scaled_b[j] = fmaxf(scaled_b[j], fabsf(x[j]) * by);
         }
     }
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    // A warp for each of eight rows of A.
+    float a = 0.0f, scaled_a = 0.0f;
+    const uint4* row = ins + (u64)(8 * blockIdx.x + warp) * ins_stride;
+    for (u32 v = blockIdx.y * 32 + lane; v < in_vectors; v += gridDim.y * 32) {
+        float x[8], s[8];
+        unpack8(row[v], x);
+        load8(in_scales + 8 * v, s);
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-        float m = most[i], s = group_sum(squares[i], 32);
-        for (int o = 16; o > 0; o >>= 1) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, o));
-        if (lane == 0) {
-            shared[warp][i] = m;
-            shared[warp][16 + i] = s;
+        for (int j = 0; j < 8; ++j) {
+            a = fmaxf(a, fabsf(x[j]));
+            scaled_a = fmaxf(scaled_a, __fdividef(fabsf(x[j]), s[j]));
+        }
+    }
+    for (int o = 16; o > 0; o >>= 1) {
+        a = fmaxf(a, __shfl_xor_sync(0xffffffffu, a, o));
+        scaled_a = fmaxf(scaled_a, __shfl_xor_sync(0xffffffffu, scaled_a, o));
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            b[j] = fmaxf(b[j], __shfl_xor_sync(0xffffffffu, b[j], o));
+            scaled_b[j] = fmaxf(scaled_b[j], __shfl_xor_sync(0xffffffffu, scaled_b[j], o));
+        }
+    }
+    if (lane == 0) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            shared[warp][j] = scaled_b[j];
+            shared[warp][16 + j] = b[j];
+            shared[warp][8 + j] = j == warp ? scaled_a : 0.0f;
+            shared[warp][24 + j] = j == warp ? a : 0.0f;
         }
     }
     __syncthreads();
-    if (threadIdx.x >= 16) return;
+    if (warp > 0) return;
+    float m = 0.0f;
+    for (int w = 0; w < 8; ++w) m = fmaxf(m, shared[w][lane]);
+    u32* place = most + (lane >> 3) * ranks + 8 * blockIdx.x + (lane & 7);
+    atomicMax(place, __float_as_uint(m));
+    __threadfence();
+    __syncwarp();
+    u32 ticket = lane == 0 ? atomicAdd(counters + blockIdx.x, 1u) : 0;
+    if (__shfl_sync(0xffffffffu, ticket, 0) != gridDim.y - 1) return;
+    __threadfence();
+    m = __uint_as_float(atomicExch(place, 0u));
+    if (lane == 0) counters[blockIdx.x] = 0;
+    // A row of x that is no spike has values of up to 448 units, and a root mean square of about a quarter of that; that of A or B is about half its largest.
+    float other = 50.0f * m * sqrtf((float)(lane < 24 ? out : 8 * in_vectors));
     // The weights' side of forward is s B, and what makes the other is A; backward it is the other way around.
-    u32 i = threadIdx.x, other = 16 + (i ^ 8);
-    float m = 0.0f, s = 0.0f;
-    for (int w = 0; w < 16; ++w) {
-        m = fmaxf(m, shared[w][i]);
-        s += shared[w][other];
-    }
-    factors[(i >> 3) * ranks + 8 * blockIdx.x + (i & 7)] = balance(m, s);
+    other = __shfl_sync(0xffffffffu, other, 16 + ((lane & 15) ^ 8));
+    if (lane < 16) factors[(lane >> 3) * ranks + 8 * blockIdx.x + (lane & 7)] = balance(m, other);
 }
 
 // Parts go to three places `apart` vectors from each other; `pad`: the first of a row clears one more vector behind them.

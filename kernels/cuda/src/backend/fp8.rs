@@ -10,7 +10,7 @@ use super::{Cuda, Outcome, Precision};
 use crate::blaslt::{BlasLt, Scales};
 use crate::compile::Arch;
 use crate::device::Device;
-use crate::launch::{Eight, MOST_SMALL_ROWS, Side, beside_eight, stride_eight};
+use crate::launch::{Eight, MOST_SMALL_ROWS, Side, beside_eight, factor_counts, stride_eight};
 use crate::matrix::{Matrix, Matrix8, Out};
 use crate::memory::{Buffer, Floats, Tensor};
 use crate::{CudaError, Result as CudaResult};
@@ -183,6 +183,14 @@ impl Cuda {
         fill(&mut dense)?;
         let beside = beside_eight(ranks);
         self.beside8.fetch_max(beside, Ordering::Relaxed);
+        let counts = factor_counts(ranks);
+        let mut held = self.counts8.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_none_or(|c| c.len() < counts) {
+            *held = None;
+            self.replace();
+            *held = Some(d.zeros(counts, "adapters' counts")?);
+        }
+        drop(held);
         let mut smallest = d.buffer(1, "scales of weights")?;
         if packed {
             let mut columns = d.buffer(inner, "scales of weights")?;
@@ -205,7 +213,9 @@ impl Cuda {
     pub(super) fn pack8(&self, eights: &Eights, ranks: usize, adapters: &mut Extended) -> Outcome<()> {
         let ((outs, ins), scales) = (adapters.parts(ranks), eights.scales());
         let Some(factors) = &mut adapters.factors else { return Err(dropped()) };
-        self.device.adapter_factors(outs, ins, scales.0, scales.1, factors)?;
+        let mut counts = self.counts8.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.as_mut().ok_or_else(dropped)?;
+        self.device.adapter_factors(outs, ins, scales.0, scales.1, counts, factors)?;
         if let (Half::Kept(forward), Half::Kept(backward)) = (&eights.forward, &eights.backward) {
             let (inner, outer) = (ins.cols, outs.rows);
             self.device.adapter_outs_eight(outs, scales.0, factors, forward.values(), inner, forward.stride(inner))?;

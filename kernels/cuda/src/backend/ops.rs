@@ -2,7 +2,7 @@
 
 use super::linear::{self, Extended};
 use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Recording, Table, fp8, loss, types};
-use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet, beside_eight, rounds_heads, stride_eight};
+use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet, beside_eight, factor_counts, rounds_heads, stride_eight};
 use crate::memory::{Buffer, Floats, Tensor};
 use crate::ranges::ALIGNMENT;
 use std::sync::PoisonError;
@@ -73,7 +73,7 @@ impl Ops for Cuda {
     fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
         let mut parts = vec![("library workspace", self.products.workspace() as u64)];
         let inner = need.largest_group.1;
-        let (mut rounded, mut values8, mut outs, mut ins, mut factors, mut weights) = (0, 0, 0, 0, 0, 0);
+        let (mut rounded, mut values8, mut outs, mut ins, mut factors, mut counts, mut weights) = (0, 0, 0, 0, 0, 0, 0);
         let ranks_of = |members: &[(usize, usize)]| members.iter().map(|m| m.1.next_multiple_of(8)).sum::<usize>();
         let eight = |members: &[(usize, usize)], inner: usize| {
             self.options.precision == Precision::Fp8 && fp8::fits(members.iter().map(|m| m.0), inner)
@@ -87,6 +87,7 @@ impl Ops for Cuda {
                 rounded = rounded.max((need.tokens * stride_eight(out.max(*inner), most)) as u64 + 4 * need.tokens as u64);
                 values8 = values8.max((out * stride_eight(*inner, beside)).max(inner * stride_eight(out, beside)) as u64);
                 factors = factors.max(8 * ranks as u64);
+                counts = counts.max(4 * factor_counts(ranks) as u64);
                 outs = outs.max(2 * (ranks * out) as u64);
                 ins = ins.max(2 * (ranks * inner) as u64);
             } else {
@@ -94,7 +95,7 @@ impl Ops for Cuda {
             }
         }
         if rounded > 0 {
-            parts.push(("operands in fp8", rounded));
+            parts.push(("operands in fp8", rounded + counts));
         }
         if need.plan == WeightPlan::Packed {
             parts.push(("unpacked weights", weights + values8 + outs + ins + factors));

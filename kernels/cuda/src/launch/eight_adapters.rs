@@ -11,6 +11,11 @@ pub fn beside_eight(ranks: usize) -> usize {
     ranks.saturating_mul(3).next_multiple_of(16)
 }
 
+/// Values that [`Device::adapter_factors`] needs beside its results.
+pub fn factor_counts(ranks: usize) -> usize {
+    ranks.saturating_mul(4) + ranks.div_ceil(8)
+}
+
 /// Which product: its weights' adapters are `s B` or A.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -46,7 +51,7 @@ fn inside(op: &'static str, what: &'static str, m: &Matrix, rows: usize, cols: u
 
 impl Device {
     /// The factors of each rank forward, then those backward, `[2, ranks]`, for adapters `outs` (`s B`, `[out, ranks]`) and `ins` (A, `[ranks, in]`) beside
-    /// weights with scales of rows and of columns.
+    /// weights with scales of rows and of columns. `counts` holds [`factor_counts`] zeros, before and after.
     ///
     /// # Errors
     /// Buffers that do not fit; ranks or inputs that are no multiple of 8.
@@ -56,6 +61,7 @@ impl Device {
         ins: Matrix,
         row_scales: &Floats,
         column_scales: &Floats,
+        counts: &mut Floats,
         factors: &mut Floats,
     ) -> Result<()> {
         let op = "adapter_factors";
@@ -65,12 +71,14 @@ impl Device {
         least(op, "the scales of rows", row_scales.len(), Some(out))?;
         least(op, "the scales of columns", column_scales.len(), Some(inner))?;
         Side::Backward.factors(op, ranks, factors)?;
+        least(op, "the counts", counts.len(), Some(factor_counts(ranks)))?;
         let (Ok(out), Ok(r)) = (u32::try_from(out), u32::try_from(ranks)) else {
             return Err(fail(op, "the outputs", out, "less than 2^32"));
         };
         let inner = vectors(op, "the inputs", inner)?;
         let (rows, columns) = (row_scales.ptr(), column_scales.ptr());
-        launch_early!(self, op, grid(v, 1, 512), outs.ptr, so, ins.ptr, si, out, inner, rows, columns, r, factors.ptr());
+        let (most, counters) = (counts.ptr(), counts.ptr() + 16 * ranks as u64);
+        launch_early!(self, op, grid(v, 16, 256), outs.ptr, so, ins.ptr, si, out, inner, rows, columns, r, most, counters, factors.ptr());
         Ok(())
     }
 

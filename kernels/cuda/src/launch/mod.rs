@@ -29,7 +29,7 @@ pub use attention::{AttentionScratch, Sequences};
 pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
 pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember};
 pub use eight::{Eight, stride_eight};
-pub use eight_adapters::{Side, beside_eight};
+pub use eight_adapters::{Side, beside_eight, factor_counts};
 pub use elementwise::{LONGEST_PAIR, SumScratch};
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use lora_gemm::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
