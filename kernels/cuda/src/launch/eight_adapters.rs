@@ -134,7 +134,6 @@ impl Device {
     ///
     /// # Errors
     /// Buffers that do not fit; ranks or a width that are no multiples of 8.
-    #[expect(clippy::too_many_arguments, reason = "two operands, their factors and where they go")]
     pub fn adapter_mid_eight(&self, n: usize, mid: Matrix, side: Side, factors: &Floats, x: &Tensor, eight: &mut Eight) -> Result<()> {
         let op = "adapter_mid_8";
         let (width, ranks) = (x.cols(), mid.cols);
