@@ -44,7 +44,18 @@ pub const SOURCES: &[Source] = &[
         kernels: &["rms_norm", "rms_norm_8", "add_rms_norm", "add_rms_norm_8", "rms_norm_backward", "rms_norm_backward_8"],
         only: None,
     },
-    Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"], only: None },
+    Source {
+        file: "eight_adapters.cu",
+        text: concat!(include_str!("eight.cu"), "#line 1 \"eight_adapters.cu\"\n", include_str!("eight_adapters.cu")),
+        kernels: &["adapter_factors", "adapter_outs_8", "adapter_ins_8", "adapter_mid_8"],
+        only: None,
+    },
+    Source {
+        file: "rope.cu",
+        text: concat!(include_str!("eight.cu"), "#line 1 \"rope.cu\"\n", include_str!("rope.cu")),
+        kernels: &["qk_norm_rope", "qk_norm_rope_backward", "qk_norm_rope_backward_8"],
+        only: None,
+    },
     Source {
         file: "elementwise.cu",
         text: concat!(include_str!("eight.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),

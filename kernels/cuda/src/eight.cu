@@ -60,3 +60,30 @@ static __device__ __forceinline__ float row_factor(float largest, float* __restr
     if (threadIdx.x == 0) scales[blockIdx.x] = scale;
     return __fdiv_rn(1.0f, scale);
 }
+
+// The bytes of `eight8` as numbers: e4m3 is f16 with fewer bits and an exponent that is eight less.
+static __device__ __forceinline__ float from_eight(u32 byte) {
+    float x;
+    u16 half = (u16)((byte & 0x80) << 8 | (byte & 0x7f) << 7);
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(half));
+    return x * 256.0f;
+}
+
+// Numbers as the sum of two in e4m3, `high + low / 16`, as exact as bf16; `down` is `high / 16`. A product of two such sums, but for the product of both
+// remainders, is high * high + low * down + down * low.
+struct Parts {
+    uint2 high, low, down;
+};
+static __device__ __forceinline__ Parts parts8(const float (&x)[8]) {
+    Parts p;
+    p.high = eight8(x, 1.0f);
+    float h[8], rest[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        h[j] = from_eight((j < 4 ? p.high.x >> 8 * j : p.high.y >> 8 * (j - 4)) & 0xff);
+        rest[j] = x[j] - h[j];
+    }
+    p.low = eight8(rest, 16.0f);
+    p.down = eight8(h, 0.0625f);
+    return p;
+}

@@ -59,11 +59,13 @@ extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
 
 #define PAIRS 4  // of vectors per thread: a block of 1024 threads holds gates and ups of up to 32768
 
-// As swiglu and swiglu_backward, a block per row, which also leaves the row in e4m3 (see eight.cu). All loads of a thread are under way before the first
+// As swiglu and swiglu_backward, a block per row, which also leaves the row in e4m3 (see eight.cu), rows `stride` vectors of eight bytes apart. All loads of a thread are under way before the first
 // is used, and blocks are small, so that some load while others wait for their largest value.
 extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
     const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ out, u32 out_stride, uint2* __restrict__ values,
-    float* __restrict__ scales) {
+    float* __restrict__ scales, u32 stride) {
+    let_next_start();
+    wait_for_inputs();
     const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
     uint4 rows[PAIRS], ups[PAIRS];
     float largest = 0.0f;
@@ -92,13 +94,15 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
 #pragma unroll
     for (int i = 0; i < PAIRS; ++i) {
         u32 v = threadIdx.x + i * blockDim.x;
-        if (v < vectors) values[(u64)blockIdx.x * vectors + v] = eight8(rows[i], by);
+        if (v < vectors) values[(u64)blockIdx.x * stride + v] = eight8(rows[i], by);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(1024) swiglu_backward_8(
     const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ d_gate_up,
-    u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales) {
+    u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
+    let_next_start();
+    wait_for_inputs();
     const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
     uint4* dx = d_gate_up + (u64)blockIdx.x * dx_stride;
     uint4 gates[PAIRS], ups[PAIRS];
@@ -133,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu_backward_8(
     for (int i = 0; i < PAIRS; ++i) {
         u32 v = threadIdx.x + i * blockDim.x;
         if (v < vectors) {
-            uint2* to = values + (u64)blockIdx.x * 2 * vectors + v;
+            uint2* to = values + (u64)blockIdx.x * stride + v;
             to[0] = eight8(gates[i], by);
             to[vectors] = eight8(ups[i], by);
         }

@@ -56,12 +56,13 @@ impl Matrix {
     }
 }
 
-/// A row-major fp8 (e4m3) operand without gaps.
+/// A row-major fp8 (e4m3) operand: `rows` rows of `cols` bytes, `stride` bytes apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix8 {
     pub(crate) ptr: u64,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
+    pub(crate) stride: usize,
 }
 
 impl Matrix8 {
@@ -71,7 +72,19 @@ impl Matrix8 {
     /// Values past its end.
     pub fn buffer(buffer: &Buffer<u8>, at: usize, rows: usize, cols: usize) -> Result<Self> {
         within(buffer.len(), at, rows, cols)?;
-        Ok(Self { ptr: buffer.ptr() + at as u64, rows, cols })
+        Ok(Self { ptr: buffer.ptr() + at as u64, rows, cols, stride: cols })
+    }
+
+    /// The first columns of rows that are `stride` bytes apart.
+    ///
+    /// # Errors
+    /// Values past its end; more columns than a row has.
+    pub fn columns(buffer: &Buffer<u8>, rows: usize, cols: usize, stride: usize) -> Result<Self> {
+        within(buffer.len(), 0, rows, stride)?;
+        if cols > stride {
+            return Err(fail("matrix", "the columns", cols, format_args!("at most {stride}")));
+        }
+        Ok(Self { ptr: buffer.ptr(), rows, cols, stride })
     }
 }
 

@@ -99,30 +99,33 @@ extern "C" __global__ void __launch_bounds__(256) nf4_unpack_transposed(
     }
 }
 
-// NF4 to e4m3 with given scales of rows (see eight.cu), rounded to bf16 in between: the bits of unpacking first. Rows have no gaps.
+// NF4 to e4m3 with given scales of rows (see eight.cu), rounded to bf16 in between: the bits of unpacking first. Rows of the result start `stride` vectors of
+// eight bytes apart.
 extern "C" __global__ void __launch_bounds__(256) nf4_eight(
     const u32* __restrict__ packed, const float* __restrict__ code, const u8* __restrict__ codes, const float* __restrict__ map,
     const float* __restrict__ absmax, float offset, int block_shift, int nested_shift, u64 words, u32 vectors, const float* __restrict__ row_scales,
-    uint2* __restrict__ out) {
+    uint2* __restrict__ out, u32 stride) {
     __shared__ float shared_code[16], shared_map[256];
     Scales s{codes, map, absmax, offset, block_shift, nested_shift};
     tables(code, s, shared_code, shared_map);
     u64 start = (u64)blockIdx.x * 1024 + threadIdx.x;
     u32 bytes[4];
+    u32 row[4];
     float scale[4], by[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         u64 w = start + i * 256;
+        row[i] = (u32)w / vectors;
         bytes[i] = w < words ? __ldcs(packed + w) : 0;
         scale[i] = w < words ? scale_of(s, shared_map, w * 8) : 0.0f;
-        by[i] = w < words ? row_scales[(u32)w / vectors] : 1.0f;
+        by[i] = w < words ? row_scales[row[i]] : 1.0f;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         u64 w = start + i * 256;
         float x[8];
         values8(bytes[i], shared_code, scale[i], x);
-        if (w < words) out[w] = eight8(pack8(x), __fdiv_rn(1.0f, by[i]));
+        if (w < words) out[(u64)row[i] * stride + ((u32)w - row[i] * vectors)] = eight8(pack8(x), __fdiv_rn(1.0f, by[i]));
     }
 }
 
@@ -178,13 +181,17 @@ extern "C" __global__ void __launch_bounds__(256) bf16_eight_transposed(
     transpose_eight(rows, cols, col_scales, out, stride, [&](u32 row, u32 col) { return x[(u64)row * x_stride + col / 8]; });
 }
 
-// Rows of bf16 to e4m3 with a scale each; a block per row. What does not fit the registers is read twice.
+// Rows of bf16 to e4m3 with a scale each; a block per row, rows of the result `stride` vectors of eight bytes apart. What does not fit the registers is
+// read twice. `least`: if there is one, a row's scale is that of no smaller magnitude.
 extern "C" __global__ void __launch_bounds__(1024) eight_rows(
-    const uint4* __restrict__ x, u32 x_stride, u32 vectors, uint2* __restrict__ out, float* __restrict__ scales) {
+    const uint4* __restrict__ x, u32 x_stride, u32 vectors, const float* __restrict__ least, uint2* __restrict__ out, float* __restrict__ scales,
+    u32 stride) {
+    let_next_start();
+    wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
-    out += (u64)blockIdx.x * vectors;
+    out += (u64)blockIdx.x * stride;
     uint4 rows[4];
-    float largest = 0.0f;
+    float largest = least ? *least : 0.0f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         u32 v = threadIdx.x + i * blockDim.x;
@@ -221,8 +228,12 @@ extern "C" __global__ void __launch_bounds__(256) largest_of_columns(
     for (int j = 0; j < 8; ++j) atomicMax(largest + 8 * v + j, __float_as_uint(most[j]));
 }
 
-// Largest magnitudes to scales, in place.
-extern "C" __global__ void __launch_bounds__(256) scales_from_largest(float* __restrict__ largest, u32 n) {
-    u32 i = blockIdx.x * 256 + threadIdx.x;
-    if (i < n) largest[i] = scale_for(largest[i]);
+// Largest magnitudes to scales, in place, by one block. None is of less than 1/256 of the largest of all: e4m3 spans 2^15, so a row that small loses
+// nothing by it, and what adapters add to its weights fits the same scale. That magnitude goes to `least`.
+extern "C" __global__ void __launch_bounds__(1024) scales_from_largest(float* __restrict__ largest, u32 n, float* __restrict__ least) {
+    float most = 0.0f;
+    for (u32 i = threadIdx.x; i < n; i += blockDim.x) most = fmaxf(most, largest[i]);
+    most = block_largest(most) * 0x1p-8f;
+    if (threadIdx.x == 0) *least = most;
+    for (u32 i = threadIdx.x; i < n; i += blockDim.x) largest[i] = scale_for(fmaxf(largest[i], most));
 }

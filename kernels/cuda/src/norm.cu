@@ -2,10 +2,11 @@
 
 // Vectors of eight values per thread: with four, a block of 1024 threads holds rows of up to 32768; with two, of 16384 in half the registers.
 
-// Where a kernel also leaves its row in e4m3, and the row's scale (see eight.cu); rows of bytes have no gaps.
+// Where a kernel also leaves its row in e4m3, and the row's scale (see eight.cu); rows start `stride` vectors of eight bytes apart.
 struct Eight {
     uint2* values;
     float* scales;
+    u32 stride;
 };
 
 // The packed row, `v`, to e4m3.
@@ -19,7 +20,7 @@ static __device__ __forceinline__ void round_row(const uint4 (&v)[VECTORS], u32 
 #pragma unroll
     for (int i = 0; i < VECTORS; ++i) {
         u32 at = threadIdx.x + i * blockDim.x;
-        if (at < vectors) to.values[(u64)blockIdx.x * vectors + at] = eight8(v[i], by);
+        if (at < vectors) to.values[(u64)blockIdx.x * to.stride + at] = eight8(v[i], by);
     }
 }
 
@@ -75,8 +76,8 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm(
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_8(
     const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
-    float* __restrict__ rstd, uint2* __restrict__ values, float* __restrict__ scales) {
-    norm_row<2, true>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
+    float* __restrict__ rstd, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
+    norm_row<2, true>(x, x_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales, stride});
 }
 
 // sum = x + delta, stored as bf16; the norm is that of the stored value, which is what the backward pass will read. `sum` may be `x`.
@@ -116,8 +117,8 @@ extern "C" __global__ void __launch_bounds__(1024) add_rms_norm(
 extern "C" __global__ void __launch_bounds__(1024) add_rms_norm_8(
     const uint4* x, u32 x_stride, const uint4* __restrict__ delta, u32 delta_stride, uint4* sum, u32 sum_stride,
     const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd,
-    uint2* __restrict__ values, float* __restrict__ scales) {
-    add_norm_row<2, true>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales});
+    uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
+    add_norm_row<2, true>(x, x_stride, delta, delta_stride, sum, sum_stride, weight, eps, vectors, out, out_stride, rstd, {values, scales, stride});
 }
 
 // With g = dy * weight: dx += rstd * g - x * rstd^3 * mean(g * x).
@@ -125,6 +126,8 @@ template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void norm_row_backward(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, Eight to) {
+    let_next_start();
+    wait_for_inputs();
     uint4 rows[VECTORS];
     dy += (u64)blockIdx.x * dy_stride;
     x += (u64)blockIdx.x * x_stride;
@@ -171,6 +174,6 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
 
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_8(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
-    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales) {
-    norm_row_backward<2, true>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {values, scales});
+    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
+    norm_row_backward<2, true>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {values, scales, stride});
 }

@@ -53,26 +53,20 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_rope(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) qk_norm_rope_backward(
-    const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
-    const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd,
-    u64 n, u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ dqkv, u32 dqkv_stride) {
-    u32 heads = q_heads + k_heads, half = lanes * 8;
-    Place p = place(n, heads, lanes);
-    const uint4* dy = dqk + p.row * dqk_stride + p.head * 2 * lanes;
-    const uint4* x = qkv + p.row * qkv_stride + p.head * 2 * lanes;
-    const float* weight = p.head < q_heads ? q_weight : k_weight;
-    const float* angle = angles + (u64)positions[p.row] * 2 * half + 8 * p.lane;
+// The gradient of a head before norm and rotation: this lane's eight values of the first half and of the second.
+static __device__ __forceinline__ void head_backward(
+    const uint4* __restrict__ dy, const uint4* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ angle, float r, u32 lane,
+    u32 lanes, uint4& first, uint4& second) {
+    u32 half = lanes * 8;
     float a[8], b[8], xa[8], xb[8], wa[8], wb[8], c[8], s[8];
-    unpack8(dy[p.lane], a);
-    unpack8(dy[lanes + p.lane], b);
-    unpack8(x[p.lane], xa);
-    unpack8(x[lanes + p.lane], xb);
-    load8(weight + 8 * p.lane, wa);
-    load8(weight + half + 8 * p.lane, wb);
-    load8(angle, c);
-    load8(angle + half, s);
-    float r = rstd[p.row * heads + p.head];
+    unpack8(dy[lane], a);
+    unpack8(dy[lanes + lane], b);
+    unpack8(x[lane], xa);
+    unpack8(x[lanes + lane], xb);
+    load8(weight + 8 * lane, wa);
+    load8(weight + half + 8 * lane, wb);
+    load8(angle + 8 * lane, c);
+    load8(angle + half + 8 * lane, s);
     float dot = 0.0f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -88,9 +82,54 @@ extern "C" __global__ void __launch_bounds__(256) qk_norm_rope_backward(
         a[j] = fmaf(k, xa[j], r * a[j]);
         b[j] = fmaf(k, xb[j], r * b[j]);
     }
+    first = pack8(a);
+    second = pack8(b);
+}
+
+extern "C" __global__ void __launch_bounds__(256) qk_norm_rope_backward(
+    const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
+    const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd,
+    u64 n, u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ dqkv, u32 dqkv_stride) {
+    u32 heads = q_heads + k_heads;
+    Place p = place(n, heads, lanes);
+    uint4 first, second;
+    head_backward(
+        dqk + p.row * dqk_stride + p.head * 2 * lanes, qkv + p.row * qkv_stride + p.head * 2 * lanes, p.head < q_heads ? q_weight : k_weight,
+        angles + (u64)positions[p.row] * 16 * lanes, rstd[p.row * heads + p.head], p.lane, lanes, first, second);
     if (p.real) {
         uint4* out = dqkv + p.row * dqkv_stride + p.head * 2 * lanes;
-        out[p.lane] = pack8(a);
-        out[lanes + p.lane] = pack8(b);
+        out[p.lane] = first;
+        out[lanes + p.lane] = second;
     }
+}
+
+// The same with a block for each row, which also leaves all of the row, with the gradient of v that is there already, in e4m3 (see eight.cu), rows `stride`
+// vectors of eight bytes apart. A block has a thread for each lane of each head, and no fewer than v has vectors.
+extern "C" __global__ void __launch_bounds__(1024) qk_norm_rope_backward_8(
+    const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
+    const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd,
+    u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ dqkv, u32 dqkv_stride, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
+    let_next_start();
+    wait_for_inputs();
+    u64 row = blockIdx.x;
+    u32 heads = q_heads + k_heads, item = threadIdx.x / lanes, lane = threadIdx.x % lanes, behind = heads * 2 * lanes;
+    bool real = item < heads, has_v = threadIdx.x < k_heads * 2 * lanes;
+    // Threads past the end work on the first head, without storing: shuffles need whole warps.
+    u32 head = real ? item : 0, at = head * 2 * lanes + lane;
+    dqkv += row * dqkv_stride;
+    values += row * stride;
+    uint4 v = has_v ? dqkv[behind + threadIdx.x] : make_uint4(0, 0, 0, 0), first, second;
+    head_backward(
+        dqk + row * dqk_stride + head * 2 * lanes, qkv + row * qkv_stride + head * 2 * lanes, head < q_heads ? q_weight : k_weight,
+        angles + (u64)positions[row] * 16 * lanes, rstd[row * heads + head], lane, lanes, first, second);
+    if (real) {
+        dqkv[at] = first;
+        dqkv[at + lanes] = second;
+    }
+    float by = row_factor(largest8(v, largest8(second, largest8(first, 0.0f))), scales);
+    if (real) {
+        values[at] = eight8(first, by);
+        values[at + lanes] = eight8(second, by);
+    }
+    if (has_v) values[behind + threadIdx.x] = eight8(v, by);
 }

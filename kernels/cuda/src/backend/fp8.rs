@@ -1,18 +1,20 @@
 //! Products of frozen weights in e4m3, for groups whose sizes allow it.
 //!
 //! A product sums over a row of both operands, so each row has its own scale: `x Wᵀ` takes rows of `x` and of `W`, and `dy W` takes rows of `dy` and of
-//! `Wᵀ`, which is rounded apart from `W`. Activations and gradients are rounded as they come (largest magnitude / 448). Adapters stay in 16 bits: their
-//! thin product is written first, and the product in e4m3 is added to it.
+//! `Wᵀ`, which is rounded apart from `W`. Activations and gradients are rounded as they come (largest magnitude / 448). Adapters are a few more columns of
+//! the same product, each number as a sum of two in e4m3 (see `eight_adapters.cu`); where there is no room for them, their thin product is written
+//! in 16 bits, and the product in e4m3 is added to it.
 
-use super::linear::{Frozen, Group, bf16};
+use super::linear::{Extended, Frozen, Group, bf16};
 use super::{Cuda, Outcome, Precision};
 use crate::blaslt::{BlasLt, Scales};
 use crate::compile::Arch;
 use crate::device::Device;
-use crate::launch::{Eight, MOST_SMALL_ROWS};
-use crate::matrix::{Matrix8, Out};
+use crate::launch::{Eight, MOST_SMALL_ROWS, Side, beside_eight, factor_counts, stride_eight};
+use crate::matrix::{Matrix, Matrix8, Out};
 use crate::memory::{Buffer, Floats, Tensor};
 use crate::{CudaError, Result as CudaResult};
+use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use trainer_kernels::ops::{OpsError, WeightPlan};
 
@@ -23,7 +25,7 @@ pub(super) const PIECE: usize = 16;
 const FAST: bool = true;
 
 /// How much faster frozen products are than in bf16, the rounding of their operands counted in.
-pub(super) const GAIN: f64 = 1.6;
+pub(super) const GAIN: f64 = 1.8;
 
 /// The frozen weights of a group in e4m3.
 pub(super) struct Eights {
@@ -31,6 +33,17 @@ pub(super) struct Eights {
     forward: Half,
     /// `Wᵀ`, `[in, out]`, and its scales.
     backward: Half,
+    /// Ranks of adapters that there is room for beside both.
+    room: usize,
+}
+
+/// An adapter's share of a product: what lies beside `x` and beside the weights.
+#[derive(Clone, Copy)]
+pub(super) struct Beside<'a> {
+    /// mid or dmid.
+    pub mid: Matrix,
+    /// s B and A.
+    pub adapters: &'a Extended,
 }
 
 impl Eights {
@@ -38,12 +51,30 @@ impl Eights {
     pub(super) fn kept(&self) -> bool {
         matches!(self.forward, Half::Kept(_))
     }
+
+    /// Whether adapters of these ranks go into the product.
+    pub(super) fn takes(&self, ranks: &[usize], total: usize) -> bool {
+        total > 0 && total <= self.room && ranks.iter().all(|r| r.is_multiple_of(8))
+    }
+
+    fn scales(&self) -> (&Floats, &Floats) {
+        (self.forward.scales(), self.backward.scales())
+    }
 }
 
 enum Half {
     Kept(Eight),
     /// The scales alone: the values are made for each use.
     Scales(Floats),
+}
+
+impl Half {
+    fn scales(&self) -> &Floats {
+        match self {
+            Half::Kept(eight) => eight.scales(),
+            Half::Scales(scales) => scales,
+        }
+    }
 }
 
 /// The operand that was rounded last.
@@ -57,12 +88,14 @@ pub(super) struct Rounded {
 impl Rounded {
     fn room(&mut self, cuda: &Cuda, n: usize, width: usize) -> CudaResult<&mut Eight> {
         self.of = None;
-        if self.eight.as_ref().is_none_or(|e| !e.holds(n, width)) {
+        let beside = cuda.beside8.load(Ordering::Relaxed);
+        if self.eight.as_ref().is_none_or(|e| !e.holds(n, width) || e.beside() != beside) {
             // Every operand takes turns in it: it only grows.
             let (bytes, rows) = self.eight.as_ref().map_or((0, 0), |e| (e.values().len(), e.scales().len()));
             self.eight = None;
             cuda.replace();
-            self.eight = Some(cuda.device.eight(bytes.max(n.saturating_mul(width)), rows.max(n), "operands in fp8")?);
+            let bytes = bytes.max(n.saturating_mul(stride_eight(width, beside)));
+            self.eight = Some(cuda.device.eight(bytes, rows.max(n), beside, "operands in fp8")?);
         }
         self.eight.as_mut().ok_or_else(|| CudaError::CublasLt("no room for operands in fp8: a bug in trainer-kernels-cuda".into()))
     }
@@ -79,12 +112,12 @@ pub(super) fn check(device: &Device, blas: &BlasLt) -> CudaResult<bool> {
         return Err(CudaError::Precision { why: format!("this card's code is that of {}", device.arch().name()) });
     }
     let (m, k) = (64, 64);
-    let mut eight = device.eight(m * k, m, "a trial of fp8")?;
+    let mut eight = device.eight(m * k, m, 0, "a trial of fp8")?;
     let zeros = device.tensor(k, &vec![0.0; m * k])?;
-    device.eight_rows(m, &zeros, &mut eight)?;
+    device.eight_rows(m, &zeros, None, &mut eight)?;
     let mut c = Tensor::new(device.arena(), m, m, "a trial of fp8")?;
     let mut attempt = |beta: f32| {
-        let (a, scales) = (eight.matrix(m, k)?, eight.scales());
+        let (a, scales) = (eight.matrix(m, k, 0)?, eight.scales());
         blas.gemm_fp8(device, a, a, Scales::Rows { a: scales, b: scales }, FAST, Out::tensor(&mut c, m)?, m, m, k, 1.0, beta)
     };
     attempt(0.0).map_err(|e| CudaError::Precision { why: e.to_string() })?;
@@ -128,7 +161,13 @@ impl Cuda {
     }
 
     /// The weights of a group in e4m3; none where it is not to be, or its sizes do not allow it.
-    pub(super) fn eights(&self, group: &Group, plan: WeightPlan, fill: impl FnOnce(&mut Tensor) -> Outcome<()>) -> Outcome<Option<Eights>> {
+    pub(super) fn eights(
+        &self,
+        group: &Group,
+        plan: WeightPlan,
+        ranks: usize,
+        fill: impl FnOnce(&mut Tensor) -> Outcome<()>,
+    ) -> Outcome<Option<Eights>> {
         if self.options.precision != Precision::Fp8 {
             return Ok(None);
         }
@@ -142,33 +181,77 @@ impl Cuda {
         let d = &self.device;
         let mut dense = Tensor::new(d.arena(), out, inner, "weights on their way to fp8")?;
         fill(&mut dense)?;
-        let values = out.saturating_mul(inner);
-        let mut forward = d.eight(values, out, "weights in fp8")?;
-        d.eight_rows(out, &dense, &mut forward)?;
+        let beside = beside_eight(ranks);
+        self.beside8.fetch_max(beside, Ordering::Relaxed);
+        let counts = factor_counts(ranks);
+        let mut held = self.counts8.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_none_or(|c| c.len() < counts) {
+            *held = None;
+            self.replace();
+            *held = Some(d.zeros(counts, "adapters' counts")?);
+        }
+        drop(held);
+        let mut smallest = d.buffer(1, "scales of weights")?;
         if packed {
             let mut columns = d.buffer(inner, "scales of weights")?;
-            d.eight_column_scales(&dense, &mut columns)?;
-            return Ok(Some(Eights { forward: Half::Scales(forward.into_scales()), backward: Half::Scales(columns) }));
+            d.eight_column_scales(&dense, &mut columns, &mut smallest)?;
+            let mut forward = d.eight(out.saturating_mul(inner), out, 0, "weights in fp8")?;
+            d.eight_rows(out, &dense, Some(&smallest), &mut forward)?;
+            return Ok(Some(Eights { forward: Half::Scales(forward.into_scales()), backward: Half::Scales(columns), room: ranks }));
         }
-        let mut backward = d.eight(values, inner, "weights in fp8")?;
+        let room = |rows: usize, width: usize| d.eight(rows.saturating_mul(stride_eight(width, beside)), rows, beside, "weights in fp8");
+        let (mut forward, mut backward) = (room(out, inner)?, room(inner, out)?);
+        let stride = backward.stride(out);
         let (bytes, scales) = backward.parts();
-        d.eight_column_scales(&dense, scales)?;
-        d.eight_transposed(&dense, scales, bytes, 0, out)?;
-        Ok(Some(Eights { forward: Half::Kept(forward), backward: Half::Kept(backward) }))
+        d.eight_column_scales(&dense, scales, &mut smallest)?;
+        d.eight_transposed(&dense, scales, bytes, 0, stride)?;
+        d.eight_rows(out, &dense, Some(&smallest), &mut forward)?;
+        Ok(Some(Eights { forward: Half::Kept(forward), backward: Half::Kept(backward), room: ranks }))
     }
 
-    /// `C [n, width] = x Wᵀ + beta C` with `x` rounded here unless it was rounded where it was made.
-    #[expect(clippy::too_many_arguments, reason = "a matrix product")]
-    fn product8(&self, n: usize, x: &Tensor, weights: Matrix8, scales: &Floats, c: Out, width: usize, beta: f32) -> Outcome<()> {
-        let k = x.cols();
-        let mut rounded = self.rounded();
-        if rounded.of != Some((x.ptr(), n, k)) {
-            let eight = rounded.room(self, n, k)?;
-            self.device.eight_rows(n, x, eight)?;
-            rounded.of = Some((x.ptr(), n, k));
+    /// What adapters that were just written need in fp8: the factors of their ranks, and their columns beside weights that are kept.
+    pub(super) fn pack8(&self, eights: &Eights, ranks: usize, adapters: &mut Extended) -> Outcome<()> {
+        let ((outs, ins), scales) = (adapters.parts(ranks), eights.scales());
+        let Some(factors) = &mut adapters.factors else { return Err(dropped()) };
+        let mut counts = self.counts8.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.as_mut().ok_or_else(dropped)?;
+        self.device.adapter_factors(outs, ins, scales.0, scales.1, counts, factors)?;
+        if let (Half::Kept(forward), Half::Kept(backward)) = (&eights.forward, &eights.backward) {
+            let (inner, outer) = (ins.cols, outs.rows);
+            self.device.adapter_outs_eight(outs, scales.0, factors, forward.values(), inner, forward.stride(inner))?;
+            self.device.adapter_ins_eight(ins, scales.1, factors, backward.values(), outer, backward.stride(outer))?;
         }
-        let Some(eight) = &rounded.eight else { return Err(OpsError::Device("no operand: a bug in trainer-kernels-cuda".into())) };
-        let a = eight.matrix(n, k)?;
+        Ok(())
+    }
+
+    /// `C [n, width] = x Wᵀ + beta C` with `x` rounded here unless it was rounded where it was made, and an adapter's share if its part of the weights is
+    /// beside them.
+    #[expect(clippy::too_many_arguments, reason = "a matrix product")]
+    fn product8(
+        &self,
+        n: usize,
+        x: &Tensor,
+        weights: Matrix8,
+        scales: &Floats,
+        c: Out,
+        width: usize,
+        beta: f32,
+        with: Option<(Beside<'_>, Side)>,
+    ) -> Outcome<()> {
+        let mut rounded = self.rounded();
+        if rounded.of != Some((x.ptr(), n, x.cols())) {
+            let eight = rounded.room(self, n, x.cols())?;
+            self.device.eight_rows(n, x, None, eight)?;
+            rounded.of = Some((x.ptr(), n, x.cols()));
+        }
+        let eight = rounded.eight.as_mut().ok_or_else(dropped)?;
+        let mut more = 0;
+        if let Some((Beside { mid, adapters }, side)) = with {
+            let factors = adapters.factors.as_ref().ok_or_else(dropped)?;
+            self.device.adapter_mid_eight(n, mid, side, factors, x, eight)?;
+            more = beside_eight(mid.cols);
+        }
+        let (a, k) = (eight.matrix(n, x.cols(), more)?, x.cols() + more);
         let name = || format!("fp8 product {n} x {width} x {k}{}", if beta == 0.0 { "" } else { " +=" });
         let by = Scales::Rows { a: eight.scales(), b: scales };
         let blas = self.products.cublaslt("a product in fp8")?;
@@ -176,39 +259,77 @@ impl Cuda {
         Ok(self.device.profile().span(self.device.stream(), name, launch)?)
     }
 
-    /// `out = x Wᵀ + beta out`.
-    pub(super) fn forward8(&self, n: usize, x: &Tensor, w: &Group, eights: &Eights, out: &Tensor, beta: f32) -> Outcome<()> {
+    /// `out = x Wᵀ + beta out`, and an adapter's share.
+    #[expect(clippy::too_many_arguments, reason = "a matrix product")]
+    pub(super) fn forward8(
+        &self,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        eights: &Eights,
+        out: &Tensor,
+        beta: f32,
+        with: Option<Beside<'_>>,
+    ) -> Outcome<()> {
         let (inner, outer) = (w.in_features, w.out_features);
-        let store = bf16(out, 0, outer);
+        let (store, more) = (bf16(out, 0, outer), with.map_or(0, |b| beside_eight(b.mid.cols)));
+        let with = with.map(|b| (b, Side::Forward));
         match &eights.forward {
-            Half::Kept(kept) => self.product8(n, x, kept.matrix(outer, inner)?, kept.scales(), store, outer, beta),
-            Half::Scales(scales) => self.with_values8(w, |values| {
-                for m in &w.members {
-                    match &m.frozen {
-                        Some(Frozen::Nf4(nf4)) => self.device.nf4_eight(nf4, scales, values, m.column)?,
-                        _ => return Err(dropped()),
+            Half::Kept(kept) => self.product8(n, x, kept.matrix(outer, inner, more)?, kept.scales(), store, outer, beta, with),
+            Half::Scales(scales) => {
+                let stride = stride_eight(inner, more);
+                self.with_values8(outer.saturating_mul(stride), |values| {
+                    for m in &w.members {
+                        match &m.frozen {
+                            Some(Frozen::Nf4(nf4)) => self.device.nf4_eight(nf4, scales, values, m.column, stride)?,
+                            _ => return Err(dropped()),
+                        }
                     }
-                }
-                self.product8(n, x, Matrix8::buffer(values, 0, outer, inner)?, scales, store, outer, beta)
-            }),
+                    if let Some((Beside { mid, adapters }, _)) = with {
+                        let factors = adapters.factors.as_ref().ok_or_else(dropped)?;
+                        self.device.adapter_outs_eight(adapters.parts(mid.cols).0, scales, factors, values, inner, stride)?;
+                    }
+                    let weights = Matrix8::columns(values, outer, inner + more, stride)?;
+                    self.product8(n, x, weights, scales, store, outer, beta, with)
+                })
+            }
         }
     }
 
-    /// `dx = dy W + beta dx`.
-    pub(super) fn backward8(&self, n: usize, dy: &Tensor, w: &Group, eights: &Eights, dx: &Tensor, beta: f32) -> Outcome<()> {
+    /// `dx = dy W + beta dx`, and an adapter's share.
+    #[expect(clippy::too_many_arguments, reason = "a matrix product")]
+    pub(super) fn backward8(
+        &self,
+        n: usize,
+        dy: &Tensor,
+        w: &Group,
+        eights: &Eights,
+        dx: &Tensor,
+        beta: f32,
+        with: Option<Beside<'_>>,
+    ) -> Outcome<()> {
         let (inner, outer) = (w.in_features, w.out_features);
-        let store = bf16(dx, 0, inner);
+        let (store, more) = (bf16(dx, 0, inner), with.map_or(0, |b| beside_eight(b.mid.cols)));
+        let with = with.map(|b| (b, Side::Backward));
         match &eights.backward {
-            Half::Kept(kept) => self.product8(n, dy, kept.matrix(inner, outer)?, kept.scales(), store, inner, beta),
-            Half::Scales(scales) => self.with_values8(w, |values| {
-                for m in &w.members {
-                    match &m.frozen {
-                        Some(Frozen::Nf4(nf4)) => self.device.nf4_eight_transposed(nf4, scales, values, m.column, outer)?,
-                        _ => return Err(dropped()),
+            Half::Kept(kept) => self.product8(n, dy, kept.matrix(inner, outer, more)?, kept.scales(), store, inner, beta, with),
+            Half::Scales(scales) => {
+                let stride = stride_eight(outer, more);
+                self.with_values8(inner.saturating_mul(stride), |values| {
+                    for m in &w.members {
+                        match &m.frozen {
+                            Some(Frozen::Nf4(nf4)) => self.device.nf4_eight_transposed(nf4, scales, values, m.column, stride)?,
+                            _ => return Err(dropped()),
+                        }
                     }
-                }
-                self.product8(n, dy, Matrix8::buffer(values, 0, inner, outer)?, scales, store, inner, beta)
-            }),
+                    if let Some((Beside { mid, adapters }, _)) = with {
+                        let factors = adapters.factors.as_ref().ok_or_else(dropped)?;
+                        self.device.adapter_ins_eight(adapters.parts(mid.cols).1, scales, factors, values, outer, stride)?;
+                    }
+                    let weights = Matrix8::columns(values, inner, outer + more, stride)?;
+                    self.product8(n, dy, weights, scales, store, inner, beta, with)
+                })
+            }
         }
     }
 
@@ -223,9 +344,8 @@ impl Cuda {
         }
     }
 
-    /// Runs `work` with room for a group's values that are made for each use.
-    fn with_values8(&self, w: &Group, work: impl FnOnce(&mut Buffer<u8>) -> Outcome<()>) -> Outcome<()> {
-        let need = w.out_features.saturating_mul(w.in_features);
+    /// Runs `work` with room for so many bytes of weights that are made for each use.
+    fn with_values8(&self, need: usize, work: impl FnOnce(&mut Buffer<u8>) -> Outcome<()>) -> Outcome<()> {
         let mut held = self.values8.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_none_or(|b| b.len() < need) {
             *held = None;
@@ -240,5 +360,5 @@ impl Cuda {
 }
 
 fn dropped() -> OpsError {
-    OpsError::Device("weights were dropped that are needed: a bug in trainer-kernels-cuda".into())
+    OpsError::Device("what a product in fp8 needs is not there: a bug in trainer-kernels-cuda".into())
 }

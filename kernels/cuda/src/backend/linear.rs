@@ -13,7 +13,7 @@
 //!
 //! [`Ops::tensor_with_mid`]: trainer_kernels::ops::Ops::tensor_with_mid
 
-use super::fp8::Eights;
+use super::fp8::{Beside, Eights};
 use super::types::{Batch, Param};
 use super::{Cuda, Outcome, Products};
 use crate::launch::{DeviceNf4, LoraIn, LoraOut, LoraPart, MOST_SMALL_ROWS, QuantSource, SmallLora, SmallMember};
@@ -58,6 +58,8 @@ pub(super) struct Extended {
     tensor: Tensor,
     /// A, `[R, in]`, where it lies apart.
     ins: Option<Tensor>,
+    /// Where adapters go into products in e4m3: see `eight_adapters.cu`.
+    pub(super) factors: Option<Floats>,
     out: usize,
     in_features: usize,
     /// Sum of ranks that fit.
@@ -88,6 +90,11 @@ impl Extended {
             Some(ins) => Self::part(ins, start, rank, 0, self.in_features),
             None => self.matrix(self.out + start, rank, 0, self.in_features),
         }
+    }
+
+    /// `s B` and A, of the first ranks, where they lie apart.
+    pub(super) fn parts(&self, ranks: usize) -> (Matrix, Matrix) {
+        (self.b(0, self.out, 0, ranks), self.a(0, ranks))
     }
 
     /// Rows and columns of `s B`.
@@ -176,7 +183,7 @@ impl Cuda {
 
     /// Unpacks the weights of a group that keeps them unpacked.
     fn keep(&self, group: &mut Group, plan: WeightPlan, ranks: usize) -> Outcome<()> {
-        group.eights = self.eights(group, plan, |dense| self.fill(group, dense))?;
+        group.eights = self.eights(group, plan, ranks, |dense| self.fill(group, dense))?;
         let (out, inner) = (group.out_features, group.in_features);
         if plan == WeightPlan::Unpacked {
             group.kept = Some(Mutex::new(match group.eights {
@@ -218,14 +225,15 @@ impl Cuda {
     fn extended(&self, out: usize, in_features: usize, ranks: usize) -> Outcome<Extended> {
         let stride = Extended::stride(in_features, ranks);
         let tensor = Tensor::new(self.device.arena(), out + ranks, stride, "weights in 16 bits")?;
-        Ok(Extended { tensor, ins: None, out, in_features, room: ranks, holds: Vec::new() })
+        Ok(Extended { tensor, ins: None, factors: None, out, in_features, room: ranks, holds: Vec::new() })
     }
 
     /// Room for adapters alone.
     fn apart(&self, out: usize, in_features: usize, ranks: usize) -> Outcome<Extended> {
         let tensor = Tensor::new(self.device.arena(), out, ranks, "adapters in 16 bits")?;
         let ins = Tensor::new(self.device.arena(), ranks, in_features, "adapters in 16 bits")?;
-        Ok(Extended { tensor, ins: Some(ins), out, in_features, room: ranks, holds: Vec::new() })
+        let factors = Some(self.device.buffer(2 * ranks, "adapters' factors")?);
+        Ok(Extended { tensor, ins: Some(ins), factors, out, in_features, room: ranks, holds: Vec::new() })
     }
 
     /// The frozen weights into the top left.
@@ -314,9 +322,9 @@ impl Cuda {
     /// The buffers that the adapters of groups in e4m3 take turns in, in the shape of this one's.
     fn shared_adapters<'s>(&self, shared: &'s mut Option<Extended>, group: &Group, ranks: usize) -> Outcome<&'s mut Extended> {
         let (out, inner) = (group.out_features, group.in_features);
-        let (outs, ins) = match shared.take() {
-            Some(held) => (Some(held.tensor), held.ins),
-            None => (None, None),
+        let (outs, ins, factors) = match shared.take() {
+            Some(held) => (Some(held.tensor), held.ins, held.factors),
+            None => (None, None, None),
         };
         // Each of the two only grows: the group with the longest B need not be the one with the longest A.
         let room = |held: Option<Tensor>, rows: usize, cols: usize| -> Outcome<Tensor> {
@@ -329,7 +337,22 @@ impl Cuda {
             }
         };
         let (tensor, ins) = (room(outs, out, ranks)?, room(ins, ranks, inner)?);
-        Ok(shared.insert(Extended { tensor, ins: Some(ins), out, in_features: inner, room: ranks, holds: Vec::new() }))
+        let factors = match factors.filter(|f| f.len() >= 2 * ranks) {
+            Some(factors) => factors,
+            None => {
+                self.replace();
+                self.device.buffer(2 * ranks, "adapters' factors")?
+            }
+        };
+        Ok(shared.insert(Extended {
+            tensor,
+            ins: Some(ins),
+            factors: Some(factors),
+            out,
+            in_features: inner,
+            room: ranks,
+            holds: Vec::new(),
+        }))
     }
 
     /// The buffer that groups take turns in, in the shape of this one.
@@ -366,7 +389,11 @@ impl Cuda {
         match &mut extended.ins {
             Some(ins) => {
                 let mut outs = extended.tensor.columns(0, ranks.total)?;
-                Ok(self.device.lora_pack_apart(&parts, &mut outs, ins)?)
+                self.device.lora_pack_apart(&parts, &mut outs, ins)?;
+                match &group.eights {
+                    Some(eights) if eights.takes(&ranks.ranks, ranks.total) => self.pack8(eights, ranks.total, extended),
+                    _ => Ok(()),
+                }
             }
             None => Ok(self.device.lora_pack(&parts, group.out_features, group.in_features, ranks.total, &mut extended.tensor)?),
         }
@@ -426,8 +453,14 @@ impl Cuda {
             }
             let thin = |beta: f32| self.gemm(view(mid, n, 0, r), Op::N, e.b(0, outer, 0, r), Op::T, store(), n, outer, r, 1.0, beta);
             if let Some(eights) = &w.eights {
-                let wide = |beta: f32| self.forward8(n, x, w, eights, out, beta);
-                if r == 0 { wide(0.0) } else { self.sum8(thin, wide) }
+                let wide = |beta: f32| self.forward8(n, x, w, eights, out, beta, None);
+                if r == 0 {
+                    wide(0.0)
+                } else if eights.takes(&ranks.ranks, r) {
+                    self.forward8(n, x, w, eights, out, 0.0, Some(Beside { mid: view(mid, n, 0, r), adapters: e }))
+                } else {
+                    self.sum8(thin, wide)
+                }
             } else if r == 0 || x.is_left_of(mid) {
                 let k = inner + r;
                 self.gemm(Matrix { cols: k, ..xs }, Op::N, e.matrix(0, outer, 0, k), Op::T, store(), n, outer, k, 1.0, 0.0)
@@ -523,26 +556,28 @@ impl Cuda {
             let dys = view(dy, n, 0, outer);
             let thin = |beta: f32| self.gemm(view(dmid, n, 0, r), Op::N, e.a(0, r), Op::N, store(), n, inner, r, 1.0, beta);
             let wide = |beta: f32| match &w.eights {
-                Some(eights) => self.backward8(n, dy, w, eights, dx, beta),
+                Some(eights) => self.backward8(n, dy, w, eights, dx, beta, None),
                 None => self.gemm(dys, Op::N, e.matrix(0, outer, 0, inner), Op::N, store(), n, inner, outer, 1.0, beta),
             };
-            match dropout.filter(|_| r > 0) {
-                None if w.eights.is_some() => {
-                    if r == 0 {
+            match (dropout.filter(|_| r > 0), &w.eights) {
+                (None, Some(eights)) => {
+                    if eights.takes(&ranks.ranks, r) {
+                        self.backward8(n, dy, w, eights, dx, 0.0, Some(Beside { mid: view(dmid, n, 0, r), adapters: e }))
+                    } else if r == 0 {
                         wide(0.0)
                     } else {
                         self.sum8(thin, wide)
                     }
                 }
-                None if r == 0 || dy.is_left_of(dmid) => {
+                (None, None) if r == 0 || dy.is_left_of(dmid) => {
                     let k = outer + r;
                     self.gemm(Matrix { cols: k, ..dys }, Op::N, e.matrix(0, k, 0, inner), Op::N, store(), n, inner, k, 1.0, 0.0)
                 }
-                None => {
+                (None, None) => {
                     wide(0.0)?;
                     thin(1.0)
                 }
-                Some(dropout) => {
+                (Some(dropout), _) => {
                     wide(0.0)?;
                     for (i, (&start, &rank)) in ranks.starts.iter().zip(&ranks.ranks).enumerate().filter(|(_, (_, rank))| **rank > 0) {
                         let part = self.dropout_buffer(n, inner)?;

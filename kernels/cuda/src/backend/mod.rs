@@ -89,6 +89,10 @@ pub struct Cuda {
     replaced: AtomicU64,
     scratch: Mutex<Scratch>,
     rounded: Mutex<fp8::Rounded>,
+    /// The most bytes that adapters take beside a row in e4m3.
+    beside8: AtomicUsize,
+    /// Zeros for the making of adapters' factors.
+    counts8: Mutex<Option<Floats>>,
     /// Weights in e4m3 that are made for each use.
     values8: Mutex<Option<Buffer<u8>>>,
     /// Whether the library's fp8 products can be added to what is there.
@@ -137,6 +141,8 @@ impl Cuda {
             replaced: AtomicU64::new(0),
             scratch: Mutex::default(),
             rounded: Mutex::default(),
+            beside8: AtomicUsize::new(0),
+            counts8: Mutex::default(),
             values8: Mutex::default(),
             sums8,
             pieces: Mutex::default(),

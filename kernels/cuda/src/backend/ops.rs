@@ -3,7 +3,7 @@
 use super::linear::{self, Extended};
 use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Products, Recording, Table, fp8, loss, types};
 use crate::blaslt::Choice;
-use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet};
+use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet, beside_eight, factor_counts, rounds_heads, stride_eight};
 use crate::memory::{Buffer, Floats, Tensor};
 use crate::ranges::ALIGNMENT;
 use std::sync::PoisonError;
@@ -48,7 +48,12 @@ impl Ops for Cuda {
         scales
             + match plan {
                 WeightPlan::Unpacked if eight => {
-                    2 * whole(out as u64 * inner as u64) + whole(2 * (out * ranks) as u64) + whole(2 * (ranks * inner) as u64)
+                    let beside = beside_eight(ranks);
+                    whole((out * stride_eight(inner, beside)) as u64)
+                        + whole((inner * stride_eight(out, beside)) as u64)
+                        + whole(2 * (out * ranks) as u64)
+                        + whole(2 * (ranks * inner) as u64)
+                        + whole(8 * ranks as u64)
                 }
                 WeightPlan::Unpacked => whole(2 * (out + ranks) as u64 * Extended::stride(inner, ranks) as u64),
                 WeightPlan::Packed => members
@@ -69,13 +74,21 @@ impl Ops for Cuda {
     fn scratch_bytes(&self, need: &ScratchNeed) -> Vec<(&'static str, u64)> {
         let mut parts = vec![("library workspace", self.products.workspace() as u64)];
         let inner = need.largest_group.1;
-        let (mut rounded, mut values8, mut outs, mut ins, mut weights) = (0, 0, 0, 0, 0);
+        let (mut rounded, mut values8, mut outs, mut ins, mut factors, mut counts, mut weights) = (0, 0, 0, 0, 0, 0, 0);
+        let ranks_of = |members: &[(usize, usize)]| members.iter().map(|m| m.1.next_multiple_of(8)).sum::<usize>();
+        let eight = |members: &[(usize, usize)], inner: usize| {
+            self.options.precision == Precision::Fp8 && fp8::fits(members.iter().map(|m| m.0), inner)
+        };
+        let most = need.groups.iter().filter(|(m, inner)| eight(m, *inner)).map(|(m, _)| beside_eight(ranks_of(m))).max().unwrap_or(0);
         for (members, inner) in &need.groups {
             let out: usize = members.iter().map(|m| m.0).sum();
-            let ranks: usize = members.iter().map(|m| m.1.next_multiple_of(8)).sum();
-            if self.options.precision == Precision::Fp8 && fp8::fits(members.iter().map(|m| m.0), *inner) {
-                rounded = rounded.max(need.tokens as u64 * out.max(*inner) as u64 + 4 * need.tokens as u64);
-                values8 = values8.max(out as u64 * *inner as u64);
+            let ranks = ranks_of(members);
+            if eight(members, *inner) {
+                let beside = beside_eight(ranks);
+                rounded = rounded.max((need.tokens * stride_eight(out.max(*inner), most)) as u64 + 4 * need.tokens as u64);
+                values8 = values8.max((out * stride_eight(*inner, beside)).max(inner * stride_eight(out, beside)) as u64);
+                factors = factors.max(8 * ranks as u64);
+                counts = counts.max(4 * factor_counts(ranks) as u64);
                 outs = outs.max(2 * (ranks * out) as u64);
                 ins = ins.max(2 * (ranks * inner) as u64);
             } else {
@@ -83,10 +96,10 @@ impl Ops for Cuda {
             }
         }
         if rounded > 0 {
-            parts.push(("operands in fp8", rounded));
+            parts.push(("operands in fp8", rounded + counts));
         }
         if need.plan == WeightPlan::Packed {
-            parts.push(("unpacked weights", weights + values8 + outs + ins));
+            parts.push(("unpacked weights", weights + values8 + outs + ins + factors));
         }
         let partial = need.groups.iter().map(|(members, inner)| self.partial_bytes(need.tokens, members, *inner)).max();
         parts.push(("adapters' partial sums", partial.unwrap_or(0) as u64));
@@ -401,11 +414,15 @@ impl Ops for Cuda {
         theta: f64,
         dqkv: &mut Tensor,
     ) -> Outcome<()> {
-        self.forget();
         let op = "qk_norm_rope_backward";
         batch.check_rows(op, n)?;
         let angles = self.angles(op, batch, theta, shape.head_dim)?;
-        Ok(self.device.qk_norm_rope_backward(n, &batch.positions, &angles, shape, dqk, qkv, q_weight, k_weight, rstd, dqkv)?)
+        let (d, positions) = (&self.device, &batch.positions);
+        let wanted = rounds_heads(shape) && self.rounds(n, dqkv.cols(), usize::MAX);
+        self.rounding(wanted, n, dqkv, |dqkv, eight| match eight {
+            Some(e) => d.qk_norm_rope_backward_eight(n, positions, &angles, shape, dqk, qkv, q_weight, k_weight, rstd, dqkv, e),
+            None => d.qk_norm_rope_backward(n, positions, &angles, shape, dqk, qkv, q_weight, k_weight, rstd, dqkv),
+        })
     }
 
     fn attention(

@@ -136,11 +136,11 @@ pub(super) fn fp8(
     inside(op, "B", (b.rows, b.cols), (n, k))?;
     inside(op, "C", (c.rows, c.cols), (m, n))?;
     for (what, x) in [("A", a), ("B", b)] {
-        if !x.cols.is_multiple_of(16) || !x.ptr.is_multiple_of(16) {
-            return Err(fail(op, what, x.cols, "a width and an offset that are multiples of 16"));
+        if !x.stride.is_multiple_of(16) || !x.ptr.is_multiple_of(16) || x.stride < x.cols {
+            return Err(fail(op, what, x.stride, "a stride and an offset that are multiples of 16"));
         }
     }
-    small(op, [m, n, k, a.cols, b.cols, c.stride])?;
+    small(op, [m, n, k, a.stride, b.stride, c.stride])?;
     let (rows, x, y) = match scales {
         Scales::Tensor { a, b } => (false, a, b),
         Scales::Rows { a, b } => (true, a, b),
@@ -154,7 +154,7 @@ pub(super) fn fp8(
         m,
         n,
         k,
-        strides: [a.cols, b.cols, c.stride],
+        strides: [a.stride, b.stride, c.stride],
         align: [a.ptr, b.ptr, c.ptr].map(alignment),
         out: c.dtype,
         accumulate: beta != 0.0,

@@ -1,6 +1,6 @@
 //! SwiGLU, sums, the embedding gather, and the sum of squares behind the gradient norm.
 
-use super::{Eight, blocks, fail, grid, launch, least, rows, vectors};
+use super::{Eight, blocks, fail, grid, launch, launch_early, least, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
@@ -75,9 +75,9 @@ impl Device {
         let op = "swiglu_8";
         let (v, threads) = pairs(op, width)?;
         let (sx, so) = (rows(op, "gate_up", gate_up, n, 2 * width)?, rows(op, "the output", out, n, width)?);
-        let (values, scales) = eight.ptrs(op, n, width)?;
+        let (values, scales, stride) = eight.ptrs(op, n, width)?;
         if n > 0 {
-            launch!(self, op, grid(blocks(op, n, 1)?, 1, threads), gate_up.ptr(), sx, v, out.ptr(), so, values, scales);
+            launch_early!(self, op, grid(blocks(op, n, 1)?, 1, threads), gate_up.ptr(), sx, v, out.ptr(), so, values, scales, stride);
         }
         Ok(())
     }
@@ -99,10 +99,10 @@ impl Device {
         let (v, threads) = pairs(op, width)?;
         let (sy, sx) = (rows(op, "dout", dout, n, width)?, rows(op, "gate_up", gate_up, n, 2 * width)?);
         let sd = rows(op, "d_gate_up", d_gate_up, n, 2 * width)?;
-        let (values, scales) = eight.ptrs(op, n, 2 * width)?;
+        let (values, scales, stride) = eight.ptrs(op, n, 2 * width)?;
         if n > 0 {
             let config = grid(blocks(op, n, 1)?, 1, threads);
-            launch!(self, op, config, dout.ptr(), sy, gate_up.ptr(), sx, v, d_gate_up.ptr(), sd, values, scales);
+            launch_early!(self, op, config, dout.ptr(), sy, gate_up.ptr(), sx, v, d_gate_up.ptr(), sd, values, scales, stride);
         }
         Ok(())
     }

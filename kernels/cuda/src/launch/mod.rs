@@ -12,6 +12,7 @@ mod attention;
 mod cached;
 mod decode;
 mod eight;
+mod eight_adapters;
 mod elementwise;
 mod gemm;
 mod lora;
@@ -27,7 +28,8 @@ pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use attention::{AttentionScratch, Sequences};
 pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
 pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember};
-pub use eight::Eight;
+pub use eight::{Eight, stride_eight};
+pub use eight_adapters::{Side, beside_eight, factor_counts};
 pub use elementwise::{LONGEST_PAIR, SumScratch};
 pub use lora::{LoraPart, MOST_PARTS, MaskRows};
 pub use lora_gemm::{BackwardKernel, BackwardPlan, LoraIn, LoraOut, MidPlan};
@@ -35,7 +37,7 @@ pub use loss::RowSet;
 pub use nf4::DeviceNf4;
 pub use norm::LONGEST_EIGHT;
 pub use quantize::QuantSource;
-pub use rope::{Angles, POSITIONS};
+pub use rope::{Angles, POSITIONS, rounds_heads};
 pub use sampling::{BROKEN, ON_HOST};
 
 /// The error of an argument that does not fit.

@@ -1,6 +1,6 @@
 //! RMSNorm and the residual sum.
 
-use super::{Eight, blocks, fail, grid, launch, launch_early, least, rows, vectors};
+use super::{Eight, blocks, fail, grid, launch_early, least, rows, vectors};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Floats, Tensor};
@@ -13,7 +13,7 @@ const LONGEST_ROW: usize = 32768;
 pub const LONGEST_EIGHT: usize = 16384;
 
 /// Where a row of a norm goes in e4m3.
-fn eight(op: &'static str, to: Option<&mut Eight>, n: usize, width: usize) -> Result<Option<(u64, u64)>> {
+fn eight(op: &'static str, to: Option<&mut Eight>, n: usize, width: usize) -> Result<Option<(u64, u64, u32)>> {
     match to {
         Some(_) if width > LONGEST_EIGHT => Err(fail(op, "the width", width, format_args!("at most {LONGEST_EIGHT}"))),
         to => to.map(|e| e.ptrs(op, n, width)).transpose(),
@@ -62,7 +62,9 @@ impl Device {
         match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None => launch_early!(self, op, config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr()),
-            Some((q, s)) => launch!(self, "rms_norm_8", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr(), q, s),
+            Some((q, s, sq)) => {
+                launch_early!(self, "rms_norm_8", config, x.ptr(), sx, weight.ptr(), eps, v, out.ptr(), so, rstd.ptr(), q, s, sq)
+            }
         }
         Ok(())
     }
@@ -150,7 +152,7 @@ impl Device {
         match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None => launch_early!(self, op, config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd),
-            Some((q, s)) => launch!(self, "add_rms_norm_8", config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd, q, s),
+            Some((q, s, sq)) => launch_early!(self, "add_rms_norm_8", config, x, sx, d, sd, sum, ss, w, eps, v, out, so, rstd, q, s, sq),
         }
         Ok(())
     }
@@ -186,8 +188,8 @@ impl Device {
         let (dy, x, w, rstd, dx) = (dy.ptr(), x.ptr(), weight.ptr(), rstd.ptr(), dx_acc.ptr());
         match eight(op, to, n, width)? {
             _ if n == 0 => {}
-            None => launch!(self, op, config, dy, sy, x, sx, w, rstd, v, dx, sd),
-            Some((q, s)) => launch!(self, "rms_norm_backward_8", config, dy, sy, x, sx, w, rstd, v, dx, sd, q, s),
+            None => launch_early!(self, op, config, dy, sy, x, sx, w, rstd, v, dx, sd),
+            Some((q, s, sq)) => launch_early!(self, "rms_norm_backward_8", config, dy, sy, x, sx, w, rstd, v, dx, sd, q, s, sq),
         }
         Ok(())
     }

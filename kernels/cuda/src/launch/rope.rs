@@ -1,6 +1,6 @@
 //! Query and key norms with the rotary embedding.
 
-use super::{blocks, fail, grid, launch, least, product, rows};
+use super::{Eight, blocks, fail, grid, launch, launch_early, least, product, rows};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats, Tensor};
@@ -150,6 +150,65 @@ impl Device {
         }
         Ok(())
     }
+
+    /// [`Self::qk_norm_rope_backward`] that also leaves all of `dqkv` in e4m3: the gradient of v has to be there already.
+    ///
+    /// # Errors
+    /// Buffers or heads that do not fit; heads that [`rounds_heads`] does not take.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of both of its parts")]
+    pub fn qk_norm_rope_backward_eight(
+        &self,
+        n: usize,
+        positions: &Buffer<u32>,
+        angles: &Angles,
+        shape: AttentionShape,
+        dqk: &Tensor,
+        qkv: &Tensor,
+        q_weight: &Floats,
+        k_weight: &Floats,
+        rstd: &Floats,
+        dqkv: &mut Tensor,
+        eight: &mut Eight,
+    ) -> Result<()> {
+        let op = "qk_norm_rope_backward_8";
+        let h = rope_shape(op, n, positions, angles, shape, qkv, q_weight, k_weight, dqk, rstd)?;
+        let out = rows(op, "dqkv", dqkv, n, shape.qkv_width())?;
+        if !rounds_heads(shape) {
+            return Err(fail(op, "the width of q and k", shape.qk_width(), "at most 16384, with no more heads of k than of q"));
+        }
+        let (values, scales, stride) = eight.ptrs(op, n, shape.qkv_width())?;
+        if n > 0 {
+            let config = grid(blocks(op, n, 1)?, 1, ((h.q + h.k) * h.lanes).next_multiple_of(32));
+            launch_early!(
+                self,
+                op,
+                config,
+                dqk.ptr(),
+                h.narrow,
+                qkv.ptr(),
+                h.wide,
+                q_weight.ptr(),
+                k_weight.ptr(),
+                positions.ptr(),
+                angles.values.ptr(),
+                rstd.ptr(),
+                h.q,
+                h.k,
+                h.lanes,
+                dqkv.ptr(),
+                out,
+                values,
+                scales,
+                stride
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether [`Device::qk_norm_rope_backward_eight`] takes heads of this shape: a block has a thread for 16 values of q and k.
+pub fn rounds_heads(shape: AttentionShape) -> bool {
+    shape.kv_heads <= shape.heads && shape.qk_width() <= 16 * 1024
 }
 
 #[expect(clippy::too_many_arguments, reason = "the checks that both directions share")]

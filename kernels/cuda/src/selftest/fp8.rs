@@ -7,7 +7,7 @@ use crate::launch::{Eight, LONGEST_EIGHT};
 use crate::memory::{Buffer, Tensor};
 use half::bf16;
 use trainer_kernels::nf4::{DoubleQuant, Nf4};
-use trainer_kernels::ops::{HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, WeightPlan};
+use trainer_kernels::ops::{AttentionShape, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, WeightPlan};
 
 /// Relative error of a product of exactly these operands: Hopper's sums of about 14 bits, the adapters' share and the result in bf16.
 const SUM: f64 = 6e-3;
@@ -58,6 +58,17 @@ fn rounded(cols: usize, values: &[f32]) -> Vec<f32> {
     bytes.chunks_exact(cols).zip(scales).flat_map(|(row, s)| row.iter().map(move |b| value(*b) * s).collect::<Vec<_>>()).collect()
 }
 
+/// As [`rounded`], but no row's scale is that of less than 1/256 of the largest of all.
+fn rounded_weights(cols: usize, values: &[f32]) -> Vec<f32> {
+    let largest = |values: &[f32]| values.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let least = largest(values) / 256.0;
+    let row = |row: &[f32]| {
+        let scale = largest(row).max(least).max(2f32.powi(-100)) / 448.0;
+        row.iter().map(|v| value(round(v * (1.0 / scale))) * scale).collect::<Vec<_>>()
+    };
+    values.chunks_exact(cols).flat_map(row).collect()
+}
+
 fn transposed(cols: usize, values: &[f32]) -> Vec<f32> {
     (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied().collect::<Vec<_>>()).collect()
 }
@@ -73,6 +84,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 
 impl Checks<'_> {
     pub(super) fn all_fp8(&mut self) -> Outcome<()> {
+        self.all_products8()?;
         for n in [1, 127, 2049] {
             for width in [8, 136, 1024, 4096] {
                 self.check_rows8(n, width)?;
@@ -83,9 +95,22 @@ impl Checks<'_> {
         for (n, width) in [(1, 16), (127, 208), (2049, 1024), (65, 12288), (5, 16384), (3, 32768)] {
             self.check_fused8(n, width)?;
         }
+        for n in [1, 127, 2049] {
+            for (heads, kv_heads, head_dim) in [(4, 2, 16), (3, 1, 64), (5, 5, 32), (32, 8, 128), (120, 8, 128)] {
+                if n > 127 && heads > 5 {
+                    continue;
+                }
+                self.check_rope8(n, AttentionShape { heads, kv_heads, head_dim })?;
+            }
+        }
         for (n, cols) in [(16, 8), (144, 200), (528, 1032), (1008, 2568)] {
             self.check_weights8(n, cols)?;
         }
+        Ok(())
+    }
+
+    /// Through the backend.
+    fn all_products8(&mut self) -> Outcome<()> {
         if self.device.arch() != Arch::Sm90a {
             tracing::warn!("products in fp8 are not checked: this card has none with scales by row");
             return Ok(());
@@ -93,17 +118,25 @@ impl Checks<'_> {
         let options = CudaOptions { ordinal: self.device.context().ordinal(), precision: Precision::Fp8, ..CudaOptions::default() };
         let cuda = Cuda::open(options)?;
         for n in [1, 65, 127, 1030] {
-            self.check_linear8(&cuda, n, &[(48, 8), (16, 0), (32, 16)], 208)?;
+            self.check_linear8(&cuda, n, &[(48, 8), (16, 0), (32, 16)], 208, (1.0, 1.0), false)?;
         }
-        self.check_linear8(&cuda, 300, &[(512, 32), (512, 32)], 1024)?;
-        self.check_linear8(&cuda, 127, &[(256, 0)], 512)?;
-        // What is no multiple of 16 stays in 16 bits.
-        self.check_linear8(&cuda, 127, &[(24, 8)], 64)
+        self.check_linear8(&cuda, 300, &[(512, 32), (512, 32)], 1024, (1.0, 1.0), false)?;
+        self.check_linear8(&cuda, 300, &[(256, 264)], 512, (1.0, 1.0), false)?;
+        self.check_linear8(&cuda, 127, &[(256, 0)], 512, (1.0, 1.0), false)?;
+        // Results that are nearly all the adapters', and adapters that have hardly begun.
+        for sizes in [(2f32.powi(-3), 1.0), (2f32.powi(-10), 1.0), (1.0, 2f32.powi(-9)), (2f32.powi(-6), 16.0)] {
+            self.check_linear8(&cuda, 127, &[(48, 8), (16, 0), (32, 16)], 208, sizes, false)?;
+        }
+        // Rows and columns of weights that are zero or next to it.
+        self.check_linear8(&cuda, 127, &[(48, 8), (16, 0), (32, 16)], 208, (1.0, 1.0), true)?;
+        // Ranks that are no whole vectors stay in 16 bits, and so do groups whose sizes are no multiple of 16.
+        self.check_linear8(&cuda, 127, &[(48, 4), (32, 12)], 208, (1.0, 1.0), false)?;
+        self.check_linear8(&cuda, 127, &[(24, 8)], 64, (1.0, 1.0), false)
     }
 
     /// Room full of rubbish.
     fn rubbish8(&self, n: usize, width: usize) -> Outcome<Eight> {
-        let mut eight = self.device.eight(n * width, n, "rubbish")?;
+        let mut eight = self.device.eight(n * width, n, 0, "rubbish")?;
         let (bytes, scales) = eight.parts();
         bytes.fill_bytes(0xff)?;
         scales.fill_bytes(0xff)?;
@@ -134,7 +167,7 @@ impl Checks<'_> {
         }
         let (x, _gap) = self.apart(width, 24, &values)?;
         let mut got = self.rubbish8(n, width)?;
-        self.device.eight_rows(n, &x, &mut got)?;
+        self.device.eight_rows(n, &x, None, &mut got)?;
         self.note_rows8("eight_rows", &format!("{n}x{width}"), &got, width, &values)
     }
 
@@ -158,6 +191,24 @@ impl Checks<'_> {
         d.swiglu_backward(n, width, &dy, &gate_up, &mut plain)?;
         d.swiglu_backward_eight(n, width, &dy, &gate_up, &mut both, &mut eight)?;
         self.note_fused8("swiglu_backward_8", &shape, n, &plain, &both, &eight)
+    }
+
+    fn check_rope8(&mut self, n: usize, shape: AttentionShape) -> Outcome<()> {
+        let (d, wide, name) = (self.device, shape.qkv_width(), format!("{n} rows {}/{}x{}", shape.heads, shape.kv_heads, shape.head_dim));
+        let positions = d.upload(&(0..n as u32).rev().collect::<Vec<_>>(), "positions")?;
+        let angles = d.angles(n, shape.head_dim, 1e6)?;
+        let (qkv, dqk) =
+            (d.tensor(wide, &self.random.values(n * wide))?, d.tensor(shape.qk_width(), &self.random.values(n * shape.qk_width()))?);
+        let [qw, kw] = [shape.head_dim; 2].map(|len| self.random.values(len));
+        let (qw, kw) = (d.floats(&qw)?, d.floats(&kw)?);
+        let rstd = d.floats(&self.random.values(n * (shape.heads + shape.kv_heads)))?;
+        // The gradient of v is the largest of a row in some, that of q and k in others.
+        let before: Vec<f32> = self.random.values(n * wide).iter().enumerate().map(|(i, v)| v * [0.1, 100.0][i / wide % 2]).collect();
+        let ((mut plain, _), (mut both, _), mut eight) =
+            (self.apart(wide, 64, &before)?, self.apart(wide, 64, &before)?, self.rubbish8(n, wide)?);
+        d.qk_norm_rope_backward(n, &positions, &angles, shape, &dqk, &qkv, &qw, &kw, &rstd, &mut plain)?;
+        d.qk_norm_rope_backward_eight(n, &positions, &angles, shape, &dqk, &qkv, &qw, &kw, &rstd, &mut both, &mut eight)?;
+        self.note_fused8("qk_norm_rope_backward_8", &name, n, &plain, &both, &eight)
     }
 
     fn check_norms8(&mut self, n: usize, width: usize) -> Outcome<()> {
@@ -211,13 +262,14 @@ impl Checks<'_> {
         let first = 32;
         let all_scales: Vec<f32> = vec![f32::NAN; first].into_iter().chain(scales).collect();
         let mut got = rubbish((first + n) * cols)?;
-        d.nf4_eight(&card, &d.floats(&all_scales)?, &mut got, first)?;
+        d.nf4_eight(&card, &d.floats(&all_scales)?, &mut got, first, cols)?;
         let want: Vec<u8> = vec![0xff; first * cols].into_iter().chain(bytes).collect();
         self.note("nf4_eight", shape.clone(), &floats(&got.read()?), &floats(&want), 0.0);
 
         let (bytes, scales) = rows(n, &transposed(cols, &values));
         let mut card_scales = self.poison_floats(cols)?;
-        d.eight_column_scales(&dense, &mut card_scales)?;
+        let mut smallest = self.poison_floats(1)?;
+        d.eight_column_scales(&dense, &mut card_scales, &mut smallest)?;
         self.note("eight_column_scales", shape.clone(), &card_scales.read()?, &scales, 0.0);
         let stride = n + 2 * first;
         let want: Vec<u8> = bytes.chunks_exact(n).flat_map(|row| [vec![0xff; first], row.to_vec(), vec![0xff; first]].concat()).collect();
@@ -232,19 +284,34 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// A group with adapters, `parts` of (outputs, rank), forward and backward.
-    fn check_linear8(&mut self, cuda: &Cuda, n: usize, parts: &[(usize, usize)], inner: usize) -> Outcome<()> {
+    /// A group with adapters, `parts` of (outputs, rank), forward and backward. `sizes`: what weights and adapters are multiplied by; `holes`: some rows and
+    /// columns of the weights are next to zero.
+    fn check_linear8(
+        &mut self,
+        cuda: &Cuda,
+        n: usize,
+        parts: &[(usize, usize)],
+        inner: usize,
+        sizes: (f32, f32),
+        holes: bool,
+    ) -> Outcome<()> {
         if self.large(n.max(inner) * parts.iter().map(|p| p.0).sum::<usize>()) {
             return Ok(());
         }
         let (outer, ranks) = (parts.iter().map(|p| p.0).sum::<usize>(), parts.iter().map(|p| p.1.next_multiple_of(8)).sum::<usize>());
-        let shape = format!("{n} rows, {inner} to {parts:?}");
+        let shape = format!("{n}, {inner} to {parts:?} {sizes:?}{}", if holes { " holes" } else { "" });
         let fits = parts.iter().all(|p| p.0.is_multiple_of(16)) && inner.is_multiple_of(16);
         let scale = 0.5;
         let (mut weights, mut dense) = (Vec::new(), Vec::new());
         for &(out, _) in parts {
-            let w = Nf4::quantize(&self.random.values(out * inner), &[out, inner], 64, DoubleQuant::default())
-                .map_err(|e| CheckError::Other(e.to_string()))?;
+            let mut values: Vec<f32> = self.random.values(out * inner).into_iter().map(|v| sizes.0 * v).collect();
+            if holes {
+                for (row, values) in values.chunks_exact_mut(inner).enumerate() {
+                    let all = [0.0, 1e-6].get(row).copied().unwrap_or(1.0);
+                    values.iter_mut().enumerate().for_each(|(c, v)| *v *= if c / 64 == 1 { 0.0 } else { all });
+                }
+            }
+            let w = Nf4::quantize(&values, &[out, inner], 64, DoubleQuant::default()).map_err(|e| CheckError::Other(e.to_string()))?;
             dense.extend(w.dequantize::<bf16>().into_iter().map(bf16::to_f32));
             weights.push(w);
         }
@@ -253,7 +320,7 @@ impl Checks<'_> {
             .zip(parts)
             .map(|(w, p)| HostLinear { weight: HostMatrix::Nf4(w), out_features: p.0, in_features: inner, bias: None })
             .collect();
-        let small = |values: Vec<f32>| -> Vec<f32> { values.into_iter().map(|v| bf16::from_f32(v / 8.0).to_f32()).collect() };
+        let small = |values: Vec<f32>| -> Vec<f32> { values.into_iter().map(|v| bf16::from_f32(sizes.1 * v / 8.0).to_f32()).collect() };
         let a: Vec<Vec<f32>> = parts.iter().map(|p| small(self.random.values(p.1 * inner))).collect();
         let b: Vec<Vec<f32>> = parts.iter().map(|p| small(self.random.values(p.0 * p.1))).collect();
         let (x, dy) = (self.random.values(n * inner), self.random.values(n * outer));
@@ -280,8 +347,8 @@ impl Checks<'_> {
         let columns = transposed(inner, &dense);
         let exact = (add(product(inner, &x, &dense), &adapters.0), add(product(outer, &dy, &columns), &adapters.1));
         let near = (
-            add(product(inner, &rounded(inner, &x), &rounded(inner, &dense)), &adapters.0),
-            add(product(outer, &rounded(outer, &dy), &rounded(outer, &columns)), &adapters.1),
+            add(product(inner, &rounded(inner, &x), &rounded_weights(inner, &dense)), &adapters.0),
+            add(product(outer, &rounded(outer, &dy), &rounded_weights(outer, &columns)), &adapters.1),
         );
         let batch = cuda.batch(&HostBatch {
             ids: vec![0; n],
