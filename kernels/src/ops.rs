@@ -562,15 +562,8 @@ pub trait Ops: Send + Sync {
     /// `out = silu(gate) * up` with `gate_up = gate | up`, `[n, 2 * width]` (Shazeer 2020).
     fn swiglu(&self, n: usize, width: usize, gate_up: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
-    /// Backward of [`Ops::swiglu`]: writes `d_gate_up`.
-    fn swiglu_backward(
-        &self,
-        n: usize,
-        width: usize,
-        dout: &Self::Tensor,
-        gate_up: &Self::Tensor,
-        d_gate_up: &mut Self::Tensor,
-    ) -> Result<()>;
+    /// Backward of [`Ops::swiglu`]: the gradients of gate and up take their places in `gate_up`.
+    fn swiglu_backward(&self, n: usize, width: usize, dout: &Self::Tensor, gate_up: &mut Self::Tensor) -> Result<()>;
 
     /// Weighted cross-entropy over the whole vocabulary, in chunks of positions so that all logits never exist at once; positions of weight 0
     /// are skipped. Returns `Σ weight * loss` per sequence, not normalised. With `dhidden`, also writes the gradient of

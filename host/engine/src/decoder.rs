@@ -211,9 +211,8 @@ impl<B: Ops> Pass<'_, B> {
         let at = |what: &str| format!("layer {number}, {what}, backward");
         let hold = ws.layout.holds.get(number).copied().ok_or_else(|| absent("layer"))?;
         let x = ws.streams.get(number)?;
-        let (cheap, dear) = ws.kept.of(hold)?;
         let apart = ws.layout.apart(number);
-        let mids = ws.kept.mids.get(number).ok_or_else(|| absent("adapter buffers"))?;
+        let (cheap, dear, mids) = ws.kept.of_backward(hold, number)?;
         let mid_qkv = if apart.qkv > 0 { &mids.qkv } else { &cheap.mid_qkv };
         let mid_gate_up = if apart.gate_up > 0 { &mids.gate_up } else { &cheap.mid_gate_up };
         let mid_down = if apart.down > 0 { &mids.down } else { &cheap.mid_down };
@@ -232,18 +231,18 @@ impl<B: Ops> Pass<'_, B> {
             Some(&mut ws.d_activated),
         )
         .at(|| at("down"))?;
-        ops.swiglu_backward(n, dims.intermediate, &ws.d_activated, &dear.gate_up, &mut ws.d_gate_up).at(|| at("swiglu"))?;
+        ops.swiglu_backward(n, dims.intermediate, &ws.d_activated, &mut dear.gate_up).at(|| at("swiglu"))?;
         ops.linear_backward(
             self.batch,
             n,
-            &ws.d_gate_up,
+            &dear.gate_up,
             &cheap.h2,
             mid_gate_up,
             &layer.gate_up,
             &self.adapter.members::<2>(module + GATE_UP),
             self.dropout(module + GATE_UP),
             &mut grads.members::<2>(module + GATE_UP),
-            &mut ws.d_gate_up_mid,
+            &mut dear.d_gate_up_mid,
             Some(&mut ws.narrow),
         )
         .at(|| at("gate, up"))?;

@@ -40,9 +40,10 @@ static __device__ __forceinline__ void backward8(float (&g)[8], float (&u)[8], c
     }
 }
 
+// `d_gate_up` may be `gate_up`.
 extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
-    const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, u64 total,
-    uint4* __restrict__ d_gate_up, u32 dx_stride) {
+    const uint4* __restrict__ dout, u32 dout_stride, const uint4* gate_up, u32 x_stride, u32 vectors, u64 total,
+    uint4* d_gate_up, u32 dx_stride) {
     u32 t = blockIdx.x * 256 + threadIdx.x;
     if (t >= total) return;
     At p = at(t, vectors);
@@ -97,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
 }
 
 extern "C" __global__ void __launch_bounds__(1024) swiglu_backward_8(
-    const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ d_gate_up,
+    const uint4* __restrict__ dout, u32 dout_stride, const uint4* gate_up, u32 x_stride, u32 vectors, uint4* d_gate_up,
     u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales) {
     const uint4* x = gate_up + (u64)blockIdx.x * x_stride;
     uint4* dx = d_gate_up + (u64)blockIdx.x * dx_stride;

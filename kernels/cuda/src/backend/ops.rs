@@ -438,11 +438,13 @@ impl Ops for Cuda {
         })
     }
 
-    fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &Tensor, d_gate_up: &mut Tensor) -> Outcome<()> {
-        let wanted = self.rounds(n, d_gate_up.cols(), 2 * LONGEST_PAIR);
-        self.rounding(wanted, n, d_gate_up, |d_gate_up, eight| match eight {
-            Some(eight) => self.device.swiglu_backward_eight(n, width, dout, gate_up, d_gate_up, eight),
-            None => self.device.swiglu_backward(n, width, dout, gate_up, d_gate_up),
+    fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &mut Tensor) -> Outcome<()> {
+        let wanted = self.rounds(n, gate_up.cols(), 2 * LONGEST_PAIR);
+        // The same values under another name: a thread of either kernel reads its gates and ups before it writes their gradients.
+        let from = gate_up.columns(0, gate_up.cols())?;
+        self.rounding(wanted, n, gate_up, |to, eight| match eight {
+            Some(eight) => self.device.swiglu_backward_eight(n, width, dout, &from, to, eight),
+            None => self.device.swiglu_backward(n, width, dout, &from, to),
         })
     }
 

@@ -2,9 +2,9 @@
 //!
 //! Partial sums lie in scratch that the caller makes once ([`Device::lora_mid_scratch_bytes`] and its kin) and are added in a fixed order.
 
-use super::{blocks, fail, launch, least, rows};
+use super::{blocks, fail, launch, launch_early, least, rows};
 use crate::Result;
-use crate::device::Device;
+use crate::device::{Arg, Device};
 use crate::matrix::{Matrix, inside, small};
 use crate::memory::{Floats, Tensor};
 use cudarc::driver::LaunchConfig;
@@ -18,6 +18,12 @@ const OUTS: usize = 256;
 const COLUMNS: usize = 128;
 /// Tokens of a step.
 const TOKENS: usize = 64;
+/// Rows and columns of a tile of Hopper's kernels, its bytes, and what their shared memory may begin before a whole kilobyte.
+const SIDE: usize = 128;
+const TILE: usize = 2 * SIDE * SIDE;
+const ALIGN: usize = 1024;
+/// Slices of the width in Hopper's product with A: blocks of a cluster.
+const SLICES: u32 = 4;
 
 /// How `mid` is computed; a function of width and rank alone, so that a row's result depends on nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +81,10 @@ fn rank_of(op: &'static str, rank: usize) -> Result<u32> {
     u32::try_from(rank).map_err(|_| fail(op, "the rank", rank, "less than 2^32"))
 }
 
-/// Tokens of a run, so that `across` blocks times the runs fill the card so many times; whole steps.
-fn run_of(device: &Device, n: usize, across: usize, times: usize) -> usize {
+/// Tokens of a run, so that `across` blocks times the runs fill the card so many times; a multiple of `step`.
+fn run_of(device: &Device, n: usize, across: usize, times: usize, step: usize) -> usize {
     let runs = (device.multiprocessors() as usize * times / across.max(1)).max(1);
-    n.div_ceil(runs).next_multiple_of(TOKENS).max(TOKENS)
+    n.div_ceil(runs).next_multiple_of(step).max(step)
 }
 
 /// Shared memory of as many stages as the kernels keep.
@@ -102,29 +108,68 @@ pub enum BackwardKernel {
     Deep,
     /// 64 ranks and 256 outputs.
     Wide,
+    /// Hopper's own: 32 ranks and 1024 outputs.
+    Hopper1024,
+    /// Hopper's own: 32 ranks and 512 outputs.
+    Hopper512,
+    /// The same, two blocks on a multiprocessor.
+    Hopper512Pair,
+    /// Hopper's own: 64 ranks and 512 outputs.
+    HopperWide,
+}
+
+/// What a kernel of the backward takes.
+struct BackwardParts {
+    name: &'static str,
+    /// Ranks of a launch.
+    ranks: usize,
+    /// Outputs of a block.
+    outs: usize,
+    /// Shared memory of a block: B of its outputs, tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
+    shared: usize,
+    /// What the tokens of a run are a multiple of.
+    tokens: usize,
 }
 
 impl BackwardKernel {
-    /// Name, ranks of a launch, blocks of 256 outputs of a block of threads, tiles of dy in shared memory.
-    fn parts(self) -> (&'static str, usize, usize, usize) {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Short,
+        Self::Long,
+        Self::Deep,
+        Self::Wide,
+        Self::Hopper1024,
+        Self::Hopper512,
+        Self::Hopper512Pair,
+        Self::HopperWide,
+    ];
+
+    fn parts(self) -> BackwardParts {
+        // Name, ranks, blocks of 256 outputs, tiles of dy in shared memory.
+        let portable = |name, ranks: usize, halves: usize, stages: usize| {
+            let sums = if halves == 2 { 4 * TOKENS * ranks } else { 0 };
+            let shared = 2 * (halves * OUTS * ranks + stages * TOKENS * OUTS + 2 * TOKENS * ranks) + sums;
+            BackwardParts { name, ranks, outs: halves * OUTS, shared, tokens: TOKENS }
+        };
+        let hopper = |name, ranks: usize, outs: usize, stages: usize| {
+            let shared = 2 * (outs * ranks + 2 * SIDE * ranks) + stages * TILE + ALIGN;
+            BackwardParts { name, ranks, outs, shared, tokens: 16 }
+        };
         match self {
-            Self::Short => ("lora_backward_32_1", 32, 1, 2),
-            Self::Long => ("lora_backward_32_2", 32, 2, 2),
-            Self::Deep => ("lora_backward_32_2_deep", 32, 2, 3),
-            Self::Wide => ("lora_backward_64_1", 64, 1, 2),
+            Self::Short => portable("lora_backward_32_1", 32, 1, 2),
+            Self::Long => portable("lora_backward_32_2", 32, 2, 2),
+            Self::Deep => portable("lora_backward_32_2_deep", 32, 2, 3),
+            Self::Wide => portable("lora_backward_64_1", 64, 1, 2),
+            Self::Hopper1024 => hopper("lora_backward_sm90_32_8", 32, 1024, 4),
+            Self::Hopper512 => hopper("lora_backward_sm90_32_4", 32, 512, 4),
+            Self::Hopper512Pair => hopper("lora_backward_sm90_32_4_pair", 32, 512, 2),
+            Self::HopperWide => hopper("lora_backward_sm90_64_4", 64, 512, 4),
         }
     }
 
     /// Blocks of threads along the outputs.
     fn across(self, outs: &[usize]) -> usize {
-        outs.iter().map(|o| o.div_ceil(self.parts().2 * OUTS)).sum()
-    }
-
-    /// Shared memory: B of the block's outputs, tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
-    fn shared(self) -> usize {
-        let (_, ranks, halves, stages) = self.parts();
-        let sums = if halves == 2 { 4 * TOKENS * ranks } else { 0 };
-        2 * (halves * OUTS * ranks + stages * TOKENS * OUTS + 2 * TOKENS * ranks) + sums
+        outs.iter().map(|o| o.div_ceil(self.parts().outs)).sum()
     }
 }
 
@@ -153,8 +198,20 @@ struct Slot {
 }
 
 impl Device {
+    fn thin(&self, name: &'static str) -> bool {
+        self.prefers(name) && std::env::var_os("LORA_OLD").is_none()
+    }
+
+    /// Whether [`Self::lora_mid`] is at least as fast as a library's product.
+    pub fn has_thin_products(&self) -> bool {
+        self.thin("lora_mid_sm90_32") && std::env::var_os("LORA_MID_LT").is_none()
+    }
+
     /// Bytes of scratch that [`Self::lora_mid`] needs for `n` tokens.
     pub fn lora_mid_scratch_bytes(&self, n: usize, width: usize, rank: usize) -> usize {
+        if self.thin("lora_mid_sm90_32") {
+            return 0;
+        }
         let plan = MidPlan::new(width, rank.min(RANKS));
         if plan.slices == 1 { 0 } else { 4 * plan.slices * n * rank.min(RANKS) }
     }
@@ -164,7 +221,61 @@ impl Device {
     /// # Errors
     /// Buffers or sizes that do not fit.
     pub fn lora_mid(&self, n: usize, x: &Tensor, a: Matrix, mid: &mut Tensor, scratch: &mut Floats) -> Result<()> {
+        if self.thin("lora_mid_sm90_32") {
+            return self.lora_mid_cluster(n, x, a, mid);
+        }
         self.lora_mid_as(MidPlan::new(x.cols(), a.rows.min(RANKS)), n, x, a, mid, scratch)
+    }
+
+    /// Strides of x and of mid in values.
+    fn check_mid(op: &'static str, n: usize, x: &Tensor, a: Matrix, mid: &Tensor) -> Result<[u32; 2]> {
+        let (width, rank) = (x.cols(), a.rows);
+        rank_of(op, rank)?;
+        let strides = [8 * rows(op, "x", x, n, width)?, 8 * rows(op, "mid", mid, n, mid.cols())?];
+        inside(op, "A", (a.rows, a.cols), (rank, width))?;
+        inside(op, "mid", (mid.rows(), mid.cols()), (n, rank))?;
+        if !width.is_multiple_of(8) || !a.stride.is_multiple_of(8) || !a.ptr.is_multiple_of(16) {
+            return Err(fail(op, "the width", width, "a width, a stride of A and an offset that are multiples of 8"));
+        }
+        small(op, [n, width, a.stride])?;
+        Ok(strides)
+    }
+
+    /// [`Self::lora_mid`] by Hopper's kernel: slices of the width in the blocks of a cluster, whatever `n` is.
+    fn lora_mid_cluster(&self, n: usize, x: &Tensor, a: Matrix, mid: &mut Tensor) -> Result<()> {
+        let op = "lora_mid";
+        let [sx, so] = Self::check_mid(op, n, x, a, mid)?;
+        let (width, rank) = (x.cols(), a.rows);
+        let slice = width.div_ceil(SLICES as usize).next_multiple_of(SIDE) as u32;
+        for from in (0..rank).step_by(RANKS) {
+            let part = (rank - from).min(RANKS);
+            let (name, padded, stages) = match part {
+                ..=32 => ("lora_mid_sm90_32", 32, 5),
+                33..=64 => ("lora_mid_sm90_64", 64, 4),
+                65..=96 => ("lora_mid_sm90_96", 96, 4),
+                _ => ("lora_mid_sm90_128", 128, 3),
+            };
+            if n == 0 {
+                return Ok(());
+            }
+            let grid = config(blocks(op, n, SIDE)?, SLICES, stages * (TILE + 2 * SIDE * padded) + ALIGN);
+            let (a_ptr, out) = (a.ptr + 2 * (from * a.stride) as u64, mid.ptr() + 2 * from as u64);
+            let (n, width, stride, rank) = (n as u32, width as u32, a.stride as u32, part as u32);
+            let args: [Arg<'_>; 10] = [
+                x.ptr().into(),
+                sx.into(),
+                n.into(),
+                width.into(),
+                a_ptr.into(),
+                stride.into(),
+                rank.into(),
+                slice.into(),
+                out.into(),
+                so.into(),
+            ];
+            self.launch_cluster(name, grid, SLICES, &args)?;
+        }
+        Ok(())
     }
 
     /// [`Self::lora_mid`] with a plan of the caller's, for measurements.
@@ -173,15 +284,8 @@ impl Device {
     /// As [`Self::lora_mid`]; plans that there is no kernel for.
     pub fn lora_mid_as(&self, plan: MidPlan, n: usize, x: &Tensor, a: Matrix, mid: &mut Tensor, scratch: &mut Floats) -> Result<()> {
         let op = "lora_mid";
+        let [sx, so] = Self::check_mid(op, n, x, a, mid)?;
         let (width, rank) = (x.cols(), a.rows);
-        rank_of(op, rank)?;
-        let (sx, so) = (8 * rows(op, "x", x, n, width)?, 8 * rows(op, "mid", mid, n, mid.cols())?);
-        inside(op, "A", (a.rows, a.cols), (rank, width))?;
-        inside(op, "mid", (mid.rows(), mid.cols()), (n, rank))?;
-        if !width.is_multiple_of(8) || !a.stride.is_multiple_of(8) || !a.ptr.is_multiple_of(16) {
-            return Err(fail(op, "the width", width, "a width, a stride of A and an offset that are multiples of 8"));
-        }
-        small(op, [n, width, a.stride])?;
         let slice = width.div_ceil(plan.slices.max(1)).next_multiple_of(64);
         let slices = width.div_ceil(slice.max(1)).max(1);
         for from in (0..rank).step_by(RANKS) {
@@ -217,9 +321,18 @@ impl Device {
 
     /// The plan of the backward for `n` tokens, members of these outputs, and their rank.
     pub fn lora_backward_plan(&self, n: usize, outs: &[usize], rank: usize) -> BackwardPlan {
-        use BackwardKernel::{Deep, Long, Short, Wide};
-        let fits = |kernel: BackwardKernel| self.shared_limit() as usize >= kernel.shared();
+        use BackwardKernel::{Deep, Hopper512, Hopper1024, HopperWide, Long, Short, Wide};
+        let fits = |kernel: BackwardKernel| self.shared_limit() as usize >= kernel.parts().shared;
         let large = n.saturating_mul(outs.iter().sum()) >= LARGE;
+        if self.thin("lora_backward_sm90_32_4") {
+            // Of many outputs a block takes more, so that sums over them are of fewer parts.
+            let kernel = match (rank > 32, outs.iter().sum::<usize>() >= 16384) {
+                (true, _) => HopperWide,
+                (false, true) => Hopper1024,
+                (false, false) => Hopper512,
+            };
+            return BackwardPlan { kernel, times: 1 };
+        }
         let kernel = match (rank > 32 && fits(Wide), large) {
             (true, _) => Wide,
             (false, false) if fits(Deep) => Deep,
@@ -231,8 +344,8 @@ impl Device {
 
     /// Floats of scratch for one launch over members of equal rank: partial sums of dmid and of dB.
     fn backward_scratch(&self, plan: BackwardPlan, n: usize, outs: &[usize], rank: usize) -> [usize; 2] {
-        let (part, across) = (rank.min(plan.kernel.parts().1), plan.kernel.across(outs));
-        let runs = n.div_ceil(run_of(self, n, across, plan.times));
+        let (part, across) = (rank.min(plan.kernel.parts().ranks), plan.kernel.across(outs));
+        let runs = n.div_ceil(run_of(self, n, across, plan.times, plan.kernel.parts().tokens));
         [across * n * part, runs * outs.iter().sum::<usize>() * part]
     }
 
@@ -301,10 +414,11 @@ impl Device {
             let rank = group.first().map_or(0, |m| m.rank);
             let outs: Vec<usize> = group.iter().map(|m| m.out).collect();
             let plan = plan.unwrap_or_else(|| self.lora_backward_plan(n, &outs, rank));
-            let ((name, ranks, halves, _), across) = (plan.kernel.parts(), plan.kernel.across(&outs));
+            let (parts, across) = (plan.kernel.parts(), plan.kernel.across(&outs));
+            let ranks = parts.ranks;
             let [mids, bs] = self.backward_scratch(plan, n, &outs, rank);
             least(op, "scratch", scratch.len(), mids.checked_add(bs))?;
-            let run = run_of(self, n, across, plan.times);
+            let run = run_of(self, n, across, plan.times, parts.tokens);
             let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * mids as u64);
             for from in (0..rank).step_by(ranks) {
                 let part = (rank - from).min(ranks);
@@ -317,10 +431,10 @@ impl Device {
                 }
                 let [a, b, c] = s;
                 let (n32, part32, run32) = (n as u32, part as u32, run as u32);
-                let grid = config(blocks(op, across, 1)?, runs, plan.kernel.shared());
-                launch!(
+                let grid = config(blocks(op, across, 1)?, runs, parts.shared);
+                launch_early!(
                     self,
-                    name,
+                    parts.name,
                     grid,
                     dy.ptr(),
                     sy,
@@ -348,8 +462,8 @@ impl Device {
                     part_b
                 );
                 let values = part * (n * group.len() + outs.iter().sum::<usize>());
-                let (grid, per) = (config(blocks(op, values, 1024)?, 1, 0), (halves * OUTS) as u32);
-                launch!(
+                let (grid, per) = (config(blocks(op, values, 1024)?, 1, 0), parts.outs as u32);
+                launch_early!(
                     self,
                     "lora_backward_sum",
                     grid,
@@ -383,7 +497,10 @@ impl Device {
 
     /// Bytes of scratch that [`Self::lora_da`] needs for `n` tokens and members of these ranks, together.
     pub fn lora_da_scratch_bytes(&self, n: usize, width: usize, ranks: usize) -> usize {
-        let run = run_of(self, n, width.div_ceil(COLUMNS), 1);
+        if self.thin("lora_da_sm90_32") {
+            return 0;
+        }
+        let run = run_of(self, n, width.div_ceil(COLUMNS), 1, TOKENS);
         4 * n.div_ceil(run) * ranks.min(RANKS) * width
     }
 
@@ -421,10 +538,17 @@ impl Device {
                 }
             }
         }
-        let run = run_of(self, n, width.div_ceil(COLUMNS), 1);
+        let run = run_of(self, n, width.div_ceil(COLUMNS), 1, TOKENS);
         let runs = n.div_ceil(run);
         for (first, parts) in launches.iter().filter(|_| n > 0) {
             let rank: usize = parts.iter().map(|p| p.0).sum();
+            let part = |i: usize| parts.get(i).map_or((0, 0), |p| (p.0 as u32, p.1));
+            let [a, b, c] = [part(0), part(1), part(2)];
+            let at = dmid.ptr() + 2 * *first as u64;
+            if self.thin("lora_da_sm90_32") {
+                self.lora_da_cluster([n, width, rank], (at, sd), (x.ptr(), sx), [a, b, c])?;
+                continue;
+            }
             least(op, "scratch", scratch.len(), super::product(&[runs, rank, width]))?;
             let (name, padded) = match rank {
                 ..=32 => ("lora_da_32", 32),
@@ -434,12 +558,46 @@ impl Device {
             };
             let grid = config(blocks(op, width, COLUMNS)?, runs as u32, stages(2 * TOKENS * (COLUMNS + padded)));
             let (rank32, width32, run32) = (rank as u32, width as u32, run as u32);
-            let at = dmid.ptr() + 2 * *first as u64;
             launch!(self, name, grid, at, sd, rank32, x.ptr(), sx, n as u32, width32, run32, scratch.ptr());
-            let part = |i: usize| parts.get(i).map_or((0, 0), |p| (p.0 as u32, p.1));
-            let ([a, b, c], grid) = ([part(0), part(1), part(2)], config(blocks(op, rank * width, 1024)?, 1, 0));
+            let grid = config(blocks(op, rank * width, 1024)?, 1, 0);
             launch!(self, "lora_da_sum", grid, scratch.ptr(), runs as u32, width32, a.0, b.0, c.0, a.1, b.1, c.1);
         }
         Ok(())
+    }
+
+    /// One launch of [`Self::lora_da`] by Hopper's kernel, whose clusters add up the runs: `[n, width, rank]`, addresses and strides of dmid and x, ranks and
+    /// gradients of the members.
+    fn lora_da_cluster(&self, sizes: [usize; 3], dmid: (u64, u32), x: (u64, u32), members: [(u32, u64); MEMBERS]) -> Result<()> {
+        let [n, width, rank] = sizes;
+        let across = width.div_ceil(SIDE);
+        let (name, padded, stages, per) = match rank {
+            ..=32 if std::env::var_os("LORA_PAIR").is_some() => ("lora_da_sm90_32_pair", 32, 2, 2),
+            ..=32 => ("lora_da_sm90_32", 32, 5, 1),
+            33..=64 => ("lora_da_sm90_64", 64, 4, 1),
+            65..=96 => ("lora_da_sm90_96", 96, 4, 1),
+            _ => ("lora_da_sm90_128", 128, 3, 1),
+        };
+        // The most blocks of a cluster that any card takes.
+        let runs = (self.multiprocessors() as usize * per / across.max(1)).clamp(1, 8);
+        let runs = if runs.is_power_of_two() { runs } else { runs.next_power_of_two() / 2 };
+        let run = n.div_ceil(runs).next_multiple_of(16) as u32;
+        let grid = config(blocks("lora_da", across, 1)?, runs as u32, stages * (TILE + 2 * SIDE * padded) + ALIGN);
+        let (n, width, [a, b, c]) = (n as u32, width as u32, members);
+        let args: [Arg<'_>; 13] = [
+            dmid.0.into(),
+            dmid.1.into(),
+            x.0.into(),
+            x.1.into(),
+            n.into(),
+            width.into(),
+            run.into(),
+            a.0.into(),
+            b.0.into(),
+            c.0.into(),
+            a.1.into(),
+            b.1.into(),
+            c.1.into(),
+        ];
+        self.launch_cluster(name, grid, runs as u32, &args)
     }
 }

@@ -91,7 +91,7 @@ impl Checks<'_> {
                 [&[(520, 32), (264, 32), (8, 32)], &[(1000, 64)], &[(256, 8), (512, 16), (512, 16)], &[(600, 96)]];
             for members in groups {
                 self.check_backward(None, n, members)?;
-                for kernel in [BackwardKernel::Short, BackwardKernel::Long, BackwardKernel::Deep, BackwardKernel::Wide] {
+                for kernel in BackwardKernel::ALL {
                     for times in [1, 2] {
                         self.check_backward(Some(BackwardPlan { kernel, times }), n, members)?;
                     }
@@ -272,8 +272,10 @@ impl Checks<'_> {
             }
             match d.lora_backward_as(plan, n, &card_dy, &card_mid, &mut members, &mut dmid, &mut scratch) {
                 Ok(()) => {}
-                // A plan that was asked for may need more shared memory than the card has.
-                Err(CudaError::Shape { what: "the shared memory of a block", .. }) if plan.is_some() => return Ok(()),
+                // A plan that was asked for may need more shared memory than the card has, or a kernel that it has not got.
+                Err(CudaError::Shape { what: "the shared memory of a block", .. } | CudaError::NoKernel { .. }) if plan.is_some() => {
+                    return Ok(());
+                }
                 Err(e) => return Err(e.into()),
             }
             let all = d.read_tensor(n, &dmid)?;
