@@ -565,6 +565,28 @@ pub trait Ops: Send + Sync {
     /// Backward of [`Ops::swiglu`]: the gradients of gate and up take their places in `gate_up`.
     fn swiglu_backward(&self, n: usize, width: usize, dout: &Self::Tensor, gate_up: &mut Self::Tensor) -> Result<()>;
 
+    /// [`Ops::swiglu_backward`], then [`Ops::linear_backward`] of the group that made gate and up of `x`.
+    #[expect(clippy::too_many_arguments, reason = "two operations in one, so that a backend can fuse them")]
+    fn swiglu_linear_backward(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        width: usize,
+        dout: &Self::Tensor,
+        gate_up: &mut Self::Tensor,
+        x: &Self::Tensor,
+        mid: &Self::Tensor,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        dropout: Option<Dropout>,
+        grads: &mut [Option<LoraGrads<'_, Self::Param>>],
+        dmid: &mut Self::Tensor,
+        dx: Option<&mut Self::Tensor>,
+    ) -> Result<()> {
+        self.swiglu_backward(n, width, dout, gate_up)?;
+        self.linear_backward(batch, n, gate_up, x, mid, w, lora, dropout, grads, dmid, dx)
+    }
+
     /// Weighted cross-entropy over the whole vocabulary, in chunks of positions so that all logits never exist at once; positions of weight 0
     /// are skipped. Returns `Σ weight * loss` per sequence, not normalised. With `dhidden`, also writes the gradient of
     /// `Σ weight * loss * grad_scale` with respect to `hidden` (zero rows where the weight is 0).

@@ -231,11 +231,12 @@ impl<B: Ops> Pass<'_, B> {
             Some(&mut ws.d_activated),
         )
         .at(|| at("down"))?;
-        ops.swiglu_backward(n, dims.intermediate, &ws.d_activated, &mut dear.gate_up).at(|| at("swiglu"))?;
-        ops.linear_backward(
+        ops.swiglu_linear_backward(
             self.batch,
             n,
-            &dear.gate_up,
+            dims.intermediate,
+            &ws.d_activated,
+            &mut dear.gate_up,
             &cheap.h2,
             mid_gate_up,
             &layer.gate_up,
@@ -245,7 +246,7 @@ impl<B: Ops> Pass<'_, B> {
             &mut dear.d_gate_up_mid,
             Some(&mut ws.narrow),
         )
-        .at(|| at("gate, up"))?;
+        .at(|| at("swiglu, gate, up"))?;
         ops.rms_norm_backward(n, &ws.narrow, &dear.x2, &layer.post_norm, &cheap.rstd2, &mut ws.dx).at(|| at("second norm"))?;
 
         ops.linear_backward(

@@ -47,7 +47,7 @@ pub const SOURCES: &[Source] = &[
     Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"], only: None },
     Source {
         file: "elementwise.cu",
-        text: concat!(include_str!("eight.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),
+        text: concat!(include_str!("eight.cu"), include_str!("swiglu.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),
         kernels: &["swiglu", "swiglu_backward", "swiglu_8", "swiglu_backward_8", "add", "embed", "squares_partial", "squares_total"],
         only: None,
     },
@@ -162,12 +162,19 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "lora_sm90.cu",
-        text: concat!(include_str!("mma.cu"), include_str!("attention_wgmma.cu"), "#line 1 \"lora_sm90.cu\"\n", include_str!("lora_sm90.cu")),
+        text: concat!(
+            include_str!("mma.cu"),
+            include_str!("attention_wgmma.cu"),
+            include_str!("swiglu.cu"),
+            "#line 1 \"lora_sm90.cu\"\n",
+            include_str!("lora_sm90.cu")
+        ),
         kernels: &[
             "lora_backward_sm90_32_8",
             "lora_backward_sm90_32_4",
             "lora_backward_sm90_32_4_pair",
             "lora_backward_sm90_64_4",
+            "lora_backward_swiglu_sm90",
             "lora_da_sm90_32",
             "lora_da_sm90_32_pair",
             "lora_da_sm90_64",

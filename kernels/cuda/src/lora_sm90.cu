@@ -54,6 +54,14 @@ static __device__ __forceinline__ void fetch_thin(u32 to, const u16* __restrict_
         copy16(to + panel32(COUNT, r, c), m + (there ? (u64)(row + r) * stride + 8 * c : 0), there);
     }
 }
+static __device__ __forceinline__ uint4 take(u32 at) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+    return v;
+}
+static __device__ __forceinline__ void give(u32 at, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 template <int N>
 static __device__ __forceinline__ void clear(float (&d)[N]) {
 #pragma unroll
@@ -171,6 +179,133 @@ extern "C" __global__ void __launch_bounds__(256, 1) BACKWARD(lora_backward_sm90
 extern "C" __global__ void __launch_bounds__(256, 1) BACKWARD(lora_backward_sm90_32_4, 32, 4, 4)
 extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_sm90_32_4_pair, 32, 4, 2)
 extern "C" __global__ void __launch_bounds__(256, 1) BACKWARD(lora_backward_sm90_64_4, 64, 4, 4)
+
+// --- SwiGLU's backward and that of the adapters of gate and up ---------------------------------------------------------------------------
+//
+// The gradients of gate and up are made in shared memory, where the products take them, and leave in place of gate and up: nobody reads them for the adapters'
+// sake. A block takes H times 128 columns of each and a run of tokens, 64 at a time; the first warpgroup multiplies gates, the second ups. A thread works on
+// the vectors that it has copied itself. Partial sums are as in the backward over dy, with gate and up as members.
+template <int R, int H, int STAGES>
+static __device__ __forceinline__ void swiglu_body(
+    const u16* __restrict__ dout, u32 dout_stride, u16* gate_up, u32 stride, u32 width, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run,
+    u32 mid0, u32 mid1, const u16* b0, const u16* b1, u32 stride0, u32 stride1, float* __restrict__ part_mid, float* __restrict__ part_b) {
+    constexpr u32 COUNT = 64, PIECE = COUNT * 256, OUTS = H * 128, B_BYTES = OUTS * R * 2, MID_BYTES = COUNT * R * 2, STAGE = 3 * PIECE;
+    constexpr u32 FIRST = 2 * B_BYTES, MIDS = FIRST + STAGES * STAGE;
+    static_assert(H >= STAGES, "two tiles of mid serve stages of one tile of tokens and the next");
+    extern __shared__ u8 memory[];
+    const u32 base = (shared_address(memory) + 1023) & ~1023u, lane = threadIdx.x & 31, crew = warpgroup();
+    const u32 c0 = blockIdx.x * OUTS, first = blockIdx.y * run, last = min(n, first + run), tiles = (last - first + COUNT - 1) / COUNT;
+    const u32 r = threadIdx.x >> 4, c = threadIdx.x & 15, place = panel64(COUNT, r, c);
+    wait_for_inputs();
+    let_next_start();
+
+    auto fetch = [&](u32 step) {
+        u32 tile = step / H, h = step % H;
+        if (tile < tiles) {
+            const u32 row = first + tile * COUNT, col = c0 + h * 128 + 8 * c, to = base + FIRST + step % STAGES * STAGE + place;
+            const bool inside = col < width;
+            const u16* d = dout + (u64)(row + r) * dout_stride + col;
+            const u16* g = gate_up + (u64)(row + r) * stride + col;
+#pragma unroll
+            for (u32 i = 0; i < COUNT / 16; ++i) {
+                const bool there = inside && row + r + 16 * i < last;
+                copy16(to + 2048 * i, there ? d + (u64)(16 * i) * dout_stride : dout, there);
+                copy16(to + PIECE + 2048 * i, there ? g + (u64)(16 * i) * stride : gate_up, there);
+                copy16(to + 2 * PIECE + 2048 * i, there ? g + (u64)(16 * i) * stride + width : gate_up, there);
+            }
+            if (h == 0) {
+                const u32 at = base + MIDS + (tile & 1) * 2 * MID_BYTES;
+                fetch_thin<R, COUNT>(at, mid + mid0, mid_stride, row, last, rank);
+                fetch_thin<R, COUNT>(at + MID_BYTES, mid + mid1, mid_stride, row, last, rank);
+            }
+        }
+        copies_end();
+    };
+    fetch_thin<R, OUTS>(base, b0, stride0, c0, width, rank);
+    fetch_thin<R, OUTS>(base + B_BYTES, b1, stride1, c0, width, rank);
+    for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
+
+    float db[H][2][R / 2], dm[R / 2];
+#pragma unroll
+    for (int h = 0; h < H; ++h) {
+        clear(db[h][0]);
+        clear(db[h][1]);
+    }
+    clear(dm);
+    for (u32 tile = 0; tile < tiles; ++tile) {
+#pragma unroll
+        for (u32 h = 0; h < H; ++h) {
+            const u32 step = tile * H + h, stage = base + FIRST + step % STAGES * STAGE;
+            copies_wait<STAGES - 2>();
+            {
+                const u32 row = first + tile * COUNT + r, col = c0 + h * 128 + 8 * c;
+                u16* to = gate_up + (u64)row * stride + col;
+#pragma unroll
+                for (u32 i = 0; i < COUNT / 16; ++i) {
+                    const u32 at = stage + place + 2048 * i;
+                    float d[8], g[8], u[8];
+                    unpack8(take(at), d);
+                    unpack8(take(at + PIECE), g);
+                    unpack8(take(at + 2 * PIECE), u);
+                    backward8(g, u, d);
+                    const uint4 dg = pack8(g), du = pack8(u);
+                    give(at + PIECE, dg);
+                    give(at + 2 * PIECE, du);
+                    if (col < width && row + 16 * i < last) {
+                        *(uint4*)(to + (u64)(16 * i) * stride) = dg;
+                        *(uint4*)(to + (u64)(16 * i) * stride + width) = du;
+                    }
+                }
+            }
+            fence_async();
+            products_wait<0>();
+            __syncthreads();
+            fetch(step + STAGES - 1);
+            const u32 mine = operand(stage + (1 + crew) * PIECE), mids = operand(base + MIDS + ((tile & 1) * 2 + crew) * MID_BYTES, COUNT * 64);
+            const u32 b_rows = operand(base + crew * B_BYTES + h * 128 * 64, OUTS * 64);
+            products_begin();
+#pragma unroll
+            for (u32 s = 0; s < 8; ++s) thin<0, 1>(dm, mine + STEP((s >> 2) * (COUNT * 128) + (s & 3) * 32), b_rows + STEP(s * 1024), h + s > 0);
+#pragma unroll
+            for (u32 q = 0; q < 2; ++q)
+#pragma unroll
+                for (u32 s = 0; s < COUNT / 16; ++s) thin<1, 1>(db[h][q], mine + STEP(q * (COUNT * 128) + s * 2048), mids + STEP(s * 1024), 1);
+            products_commit();
+        }
+        products_wait<0>();
+        settled(dm);
+        const u64 slice = (u64)(crew * gridDim.x + blockIdx.x) * n;
+#pragma unroll
+        for (u32 j = 0; j < R / 8; ++j)
+#pragma unroll
+            for (u32 e = 0; e < 2; ++e) {
+                u32 token = first + COUNT * tile + 16 * ((threadIdx.x >> 5) & 3) + 8 * e + (lane >> 2), k = 8 * j + 2 * (lane & 3);
+                if (token < last && k < rank)
+                    *(float2*)(part_mid + (slice + token) * rank + k) = make_float2(dm[4 * j + 2 * e], dm[4 * j + 2 * e + 1]);
+            }
+    }
+#pragma unroll
+    for (u32 h = 0; h < H; ++h)
+#pragma unroll
+        for (u32 q = 0; q < 2; ++q) {
+            settled(db[h][q]);
+#pragma unroll
+            for (u32 j = 0; j < R / 8; ++j)
+#pragma unroll
+                for (u32 e = 0; e < 2; ++e) {
+                    u32 o = c0 + h * 128 + 64 * q + 16 * ((threadIdx.x >> 5) & 3) + 8 * e + (lane >> 2), k = 8 * j + 2 * (lane & 3);
+                    if (o < width && k < rank)
+                        *(float2*)(part_b + ((u64)blockIdx.y * 2 * width + crew * width + o) * rank + k) =
+                            make_float2(db[h][q][4 * j + 2 * e], db[h][q][4 * j + 2 * e + 1]);
+                }
+        }
+}
+extern "C" __global__ void __launch_bounds__(256, 1) lora_backward_swiglu_sm90(
+    const u16* __restrict__ dout, u32 dout_stride, u16* gate_up, u32 stride, u32 width, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run,
+    u32 mid0, u32 mid1, const u16* b0, const u16* b1, u32 stride0, u32 stride1, float* __restrict__ part_mid, float* __restrict__ part_b) {
+    swiglu_body<32, 4, 3>(
+        dout, dout_stride, gate_up, stride, width, mid, mid_stride, n, rank, run, mid0, mid1, b0, b1, stride0, stride1, part_mid, part_b);
+}
 
 // --- sums over a cluster ---------------------------------------------------------------------------------------------------------------
 static __device__ __forceinline__ void cluster_sync() {

@@ -15,7 +15,7 @@
 
 use super::fp8::Eights;
 use super::types::{Batch, Param};
-use super::{Cuda, Outcome, Products};
+use super::{Cuda, Outcome, Precision, Products};
 use crate::launch::{DeviceNf4, LoraIn, LoraOut, LoraPart, MOST_SMALL_ROWS, QuantSource, SmallLora, SmallMember};
 use crate::matrix::{Float, Matrix, Op, Out};
 use crate::memory::{Floats, Tensor};
@@ -441,12 +441,31 @@ impl Cuda {
         Ok(())
     }
 
+    /// Whether SwiGLU's backward is made together with the adapters' gradients of gate and up.
+    pub(super) fn fuses_swiglu(
+        &self,
+        width: usize,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        grads: &[Option<LoraGrads<'_, Param>>],
+    ) -> bool {
+        let [Some(gate), Some(up)] = lora else { return false };
+        dropout.is_none_or(|d| d.p == 0.0)
+            && self.options.precision == Precision::Bf16
+            && w.members.iter().map(|m| m.out).eq([width, width])
+            && grads.iter().all(Option::is_some)
+            && self.device.fuses_swiglu([gate.rank, up.rank])
+    }
+
+    /// `swiglu`: `dy` is still to be made, from the gradient of SwiGLU's result and, in place, from gate and up: see [`Self::fuses_swiglu`].
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
     pub(super) fn linear_gradient(
         &self,
         batch: &Batch,
         n: usize,
         dy: &Tensor,
+        mut swiglu: Option<(&Tensor, &mut Tensor)>,
         x: &Tensor,
         mid: &Tensor,
         w: &Group,
@@ -479,7 +498,7 @@ impl Cuda {
             batch.check_rows(op, n)?;
         }
         self.with_weights(w, lora, &ranks, |e| {
-            let fused = dropout.is_none() && self.adapter_gradients(n, dy, x, mid, w, lora, &ranks, e, grads, dmid)?;
+            let fused = dropout.is_none() && self.adapter_gradients(n, dy, swiglu.take(), x, mid, w, lora, &ranks, e, grads, dmid)?;
             for (i, ((m, l), g)) in w.members.iter().zip(lora).zip(grads.iter_mut()).enumerate() {
                 let (Some(start), Some(l)) = (ranks.starts.get(i).copied(), l.as_ref()) else { continue };
                 let rank = l.rank;
@@ -560,6 +579,7 @@ impl Cuda {
         &self,
         n: usize,
         dy: &Tensor,
+        swiglu: Option<(&Tensor, &mut Tensor)>,
         x: &Tensor,
         mid: &Tensor,
         w: &Group,
@@ -587,7 +607,10 @@ impl Cuda {
         }
         let members: Vec<(usize, usize)> = outs.iter().map(|o| (o.out, o.rank)).collect();
         self.with_partial(self.partial_bytes(n, &members, inner), |scratch| {
-            self.device.lora_backward(n, dy, mid, &mut outs, dmid, scratch)?;
+            match swiglu {
+                Some((dout, gate_up)) => self.device.swiglu_lora_backward(n, dout.cols(), dout, gate_up, mid, &mut outs, dmid, scratch)?,
+                None => self.device.lora_backward(n, dy, mid, &mut outs, dmid, scratch)?,
+            }
             Ok(self.device.lora_da(n, dmid, x, &mut ins, scratch)?)
         })?;
         Ok(true)
@@ -603,6 +626,10 @@ impl Cuda {
         }
         d.lora_mid_scratch_bytes(n, inner, ranks)
             .max(d.lora_backward_scratch_bytes(None, n, &with))
+            .max(match with[..] {
+                [(gate, a), (up, b)] if gate == up && d.fuses_swiglu([a, b]) => d.swiglu_lora_scratch_bytes(n, gate, a),
+                _ => 0,
+            })
             .max(d.lora_da_scratch_bytes(n, inner, ranks))
     }
 

@@ -22,6 +22,8 @@ const TOKENS: usize = 64;
 const SIDE: usize = 128;
 const TILE: usize = 2 * SIDE * SIDE;
 const ALIGN: usize = 1024;
+/// Columns of gates, and of ups, of a block of the backward with SwiGLU's.
+const SWIGLU_COLUMNS: usize = 512;
 /// Slices of the width in Hopper's product with A: blocks of a cluster.
 const SLICES: u32 = 4;
 
@@ -197,7 +199,54 @@ struct Slot {
     scale: f32,
 }
 
+/// What a launch that adds up the parts of a backward depends on.
+struct SumSizes {
+    n: u32,
+    rank: u32,
+    /// Outputs of a block.
+    per: u32,
+    runs: u32,
+    db_stride: u32,
+    members: usize,
+}
+
 impl Device {
+    /// Adds up the parts of a backward, `(of dmid, of dB)`.
+    fn backward_sum(&self, sizes: &SumSizes, parts: (u64, u64), dmid: (u64, u32), slots: [Slot; MEMBERS]) -> Result<()> {
+        let [a, b, c] = slots;
+        let outs = [a, b, c].iter().map(|s| s.out as usize).sum::<usize>();
+        let values = sizes.rank as usize * (sizes.n as usize * sizes.members + outs);
+        let grid = config(blocks("lora_backward", values, 1024)?, 1, 0);
+        launch_early!(
+            self,
+            "lora_backward_sum",
+            grid,
+            parts.0,
+            parts.1,
+            sizes.n,
+            sizes.rank,
+            sizes.per,
+            sizes.runs,
+            a.out,
+            b.out,
+            c.out,
+            dmid.0,
+            dmid.1,
+            a.mid,
+            b.mid,
+            c.mid,
+            a.db,
+            b.db,
+            c.db,
+            sizes.db_stride,
+            a.scale,
+            b.scale,
+            c.scale,
+            sizes.members as u32
+        );
+        Ok(())
+    }
+
     fn thin(&self, name: &'static str) -> bool {
         self.prefers(name) && std::env::var_os("LORA_OLD").is_none()
     }
@@ -461,38 +510,101 @@ impl Device {
                     scratch.ptr(),
                     part_b
                 );
-                let values = part * (n * group.len() + outs.iter().sum::<usize>());
-                let (grid, per) = (config(blocks(op, values, 1024)?, 1, 0), parts.outs as u32);
-                launch_early!(
-                    self,
-                    "lora_backward_sum",
-                    grid,
-                    scratch.ptr(),
-                    part_b,
-                    n32,
-                    part32,
-                    per,
-                    runs,
-                    a.out,
-                    b.out,
-                    c.out,
-                    dmid.ptr(),
-                    sd,
-                    a.mid,
-                    b.mid,
-                    c.mid,
-                    a.db,
-                    b.db,
-                    c.db,
-                    rank as u32,
-                    a.scale,
-                    b.scale,
-                    c.scale,
-                    group.len() as u32
-                );
+                let sizes = SumSizes { n: n32, rank: part32, per: parts.outs as u32, runs, db_stride: rank as u32, members: group.len() };
+                self.backward_sum(&sizes, (scratch.ptr(), part_b), (dmid.ptr(), sd), s)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether [`Self::swiglu_lora_backward`] serves a group of gate and up with these ranks.
+    pub fn fuses_swiglu(&self, ranks: [usize; 2]) -> bool {
+        let [gate, up] = ranks;
+        std::env::var_os("LORA_NOFUSE").is_none() && gate == up && gate > 0 && gate <= 32 && gate.is_multiple_of(8) && self.thin("lora_backward_swiglu_sm90")
+    }
+
+    /// Tokens of a run and the blocks along the width.
+    fn swiglu_run(&self, n: usize, width: usize) -> (usize, usize) {
+        let across = width.div_ceil(SWIGLU_COLUMNS);
+        (run_of(self, n, across, 1, 16), across)
+    }
+
+    /// Bytes of scratch that [`Self::swiglu_lora_backward`] needs.
+    pub fn swiglu_lora_scratch_bytes(&self, n: usize, width: usize, rank: usize) -> usize {
+        let (run, across) = self.swiglu_run(n, width);
+        4 * 2 * rank * (across * n + n.div_ceil(run) * width)
+    }
+
+    /// [`Self::swiglu_backward`] in place and [`Self::lora_backward`] of gate and up, in one pass.
+    ///
+    /// # Errors
+    /// Buffers or sizes that do not fit; members that [`Self::fuses_swiglu`] does not serve.
+    #[expect(clippy::too_many_arguments, reason = "two operations that share an operand")]
+    pub fn swiglu_lora_backward(
+        &self,
+        n: usize,
+        width: usize,
+        dout: &Tensor,
+        gate_up: &mut Tensor,
+        mid: &Tensor,
+        members: &mut [LoraOut<'_>],
+        dmid: &mut Tensor,
+        scratch: &mut Floats,
+    ) -> Result<()> {
+        let op = "swiglu_lora_backward";
+        let [gate, up] = members else { return Err(fail(op, "the members", members.len(), "gate and up")) };
+        if !self.fuses_swiglu([gate.rank, up.rank]) || [gate.dy_from, up.dy_from, gate.out, up.out] != [0, width, width, width] {
+            return Err(fail(op, "a member's rank", gate.rank, "equal ranks of at most 32 that are multiples of 8, and as many outputs as the width"));
+        }
+        let rank = gate.rank;
+        let (sy, sx) = (8 * rows(op, "dout", dout, n, width)?, 8 * rows(op, "gate_up", gate_up, n, 2 * width)?);
+        let (sm, sd) = (8 * rows(op, "mid", mid, n, mid.cols())?, 8 * rows(op, "dmid", dmid, n, dmid.cols())?);
+        let mut slots = [Slot::default(); MEMBERS];
+        for (slot, m) in slots.iter_mut().zip([&*gate, &*up]) {
+            inside(op, "B", (m.b.rows, m.b.cols), (width, rank))?;
+            least(op, "mid", mid.cols().min(dmid.cols()), m.mid_from.checked_add(rank))?;
+            least(op, "dB", m.db.len(), super::product(&[width, rank]))?;
+            if [width, m.mid_from, m.b.stride].iter().any(|v| !v.is_multiple_of(8)) || !m.b.ptr.is_multiple_of(16) || width == 0 {
+                return Err(fail(op, "the width", width, "a width, columns and a stride of B that are multiples of 8"));
+            }
+            small(op, [n, 2 * width, m.mid_from, m.b.stride])?;
+            let (mid, dy) = (m.mid_from as u32, m.dy_from as u32);
+            *slot = Slot { out: width as u32, mid, dy, stride: m.b.stride as u32, b: m.b.ptr, db: m.db.ptr(), scale: m.scale };
+        }
+        least(op, "scratch", scratch.bytes(), Some(self.swiglu_lora_scratch_bytes(n, width, rank)))?;
+        if n == 0 {
+            return Ok(());
+        }
+        let (run, across) = self.swiglu_run(n, width);
+        let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * (2 * across * n * rank) as u64);
+        let shared = 2 * 2 * SWIGLU_COLUMNS * 32 + 3 * 3 * TILE / 2 + 2 * 2 * 2 * TOKENS * 32 + ALIGN;
+        let grid = config(blocks(op, across, 1)?, runs, shared);
+        let ([a, b, _], rank32) = (slots, rank as u32);
+        launch_early!(
+            self,
+            "lora_backward_swiglu_sm90",
+            grid,
+            dout.ptr(),
+            sy,
+            gate_up.ptr(),
+            sx,
+            width as u32,
+            mid.ptr(),
+            sm,
+            n as u32,
+            rank32,
+            run as u32,
+            a.mid,
+            b.mid,
+            a.b,
+            b.b,
+            a.stride,
+            b.stride,
+            scratch.ptr(),
+            part_b
+        );
+        let sizes = SumSizes { n: n as u32, rank: rank32, per: SWIGLU_COLUMNS as u32, runs, db_stride: rank32, members: 2 };
+        self.backward_sum(&sizes, (scratch.ptr(), part_b), (dmid.ptr(), sd), slots)
     }
 
     /// Bytes of scratch that [`Self::lora_da`] needs for `n` tokens and members of these ranks, together.
