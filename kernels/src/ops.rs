@@ -562,6 +562,25 @@ pub trait Ops: Send + Sync {
     /// `out = silu(gate) * up` with `gate_up = gate | up`, `[n, 2 * width]` (Shazeer 2020).
     fn swiglu(&self, n: usize, width: usize, gate_up: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
+    /// [`Ops::swiglu`] into `x`, then [`Ops::linear`] of that.
+    #[expect(clippy::too_many_arguments, reason = "two operations in one, so that a backend can fuse them")]
+    fn swiglu_linear(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        width: usize,
+        gate_up: &Self::Tensor,
+        x: &mut Self::Tensor,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Self::Tensor,
+        mid: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.swiglu(n, width, gate_up, x)?;
+        self.linear(batch, n, x, w, lora, dropout, out, mid)
+    }
+
     /// Backward of [`Ops::swiglu`]: the gradients of gate and up take their places in `gate_up`.
     fn swiglu_backward(&self, n: usize, width: usize, dout: &Self::Tensor, gate_up: &mut Self::Tensor) -> Result<()>;
 

@@ -41,10 +41,10 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "norm.cu",
         text: concat!(include_str!("eight.cu"), "#line 1 \"norm.cu\"\n", include_str!("norm.cu")),
-        kernels: &["rms_norm", "rms_norm_8", "add_rms_norm", "add_rms_norm_8", "rms_norm_backward", "rms_norm_backward_8"],
+        kernels: &["rms_norm", "rms_norm_8", "add_rms_norm", "add_rms_norm_8", "rms_norm_backward", "rms_norm_backward_2", "rms_norm_backward_8"],
         only: None,
     },
-    Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward"], only: None },
+    Source { file: "rope.cu", text: include_str!("rope.cu"), kernels: &["qk_norm_rope", "qk_norm_rope_backward", "qk_norm_rope_pairs", "qk_norm_rope_backward_pairs"], only: None },
     Source {
         file: "elementwise.cu",
         text: concat!(include_str!("eight.cu"), include_str!("swiglu.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),
@@ -184,6 +184,7 @@ pub const SOURCES: &[Source] = &[
             "lora_mid_sm90_64",
             "lora_mid_sm90_96",
             "lora_mid_sm90_128",
+            "swiglu_mid_sm90",
         ],
         only: Some(Arch::Sm90a),
     },

@@ -7,6 +7,9 @@
 #define TILE 32768
 #define ROWS 128
 
+// An operand's descriptor. In a cluster a shared address has the block's number above the 18 bits of the place.
+static __device__ __forceinline__ u32 place_of(u32 at, u32 block = 16) { return operand(at & 0x3ffff, block); }
+
 // d[64 x N] (+)= a b, both in shared memory; a: 128-byte swizzle, TA: summed over rows. TB: b is summed over rows, blocks of 32 columns; else rows of 128
 // bytes.
 #define THIN_ASM(n, acc, pa, pb, pc, pt, high)                                                                                               \
@@ -134,8 +137,8 @@ static __device__ __forceinline__ void backward_body(
             fetch(step + STAGES - 1);
             // Rows of this warpgroup for dmid, its block of 64 columns for dB.
             const u32 at = base + B_BYTES + (STAGES == 2 || STAGES == 4 ? h % STAGES : step % STAGES) * TILE;
-            const u32 dy_rows = operand(at + crew * 8192), dy_columns = operand(at + crew * 16384);
-            const u32 b_rows = operand(base + h * 128 * 64, OUTS * 64), mid_rows = operand(base + MIDS + (tile & 1) * MID_BYTES, ROWS * 64);
+            const u32 dy_rows = place_of(at + crew * 8192), dy_columns = place_of(at + crew * 16384);
+            const u32 b_rows = place_of(base + h * 128 * 64, OUTS * 64), mid_rows = place_of(base + MIDS + (tile & 1) * MID_BYTES, ROWS * 64);
             products_begin();
 #pragma unroll
             for (u32 s = 0; s < 8; ++s) thin<0, 1>(dm, dy_rows + STEP((s >> 2) * 16384 + (s & 3) * 32), b_rows + STEP(s * 1024), h + s > 0);
@@ -261,8 +264,8 @@ static __device__ __forceinline__ void swiglu_body(
             products_wait<0>();
             __syncthreads();
             fetch(step + STAGES - 1);
-            const u32 mine = operand(stage + (1 + crew) * PIECE), mids = operand(base + MIDS + ((tile & 1) * 2 + crew) * MID_BYTES, COUNT * 64);
-            const u32 b_rows = operand(base + crew * B_BYTES + h * 128 * 64, OUTS * 64);
+            const u32 mine = place_of(stage + (1 + crew) * PIECE), mids = place_of(base + MIDS + ((tile & 1) * 2 + crew) * MID_BYTES, COUNT * 64);
+            const u32 b_rows = place_of(base + crew * B_BYTES + h * 128 * 64, OUTS * 64);
             products_begin();
 #pragma unroll
             for (u32 s = 0; s < 8; ++s) thin<0, 1>(dm, mine + STEP((s >> 2) * (COUNT * 128) + (s & 3) * 32), b_rows + STEP(s * 1024), h + s > 0);
@@ -368,7 +371,7 @@ static __device__ __forceinline__ void da_body(
         products_wait<0>();
         __syncthreads();
         fetch(tile + STAGES - 1);
-        const u32 at = base + tile % STAGES * STAGE, columns = operand(at + crew * 16384), rows = operand(at + TILE, ROWS * 64);
+        const u32 at = base + tile % STAGES * STAGE, columns = place_of(at + crew * 16384), rows = place_of(at + TILE, ROWS * 64);
         products_begin();
 #pragma unroll
         for (u32 s = 0; s < 8; ++s) thin<1, 1>(sums, columns + STEP(s * 2048), rows + STEP(s * 1024), 1);
@@ -450,7 +453,7 @@ static __device__ __forceinline__ void mid_body(
         products_wait<0>();
         __syncthreads();
         fetch(tile + STAGES - 1);
-        const u32 at = base + tile % STAGES * STAGE, rows = operand(at + crew * 8192), ranks = operand(at + TILE);
+        const u32 at = base + tile % STAGES * STAGE, rows = place_of(at + crew * 8192), ranks = place_of(at + TILE);
         products_begin();
 #pragma unroll
         for (u32 s = 0; s < 8; ++s)
@@ -478,6 +481,91 @@ static __device__ __forceinline__ void mid_body(
     }
     cluster_sync();
 }
+// --- SwiGLU and mid [n, R] of its result ------------------------------------------------------------------------------------------------
+//
+// As above, with x made on the way: a block takes 64 tokens, and its warpgroups halve each step of 64 columns. The result takes the place of the gates in shared
+// memory, where the products find it, and leaves from there.
+template <int R, int STAGES>
+static __device__ __forceinline__ void swiglu_mid_body(
+    const u16* __restrict__ gate_up, u32 stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice, u16* __restrict__ act,
+    u32 act_stride, u16* __restrict__ out, u32 out_stride) {
+    constexpr u32 COUNT = 64, PIECE = COUNT * 128, STAGE = 2 * PIECE + R * 128, LINE = R + 4, SUMS = 4 * COUNT * LINE;
+    static_assert(R == 32, "a thread copies one vector of A");
+    extern __shared__ u8 memory[];
+    const u32 base = (shared_address(memory) + 1023) & ~1023u, lane = threadIdx.x & 31, crew = warpgroup();
+    const u32 row = blockIdx.x * COUNT, from = min(width, blockIdx.y * slice), to = min(width, from + slice), tiles = (to - from + 63) / 64;
+    const u32 r = threadIdx.x >> 3, c = threadIdx.x & 7, place = panel64(COUNT, r, c);
+    wait_for_inputs();
+    let_next_start();
+    auto fetch = [&](u32 tile) {
+        if (tile < tiles) {
+            const u32 at = base + tile % STAGES * STAGE + place, k = from + tile * 64 + 8 * c;
+            const u16* g = gate_up + (u64)(row + r) * stride + k;
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i) {
+                const bool there = k < to && row + r + 32 * i < n;
+                copy16(at + 4096 * i, there ? g + (u64)(32 * i) * stride : gate_up, there);
+                copy16(at + PIECE + 4096 * i, there ? g + (u64)(32 * i) * stride + width : gate_up, there);
+            }
+            const bool there = k < to && r < rank;
+            copy16(at + 2 * PIECE, there ? a + (u64)r * a_stride + k : a, there);
+        }
+        copies_end();
+    };
+    for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
+    float sums[R / 2];
+    clear(sums);
+    for (u32 tile = 0; tile < tiles; ++tile) {
+        const u32 stage = base + tile % STAGES * STAGE, k = from + tile * 64 + 8 * c;
+        copies_wait<STAGES - 2>();
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            float g[8], u[8];
+            unpack8(take(stage + place + 4096 * i), g);
+            unpack8(take(stage + place + PIECE + 4096 * i), u);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
+            const uint4 y = pack8(g);
+            give(stage + place + 4096 * i, y);
+            if (k < to && row + r + 32 * i < n) *(uint4*)(act + (u64)(row + r + 32 * i) * act_stride + k) = y;
+        }
+        fence_async();
+        products_wait<0>();
+        __syncthreads();
+        fetch(tile + STAGES - 1);
+        const u32 rows = place_of(stage + crew * 64), ranks = place_of(stage + 2 * PIECE + crew * 64);
+        products_begin();
+#pragma unroll
+        for (u32 s = 0; s < 2; ++s) thin<0, 0>(sums, rows + STEP(s * 32), ranks + STEP(s * 32), 1);
+        products_commit();
+    }
+    products_wait<0>();
+    settled(sums);
+    copies_wait<0>();
+    __syncthreads();
+#pragma unroll
+    for (u32 j = 0; j < R / 8; ++j)
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
+            u32 t = 16 * ((threadIdx.x >> 5) & 3) + 8 * (e >> 1) + (lane >> 2), q = 8 * j + 2 * (lane & 3) + (e & 1);
+            put(base + crew * SUMS + 4 * (t * LINE + q), sums[4 * j + e]);
+        }
+    cluster_sync();
+    const u32 blocks = cluster_blocks(), share = COUNT / blocks, first = cluster_rank() * share, vectors = rank / 4;
+    for (u32 i = threadIdx.x; i < share * vectors; i += 256) {
+        u32 t = first + i / vectors, q = 4 * (i % vectors);
+        if (row + t >= n) break;
+        float4 sum = sum_far(base + 4 * (t * LINE + q), blocks), more = sum_far(base + SUMS + 4 * (t * LINE + q), blocks);
+        *(uint2*)(out + (u64)(row + t) * out_stride + q) = make_uint2(pack2(sum.x + more.x, sum.y + more.y), pack2(sum.z + more.z, sum.w + more.w));
+    }
+    cluster_sync();
+}
+extern "C" __global__ void __launch_bounds__(256, 2) swiglu_mid_sm90(
+    const u16* __restrict__ gate_up, u32 stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice, u16* __restrict__ act,
+    u32 act_stride, u16* __restrict__ out, u32 out_stride) {
+    swiglu_mid_body<32, 5>(gate_up, stride, n, width, a, a_stride, rank, slice, act, act_stride, out, out_stride);
+}
+
 #define MID(name, R, STAGES)                                                                                                                 \
     name(const u16* __restrict__ x, u32 x_stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice,            \
          u16* __restrict__ out, u32 out_stride) {                                                                                            \

@@ -368,12 +368,24 @@ impl Cuda {
         }
     }
 
+    /// Whether SwiGLU is computed together with what the adapter makes of its result.
+    pub(super) fn fuses_swiglu_mid(&self, n: usize, width: usize, w: &Group, lora: &[Option<LoraMember<'_, Param>>], dropout: Option<Dropout>) -> bool {
+        let [Some(down)] = lora else { return false };
+        dropout.is_none_or(|d| d.p == 0.0)
+            && self.options.precision == Precision::Bf16
+            && w.in_features == width
+            && n > MOST_SMALL_ROWS
+            && self.device.fuses_swiglu_mid(down.rank)
+    }
+
+    /// `swiglu`: `x` is still to be made, from gate and up: see [`Self::fuses_swiglu_mid`].
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
     pub(super) fn linear_forward(
         &self,
         batch: &Batch,
         n: usize,
         x: &Tensor,
+        swiglu: Option<(&Tensor, &mut Tensor)>,
         w: &Group,
         lora: &[Option<LoraMember<'_, Param>>],
         dropout: Option<Dropout>,
@@ -402,6 +414,11 @@ impl Cuda {
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
+                    None if swiglu.is_some() => {
+                        if let Some((gate_up, x)) = swiglu {
+                            self.device.swiglu_lora_mid(n, inner, gate_up, e.a(0, r), x, mid)?;
+                        }
+                    }
                     // Before Hopper the library is the faster for this thin product; without it there is a kernel that reads x once.
                     None if matches!(self.products, Products::Own) || self.device.has_thin_products() => {
                         self.with_partial(self.device.lora_mid_scratch_bytes(n, inner, r), |scratch| {

@@ -323,9 +323,31 @@ impl Ops for Cuda {
         out: &mut Tensor,
         mid: &mut Tensor,
     ) -> Outcome<()> {
-        let done = self.linear_forward(batch, n, x, w, lora, dropout, out, mid);
+        let done = self.linear_forward(batch, n, x, None, w, lora, dropout, out, mid);
         self.forget();
         done
+    }
+
+    fn swiglu_linear(
+        &self,
+        batch: &Batch,
+        n: usize,
+        width: usize,
+        gate_up: &Tensor,
+        x: &mut Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Tensor,
+        mid: &mut Tensor,
+    ) -> Outcome<()> {
+        if !self.fuses_swiglu_mid(n, width, w, lora, dropout) {
+            self.swiglu(n, width, gate_up, x)?;
+            return self.linear(batch, n, x, w, lora, dropout, out, mid);
+        }
+        // What is made of gate and up is what follows reads.
+        let made = x.columns(0, x.cols())?;
+        self.linear_forward(batch, n, &made, Some((gate_up, x)), w, lora, dropout, out, mid)
     }
 
     fn linear_backward(

@@ -368,6 +368,45 @@ impl Device {
         Ok(())
     }
 
+    /// Whether [`Self::swiglu_lora_mid`] serves an adapter of this rank.
+    pub fn fuses_swiglu_mid(&self, rank: usize) -> bool {
+        rank > 0 && rank <= 32 && rank.is_multiple_of(8) && self.thin("swiglu_mid_sm90") && std::env::var_os("LORA_NOFUSE").is_none()
+    }
+
+    /// [`Self::swiglu`] and [`Self::lora_mid`] of its result, in one pass. Slices of the width are the blocks of a cluster, whatever `n` is.
+    ///
+    /// # Errors
+    /// Buffers or sizes that do not fit; a rank that [`Self::fuses_swiglu_mid`] does not serve.
+    pub fn swiglu_lora_mid(&self, n: usize, width: usize, gate_up: &Tensor, a: Matrix, out: &mut Tensor, mid: &mut Tensor) -> Result<()> {
+        let op = "swiglu_lora_mid";
+        let [so, sm] = Self::check_mid(op, n, out, a, mid)?;
+        let sx = 8 * rows(op, "gate_up", gate_up, n, 2 * width)?;
+        if !self.fuses_swiglu_mid(a.rows) || out.cols() != width {
+            return Err(fail(op, "the rank", a.rows, "a rank of at most 32 that is a multiple of 8, and a result of the width"));
+        }
+        small(op, [2 * width])?;
+        if n == 0 {
+            return Ok(());
+        }
+        let slice = width.div_ceil(SLICES as usize).next_multiple_of(64) as u32;
+        let grid = config(blocks(op, n, TOKENS)?, SLICES, 5 * (2 * 128 * TOKENS + 128 * 32) + ALIGN);
+        let args: [Arg<'_>; 12] = [
+            gate_up.ptr().into(),
+            sx.into(),
+            (n as u32).into(),
+            (width as u32).into(),
+            a.ptr.into(),
+            (a.stride as u32).into(),
+            (a.rows as u32).into(),
+            slice.into(),
+            out.ptr().into(),
+            so.into(),
+            mid.ptr().into(),
+            sm.into(),
+        ];
+        self.launch_cluster("swiglu_mid_sm90", grid, SLICES, &args)
+    }
+
     /// The plan of the backward for `n` tokens, members of these outputs, and their rank.
     pub fn lora_backward_plan(&self, n: usize, outs: &[usize], rank: usize) -> BackwardPlan {
         use BackwardKernel::{Deep, Hopper512, Hopper1024, HopperWide, Long, Short, Wide};

@@ -84,8 +84,9 @@ impl Checks<'_> {
     pub(super) fn all_lora_gemm(&mut self) -> Outcome<()> {
         for (n, width, rank) in [(1, 8, 8), (127, 264, 32), (2049, 1000, 16), (4096, 12288, 32), (1300, 1536, 24)] {
             self.check_swiglu_lora(n, width, rank)?;
+            self.check_swiglu_mid(n, width, rank)?;
         }
-        for n in [1, 127, 2049] {
+        for n in [127, 2049, 1] {
             for (width, rank) in [(64, 8), (1000, 32), (1000, 88), (1064, 128), (2056, 56), (4096, 96), (4096, 160)] {
                 self.check_mid(n, width, rank)?;
                 self.check_da(n, width, rank)?;
@@ -95,12 +96,42 @@ impl Checks<'_> {
             for members in groups {
                 self.check_backward(None, n, members)?;
                 for kernel in BackwardKernel::ALL {
-                    for times in [1, 2] {
+                    // The reference takes its time: one run of many tokens for each kernel.
+                    for times in (1..=2).take(if n > 1000 { 1 } else { 2 }) {
                         self.check_backward(Some(BackwardPlan { kernel, times }), n, members)?;
                     }
                 }
             }
         }
+        Ok(())
+    }
+
+    /// One pass over gate and up against SwiGLU followed by the product with A.
+    fn check_swiglu_mid(&mut self, n: usize, width: usize, rank: usize) -> Outcome<()> {
+        let d = self.device;
+        if !d.fuses_swiglu_mid(rank) {
+            return Ok(());
+        }
+        let ((_, gate_up), (_, a)) = (self.operand(n, 2 * width)?, self.operand(rank, width)?);
+        let mut results = Vec::new();
+        for fused in [false, true] {
+            let ((mut out, gap), mut mid) = (self.apart(width, 24, &vec![f32::NAN; n * width])?, self.poison(n, rank)?);
+            let a = Matrix::tensor(&a, rank)?;
+            if fused {
+                d.swiglu_lora_mid(n, width, &gate_up, a, &mut out, &mut mid)?;
+            } else {
+                let mut scratch = self.scratch(d.lora_mid_scratch_bytes(n, width, rank).max(4))?;
+                d.swiglu(n, width, &gate_up, &mut out)?;
+                d.lora_mid(n, &out, a, &mut mid, &mut scratch)?;
+            }
+            let untouched = d.read_tensor(n, &gap)?.iter().all(|v| v.is_nan());
+            results.push((d.read_tensor(n, &out)?, d.read_tensor(n, &mid)?, vec![f32::from(u8::from(untouched))]));
+        }
+        let [want, got] = &results[..] else { return Ok(()) };
+        let shape = format!("{n}x{width} rank {rank}");
+        self.note("swiglu_lora_mid out", shape.clone(), &got.0, &want.0, 0.0);
+        self.note("swiglu_lora_mid mid", shape.clone(), &got.1, &want.1, BF16);
+        self.note("swiglu_lora_mid gap", shape, &got.2, &[1.0], 0.0);
         Ok(())
     }
 
