@@ -33,11 +33,19 @@ impl Stored {
 /// `a [m, k] b [k, n]`.
 fn product(m: usize, n: usize, k: usize, a: &[f32], b: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0; m * n];
-    for (row, left) in out.chunks_exact_mut(n).zip(a.chunks_exact(k)) {
-        for (&x, right) in left.iter().zip(b.chunks_exact(n)) {
-            row.iter_mut().zip(right).for_each(|(o, &y)| *o += x * y);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let rows = m.div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        for (out, a) in out.chunks_mut(rows * n).zip(a.chunks(rows * k)) {
+            scope.spawn(move || {
+                for (row, left) in out.chunks_exact_mut(n).zip(a.chunks_exact(k)) {
+                    for (&x, right) in left.iter().zip(b.chunks_exact(n)) {
+                        row.iter_mut().zip(right).for_each(|(o, &y)| *o += x * y);
+                    }
+                }
+            });
         }
-    }
+    });
     out
 }
 
