@@ -4,7 +4,8 @@
 //! `Wᵀ`, which is rounded apart from `W`. Activations and gradients are rounded as they come (largest magnitude / 448). Adapters stay in 16 bits: their
 //! thin product is written first, and the product in e4m3 is added to it.
 
-use super::linear::{Frozen, Group, bf16};
+use super::linear::bf16;
+use super::weights::{Frozen, Group};
 use super::{Cuda, Outcome, Precision};
 use crate::blaslt::{BlasLt, Scales};
 use crate::compile::Arch;

@@ -1,6 +1,6 @@
 //! [`Ops`] for [`Cuda`]: each operation checks what its kernels cannot and hands over to them; what takes more than that is in the file of its topic.
 
-use super::linear::{self, Extended};
+use super::weights::{self, Extended};
 use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Recording, Table, fp8, loss, types};
 use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet};
 use crate::memory::{Buffer, Floats, Tensor};
@@ -141,7 +141,7 @@ impl Ops for Cuda {
     }
 
     fn mid_columns(&self, cols: usize, ranks: usize) -> usize {
-        if ranks == 0 { 0 } else { (cols + ranks).next_multiple_of(linear::ROW) - cols }
+        if ranks == 0 { 0 } else { (cols + ranks).next_multiple_of(weights::ROW) - cols }
     }
 
     fn stats(&self, rows: usize, cols: usize) -> Outcome<Floats> {
