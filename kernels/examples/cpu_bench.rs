@@ -168,7 +168,7 @@ fn training(cpu: &Cpu, n: usize, plan: WeightPlan) {
         cpu.cross_entropy(&batch, n, &normed, &table, 1.0, Some(&mut x)).unwrap();
     });
     r.line("cross_entropy", 1, t, flops(2 * HIDDEN * VOCABULARY));
-    let t = time(|| cpu.swiglu_backward(n, INTER, &dact, &gu, &mut dgu).unwrap());
+    let t = time(|| cpu.swiglu_backward(n, INTER, &dact, &mut gu).unwrap());
     r.line("swiglu_backward", LAYERS, t, 0.0);
     let t = time(|| cpu.attention_backward(&batch, n, SHAPE, &dattn, &attn, &qk, &qkv, &lse, &mut dqk, &mut dqkv).unwrap());
     r.line("attention_backward", LAYERS, t, 10.0 * pairs as f64);

@@ -113,11 +113,11 @@ impl Layer {
         let mut dx = t(HIDDEN);
         cpu.zero(n, &mut dx).unwrap();
         cpu.rms_norm_backward(n, &dh, &x, &norm, &r3, &mut dx).unwrap();
-        let (mut dact, mut dgu, mut dh2, mut datt, mut dqk, mut dqkv, mut dh1) =
-            (t(INTER), t(2 * INTER), t(HIDDEN), t(SHAPE.q_width()), t(SHAPE.qk_width()), t(SHAPE.qkv_width()), t(HIDDEN));
+        let (mut dact, mut dh2, mut datt, mut dqk, mut dqkv, mut dh1) =
+            (t(INTER), t(HIDDEN), t(SHAPE.q_width()), t(SHAPE.qk_width()), t(SHAPE.qkv_width()), t(HIDDEN));
         backward(3, &dx, &act, &mids[3], &mut dmids[3], &mut dact);
-        cpu.swiglu_backward(n, INTER, &dact, &gu, &mut dgu).unwrap();
-        backward(2, &dgu, &h2, &mids[2], &mut dmids[2], &mut dh2);
+        cpu.swiglu_backward(n, INTER, &dact, &mut gu).unwrap();
+        backward(2, &gu, &h2, &mids[2], &mut dmids[2], &mut dh2);
         cpu.rms_norm_backward(n, &dh2, &x_mid, &norm, &r2, &mut dx).unwrap();
         backward(1, &dx, &att, &mids[1], &mut dmids[1], &mut datt);
         cpu.attention_backward(&b, n, SHAPE, &datt, &att, &qk, &qkv, &lse, &mut dqk, &mut dqkv).unwrap();

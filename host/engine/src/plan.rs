@@ -169,7 +169,7 @@ fn workspace<O: Ops>(ops: &O, dims: &Dims, layout: &Layout, tokens: usize, parts
     let cheap = |m: &MidWidths| {
         (pair(h, m.qkv) + qk + pair(h, m.gate_up) + pair(i, m.down)) as u64 * element + (2 + a.heads + a.kv_heads) as u64 * 4
     };
-    let dear = |m: &MidWidths| (qkv + pair(q, m.o) + h + 2 * i) as u64 * element + a.heads as u64 * 4;
+    let dear = |m: &MidWidths| (qkv + pair(q, m.o) + h + pair(2 * i, m.gate_up)) as u64 * element + a.heads as u64 * 4;
     let mut kept = 0;
     for (layer, (hold, m)) in layout.holds.iter().zip(&layout.mids).enumerate() {
         let apart = layout.apart(layer);
@@ -185,7 +185,7 @@ fn workspace<O: Ops>(ops: &O, dims: &Dims, layout: &Layout, tokens: usize, parts
     let streams = Streams::<O>::on_device(dims.layers, layout.first, layout.offload) as u64;
     parts.insert(STREAM, product(&[tokens, streams, h as u64, element])?);
     let widest = layout.widths(|_| true).unwrap_or_default();
-    let pairs = pair(h, widest.o.max(widest.down)) + pair(2 * i, widest.gate_up) + pair(qkv, widest.qkv);
+    let pairs = pair(h, widest.o.max(widest.down)) + pair(qkv, widest.qkv);
     let scratch = (2 * h + pairs + i + q + qk) as u64 * element + 4;
     parts.insert(SCRATCH, product(&[tokens, scratch])?);
     Ok(())

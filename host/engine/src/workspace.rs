@@ -199,7 +199,9 @@ pub(crate) struct Dear<O: Ops> {
     pub mid_o: O::Tensor,
     /// The residual stream between attention and MLP.
     pub x2: O::Tensor,
+    /// In the backward, its gradient; then also what lies between A and B of that.
     pub gate_up: O::Tensor,
+    pub d_gate_up_mid: O::Tensor,
 }
 
 /// What lies between A and B, kept apart from its input: see [`Layout::apart`].
@@ -275,13 +277,15 @@ impl<O: Ops> Dear<O> {
     fn new(make: &mut Maker<'_, O>, dims: &Dims, mids: MidWidths, part: &'static str) -> Result<Self> {
         let a = dims.attention;
         let (attended, mid_o) = make.with_mid(part, a.q_width(), mids.o)?;
+        let (gate_up, d_gate_up_mid) = make.with_mid(part, 2 * dims.intermediate, mids.gate_up)?;
         Ok(Dear {
             qkv: make.tensor(part, a.qkv_width())?,
             attended,
             lse: make.stats(part, a.heads)?,
             mid_o,
             x2: make.tensor(part, dims.hidden)?,
-            gate_up: make.tensor(part, 2 * dims.intermediate)?,
+            gate_up,
+            d_gate_up_mid,
         })
     }
 }
@@ -339,6 +343,17 @@ impl<O: Ops> Kept<O> {
         let cheap = hold.cheap.map_or(self.shared_cheap.as_ref(), |i| self.cheap.get(i));
         let mids = self.mids.get_mut(layer).ok_or_else(|| absent("adapter buffers"))?;
         Ok((cheap.ok_or_else(|| absent("activations"))?, mids))
+    }
+
+    /// As [`Kept::of`], for the backward of a layer, with what it keeps between A and B apart.
+    pub fn of_backward(&mut self, hold: Hold, layer: usize) -> Result<(&Cheap<O>, &mut Dear<O>, &Mids<O>)> {
+        let cheap = hold.cheap.map_or(self.shared_cheap.as_ref(), |i| self.cheap.get(i));
+        let dear = match hold.dear {
+            Some(i) => self.dear.get_mut(i),
+            None => self.shared_dear.as_mut(),
+        };
+        let mids = self.mids.get(layer).ok_or_else(|| absent("adapter buffers"))?;
+        Ok((cheap.ok_or_else(|| absent("activations"))?, dear.ok_or_else(|| absent("activations"))?, mids))
     }
 
     /// As [`Kept::of`], to be filled.
@@ -463,8 +478,6 @@ pub(crate) struct Workspace<O: Ops> {
     /// The gradient of the residual stream, and of what lies between A and B of the projections whose output it is.
     pub dx: O::Tensor,
     pub dx_mid: O::Tensor,
-    pub d_gate_up: O::Tensor,
-    pub d_gate_up_mid: O::Tensor,
     pub d_activated: O::Tensor,
     pub d_attended: O::Tensor,
     pub d_qk: O::Tensor,
@@ -486,7 +499,6 @@ impl<O: Ops> Workspace<O> {
         let a = dims.attention;
         let widest = layout.widths(|_| true).unwrap_or_default();
         let (dx, dx_mid) = make.with_mid(SCRATCH, dims.hidden, widest.o.max(widest.down))?;
-        let (d_gate_up, d_gate_up_mid) = make.with_mid(SCRATCH, 2 * dims.intermediate, widest.gate_up)?;
         let (d_qkv, d_qkv_mid) = make.with_mid(SCRATCH, a.qkv_width(), widest.qkv)?;
         Ok(Workspace {
             tokens,
@@ -497,8 +509,6 @@ impl<O: Ops> Workspace<O> {
             narrow: make.tensor(SCRATCH, dims.hidden)?,
             dx,
             dx_mid,
-            d_gate_up,
-            d_gate_up_mid,
             d_activated: make.tensor(SCRATCH, dims.intermediate)?,
             d_attended: make.tensor(SCRATCH, a.q_width())?,
             d_qk: make.tensor(SCRATCH, a.qk_width())?,

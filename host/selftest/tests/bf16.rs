@@ -287,16 +287,9 @@ impl Ops for Rounded {
         self.0.swiglu(n, width, gate_up, out)?;
         self.round(n, out)
     }
-    fn swiglu_backward(
-        &self,
-        n: usize,
-        width: usize,
-        dout: &Self::Tensor,
-        gate_up: &Self::Tensor,
-        d_gate_up: &mut Self::Tensor,
-    ) -> Result<()> {
-        self.0.swiglu_backward(n, width, dout, gate_up, d_gate_up)?;
-        self.round(n, d_gate_up)
+    fn swiglu_backward(&self, n: usize, width: usize, dout: &Self::Tensor, gate_up: &mut Self::Tensor) -> Result<()> {
+        self.0.swiglu_backward(n, width, dout, gate_up)?;
+        self.round(n, gate_up)
     }
     fn cross_entropy(
         &self,

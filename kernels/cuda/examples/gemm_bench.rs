@@ -186,6 +186,8 @@ impl Bench {
                 let us = time(d, 21, |i| Ok(d.lora_mid_as(plan, n, &x[i], Matrix::tensor(&a[i], ranks)?, &mut mid[i], &mut scratch)?))?;
                 bytes(&format!("{name} mid {}/{}", plan.tokens, plan.slices), &shape, us, moved);
             }
+            let us = time(d, 21, |i| Ok(d.lora_mid(n, &x[i], Matrix::tensor(&a[i], ranks)?, &mut mid[i], &mut scratch)?))?;
+            bytes(&format!("{name} mid as chosen"), &shape, us, moved);
             for tune in [false, true] {
                 if tune {
                     lt.tune(
@@ -213,7 +215,8 @@ impl Bench {
             let moved = 2 * n * all + 4 * n * ranks + 10 * all * rank;
             let mut db = outs.iter().map(|&o| Ok(d.zeros(o * rank, "dB")?)).collect::<Outcome<Vec<Floats>>>()?;
             let mut plans = vec![self.device.lora_backward_plan(n, outs, rank)];
-            for kernel in [BackwardKernel::Short, BackwardKernel::Long, BackwardKernel::Deep] {
+            use BackwardKernel::{Deep, Hopper512, Hopper512Pair, Hopper1024, Long};
+            for kernel in [Long, Deep, Hopper1024, Hopper512, Hopper512Pair] {
                 plans.extend([1, 2].map(|times| BackwardPlan { kernel, times }));
             }
             for plan in plans {

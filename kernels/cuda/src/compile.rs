@@ -41,7 +41,15 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "norm.cu",
         text: concat!(include_str!("eight.cu"), "#line 1 \"norm.cu\"\n", include_str!("norm.cu")),
-        kernels: &["rms_norm", "rms_norm_8", "add_rms_norm", "add_rms_norm_8", "rms_norm_backward", "rms_norm_backward_8"],
+        kernels: &[
+            "rms_norm",
+            "rms_norm_8",
+            "add_rms_norm",
+            "add_rms_norm_8",
+            "rms_norm_backward",
+            "rms_norm_backward_2",
+            "rms_norm_backward_8",
+        ],
         only: None,
     },
     Source {
@@ -53,12 +61,12 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "rope.cu",
         text: concat!(include_str!("eight.cu"), "#line 1 \"rope.cu\"\n", include_str!("rope.cu")),
-        kernels: &["qk_norm_rope", "qk_norm_rope_backward", "qk_norm_rope_backward_8"],
+        kernels: &["qk_norm_rope", "qk_norm_rope_backward", "qk_norm_rope_backward_8", "qk_norm_rope_pairs", "qk_norm_rope_backward_pairs"],
         only: None,
     },
     Source {
         file: "elementwise.cu",
-        text: concat!(include_str!("eight.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),
+        text: concat!(include_str!("eight.cu"), include_str!("swiglu.cu"), "#line 1 \"elementwise.cu\"\n", include_str!("elementwise.cu")),
         kernels: &["swiglu", "swiglu_backward", "swiglu_8", "swiglu_backward_8", "add", "embed", "squares_partial", "squares_total"],
         only: None,
     },
@@ -170,6 +178,34 @@ pub const SOURCES: &[Source] = &[
         text: concat!(include_str!("mma.cu"), "#line 1 \"lora_backward.cu\"\n", include_str!("lora_backward.cu")),
         kernels: &["lora_backward_32_2", "lora_backward_32_1", "lora_backward_64_1", "lora_backward_32_2_deep", "lora_backward_sum"],
         only: None,
+    },
+    Source {
+        file: "lora_sm90.cu",
+        text: concat!(
+            include_str!("mma.cu"),
+            include_str!("attention_wgmma.cu"),
+            include_str!("swiglu.cu"),
+            "#line 1 \"lora_sm90.cu\"\n",
+            include_str!("lora_sm90.cu")
+        ),
+        kernels: &[
+            "lora_backward_sm90_32_8",
+            "lora_backward_sm90_32_4",
+            "lora_backward_sm90_32_4_pair",
+            "lora_backward_sm90_64_4",
+            "lora_backward_swiglu_sm90",
+            "lora_da_sm90_32",
+            "lora_da_sm90_32_pair",
+            "lora_da_sm90_64",
+            "lora_da_sm90_96",
+            "lora_da_sm90_128",
+            "lora_mid_sm90_32",
+            "lora_mid_sm90_64",
+            "lora_mid_sm90_96",
+            "lora_mid_sm90_128",
+            "swiglu_mid_sm90",
+        ],
+        only: Some(Arch::Sm90a),
     },
     Source {
         file: "attention_sm90.cu",

@@ -1,7 +1,5 @@
 // SwiGLU forward and backward, the embedding gather, and the sum of squares behind the gradient norm.
 
-static __device__ __forceinline__ float sigmoid(float x) { return __frcp_rn(1.0f + __expf(-x)); }
-
 // Rows are addressed in vectors of eight values: `vectors` of them in a row, `total` in all rows together (less than 2^32), and a row starts every
 // `stride` vectors.
 struct At {
@@ -27,22 +25,10 @@ extern "C" __global__ void __launch_bounds__(256) swiglu(
     out[(u64)p.row * out_stride + p.col] = pack8(g);
 }
 
-// Gates and ups become their gradients.
-static __device__ __forceinline__ void backward8(float (&g)[8], float (&u)[8], const float (&d)[8]) {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-        float sig = sigmoid(g[j]);
-        // silu'(g) = sig * (1 + g * (1 - sig))
-        float slope = sig * fmaf(g[j], 1.0f - sig, 1.0f);
-        float du = d[j] * g[j] * sig;
-        g[j] = d[j] * u[j] * slope;
-        u[j] = du;
-    }
-}
-
+// `d_gate_up` may be `gate_up`.
 extern "C" __global__ void __launch_bounds__(256) swiglu_backward(
-    const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, u64 total,
-    uint4* __restrict__ d_gate_up, u32 dx_stride) {
+    const uint4* __restrict__ dout, u32 dout_stride, const uint4* gate_up, u32 x_stride, u32 vectors, u64 total,
+    uint4* d_gate_up, u32 dx_stride) {
     u32 t = blockIdx.x * 256 + threadIdx.x;
     if (t >= total) return;
     At p = at(t, vectors);
@@ -99,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(1024) swiglu_8(
 }
 
 extern "C" __global__ void __launch_bounds__(1024) swiglu_backward_8(
-    const uint4* __restrict__ dout, u32 dout_stride, const uint4* __restrict__ gate_up, u32 x_stride, u32 vectors, uint4* __restrict__ d_gate_up,
+    const uint4* __restrict__ dout, u32 dout_stride, const uint4* gate_up, u32 x_stride, u32 vectors, uint4* d_gate_up,
     u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {
     let_next_start();
     wait_for_inputs();

@@ -23,6 +23,7 @@ static __device__ __forceinline__ void backward_body(
     static_assert(STAGES == 2 || H == 2, "two tiles of mid serve a third stage only where a tile of tokens takes two steps");
     extern __shared__ __align__(128) u8 memory[];
     const u32 base = shared_address(memory), lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    wait_for_inputs();
     // Which member, where its outputs begin among all, and this block's first.
     u32 block = blockIdx.x, outs = members.out[0], before = 0, total = members.out[0] + members.out[1] + members.out[2];
     const u16* b = members.b[0];
@@ -204,6 +205,8 @@ extern "C" __global__ void __launch_bounds__(256) lora_backward_sum(
     const float* __restrict__ part_mid, const float* __restrict__ part_b, u32 n, u32 rank, u32 per, u32 runs, u32 out0, u32 out1, u32 out2,
     u16* dmid, u32 dmid_stride, u32 mid0, u32 mid1, u32 mid2, float* db0, float* db1, float* db2, u32 db_stride, float scale0, float scale1,
     float scale2, u32 members) {
+    wait_for_inputs();
+    let_next_start();
     u64 i = 4 * ((u64)blockIdx.x * 256 + threadIdx.x), rows = (u64)n * rank;
     u64 mids = rows * members;
     if (i < mids) {

@@ -172,6 +172,58 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
     norm_row_backward<4, false>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {});
 }
 
+// The same for rows of up to 16384 values: everything a thread needs is under way before the block's sum is waited for.
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_2(
+    const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
+    const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride) {
+    constexpr int VECTORS = 2;
+    wait_for_inputs();
+    let_next_start();
+    dy += (u64)blockIdx.x * dy_stride;
+    x += (u64)blockIdx.x * x_stride;
+    dx += (u64)blockIdx.x * dx_stride;
+    const float r = rstd[blockIdx.x];
+    uint4 y[VECTORS], v[VECTORS], d[VECTORS];
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        const u32 at = threadIdx.x + i * blockDim.x;
+        y[i] = v[i] = d[i] = make_uint4(0, 0, 0, 0);
+        if (at < vectors) {
+            y[i] = dy[at];
+            v[i] = x[at];
+            d[i] = dx[at];
+        }
+    }
+    float dot = 0.0f;
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        const u32 at = threadIdx.x + i * blockDim.x;
+        if (at < vectors) {
+            float w[8], g[8], f[8];
+            load8(weight + 8 * at, w);
+            unpack8(y[i], g);
+            unpack8(v[i], f);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) dot = fmaf(g[j] * w[j], f[j], dot);
+        }
+    }
+    const float k = -(block_sum(dot) / (float)(vectors * 8)) * r * r * r;
+#pragma unroll
+    for (int i = 0; i < VECTORS; ++i) {
+        const u32 at = threadIdx.x + i * blockDim.x;
+        if (at < vectors) {
+            float w[8], g[8], f[8], sum[8];
+            load8(weight + 8 * at, w);
+            unpack8(y[i], g);
+            unpack8(v[i], f);
+            unpack8(d[i], sum);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum[j] = fmaf(k, f[j], fmaf(r, g[j] * w[j], sum[j]));
+            dx[at] = pack8(sum);
+        }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_8(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride, uint2* __restrict__ values, float* __restrict__ scales, u32 stride) {

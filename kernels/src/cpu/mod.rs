@@ -507,12 +507,12 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &Tensor, d_gate_up: &mut Tensor) -> Result<()> {
+    fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &mut Tensor) -> Result<()> {
         const OP: &str = "swiglu_backward";
         let double = area(2, width.max(1), "gate and up")?;
-        let (dout, x) = (dout.rows(OP, "dout", n, width)?, gate_up.rows(OP, "gate_up", n, double)?);
-        self.pool.rows(n, CHUNK, [(d_gate_up.rows_mut(OP, "d_gate_up", n, double)?, double)], |rows, [dx]| {
-            norm::swiglu_backward(self.path, width, part(dout, &rows, width), part(x, &rows, double), dx);
+        let dout = dout.rows(OP, "dout", n, width)?;
+        self.pool.rows(n, CHUNK, [(gate_up.rows_mut(OP, "gate_up", n, double)?, double)], |rows, [gate_up]| {
+            norm::swiglu_backward(self.path, width, part(dout, &rows, width), gate_up);
         });
         Ok(())
     }

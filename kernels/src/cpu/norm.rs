@@ -187,23 +187,22 @@ fn swiglu_body<S: Simd>(s: S, width: usize, gate_up: &[f32], out: &mut [f32]) {
 }
 
 dispatch!(
-    /// The gradient of [`swiglu`]: `d_gate | d_up`.
-    pub(super) fn swiglu_backward(width: usize, dout: &[f32], gate_up: &[f32], d_gate_up: &mut [f32]) = swiglu_backward_body
+    /// The gradient of [`swiglu`]: `d_gate | d_up` in place of `gate | up`.
+    pub(super) fn swiglu_backward(width: usize, dout: &[f32], gate_up: &mut [f32]) = swiglu_backward_body
 );
 
 #[inline(always)]
-fn swiglu_backward_body<S: Simd>(s: S, width: usize, dout: &[f32], gate_up: &[f32], d_gate_up: &mut [f32]) {
+fn swiglu_backward_body<S: Simd>(s: S, width: usize, dout: &[f32], gate_up: &mut [f32]) {
     let one = s.splat(1.0);
-    for ((row, dout), dx) in gate_up.chunks_exact(2 * width).zip(dout.chunks_exact(width)).zip(d_gate_up.chunks_exact_mut(2 * width)) {
-        let (gate, up) = row.split_at(width);
-        let (d_gate, d_up) = dx.split_at_mut(width);
+    for (row, dout) in gate_up.chunks_exact_mut(2 * width).zip(dout.chunks_exact(width)) {
+        let (gate, up) = row.split_at_mut(width);
         for c in 0..vectors(width) {
-            let (g, d) = (at(s, gate, c), at(s, dout, c));
+            let (g, u, d) = (at(s, gate, c), at(s, up, c), at(s, dout, c));
             let sig = sigmoid(s, g);
             // silu'(g) = sig * (1 + g * (1 - sig))
             let slope = s.mul(sig, s.fma(g, s.sub(one, sig), one));
-            put(s, d_gate, c, s.mul(s.mul(d, at(s, up, c)), slope));
-            put(s, d_up, c, s.mul(d, s.mul(g, sig)));
+            put(s, gate, c, s.mul(s.mul(d, u), slope));
+            put(s, up, c, s.mul(d, s.mul(g, sig)));
         }
     }
 }

@@ -5,7 +5,8 @@
 //! the same product, each number as a sum of two in e4m3 (see `eight_adapters.cu`); where there is no room for them, their thin product is written
 //! in 16 bits, and the product in e4m3 is added to it.
 
-use super::linear::{Extended, Frozen, Group, bf16};
+use super::linear::bf16;
+use super::weights::{Extended, Frozen, Group};
 use super::{Cuda, Outcome, Precision};
 use crate::blaslt::{BlasLt, Scales};
 use crate::compile::Arch;

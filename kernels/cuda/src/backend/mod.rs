@@ -1,5 +1,6 @@
 //! The CUDA backend: [`trainer_kernels::ops::Ops`] on bf16 activations with f32 accumulation, f32 adapters and statistics, in one arena.
 
+mod adapters;
 mod cached;
 mod fp8;
 mod linear;
@@ -11,12 +12,13 @@ mod products;
 mod recording;
 mod stored;
 mod types;
+mod weights;
 
-pub use linear::Group;
 pub use outside::Offloaded;
 pub use products::Products;
 pub use recording::Recording;
 pub use types::{Batch, Param, Table};
+pub use weights::Group;
 
 use crate::code::Code;
 use crate::device::Device;
@@ -25,10 +27,10 @@ use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor, Usage};
 use crate::{CudaError, Result as CudaResult};
 use cudarc::driver::CudaStream;
-use linear::Extended;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use trainer_kernels::ops::{OpsError, Result as Outcome};
+use weights::Extended;
 
 impl From<CudaError> for OpsError {
     fn from(e: CudaError) -> Self {

@@ -1,6 +1,6 @@
 //! [`Ops`] for [`Cuda`]: each operation checks what its kernels cannot and hands over to them; what takes more than that is in the file of its topic.
 
-use super::linear::{self, Extended};
+use super::weights::{self, Extended};
 use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Products, Recording, Table, fp8, loss, types};
 use crate::blaslt::Choice;
 use crate::launch::{DeviceState, KvCache, LONGEST_EIGHT, LONGEST_PAIR, RowSet, beside_eight, factor_counts, rounds_heads, stride_eight};
@@ -175,7 +175,7 @@ impl Ops for Cuda {
     }
 
     fn mid_columns(&self, cols: usize, ranks: usize) -> usize {
-        if ranks == 0 { 0 } else { (cols + ranks).next_multiple_of(linear::ROW) - cols }
+        if ranks == 0 { 0 } else { (cols + ranks).next_multiple_of(weights::ROW) - cols }
     }
 
     fn stats(&self, rows: usize, cols: usize) -> Outcome<Floats> {
@@ -357,9 +357,31 @@ impl Ops for Cuda {
         out: &mut Tensor,
         mid: &mut Tensor,
     ) -> Outcome<()> {
-        let done = self.linear_forward(batch, n, x, w, lora, dropout, out, mid);
+        let done = self.linear_forward(batch, n, x, None, w, lora, dropout, out, mid);
         self.forget();
         done
+    }
+
+    fn swiglu_linear(
+        &self,
+        batch: &Batch,
+        n: usize,
+        width: usize,
+        gate_up: &Tensor,
+        x: &mut Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        out: &mut Tensor,
+        mid: &mut Tensor,
+    ) -> Outcome<()> {
+        if !self.fuses_swiglu_mid(n, width, w, lora, dropout) {
+            self.swiglu(n, width, gate_up, x)?;
+            return self.linear(batch, n, x, w, lora, dropout, out, mid);
+        }
+        // What is made of gate and up is what follows reads.
+        let made = x.columns(0, x.cols())?;
+        self.linear_forward(batch, n, &made, Some((gate_up, x)), w, lora, dropout, out, mid)
     }
 
     fn linear_backward(
@@ -376,9 +398,34 @@ impl Ops for Cuda {
         dmid: &mut Tensor,
         dx: Option<&mut Tensor>,
     ) -> Outcome<()> {
-        let done = self.linear_gradient(batch, n, dy, x, mid, w, lora, dropout, grads, dmid, dx);
+        let done = self.linear_gradient(batch, n, dy, None, x, mid, w, lora, dropout, grads, dmid, dx);
         self.forget();
         done
+    }
+
+    fn swiglu_linear_backward(
+        &self,
+        batch: &Batch,
+        n: usize,
+        width: usize,
+        dout: &Tensor,
+        gate_up: &mut Tensor,
+        x: &Tensor,
+        mid: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        dropout: Option<Dropout>,
+        grads: &mut [Option<LoraGrads<'_, Param>>],
+        dmid: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Outcome<()> {
+        if !self.fuses_swiglu(width, w, lora, dropout, grads) {
+            self.swiglu_backward(n, width, dout, gate_up)?;
+            return self.linear_backward(batch, n, gate_up, x, mid, w, lora, dropout, grads, dmid, dx);
+        }
+        // The gradients that are made in place are what follows reads.
+        let dy = gate_up.columns(0, gate_up.cols())?;
+        self.linear_gradient(batch, n, &dy, Some((dout, gate_up)), x, mid, w, lora, dropout, grads, dmid, dx)
     }
 
     fn qk_norm_rope(
@@ -476,11 +523,13 @@ impl Ops for Cuda {
         })
     }
 
-    fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &Tensor, d_gate_up: &mut Tensor) -> Outcome<()> {
-        let wanted = self.rounds(n, d_gate_up.cols(), 2 * LONGEST_PAIR);
-        self.rounding(wanted, n, d_gate_up, |d_gate_up, eight| match eight {
-            Some(eight) => self.device.swiglu_backward_eight(n, width, dout, gate_up, d_gate_up, eight),
-            None => self.device.swiglu_backward(n, width, dout, gate_up, d_gate_up),
+    fn swiglu_backward(&self, n: usize, width: usize, dout: &Tensor, gate_up: &mut Tensor) -> Outcome<()> {
+        let wanted = self.rounds(n, gate_up.cols(), 2 * LONGEST_PAIR);
+        // The same values under another name: a thread of either kernel reads its gates and ups before it writes their gradients.
+        let from = gate_up.columns(0, gate_up.cols())?;
+        self.rounding(wanted, n, gate_up, |to, eight| match eight {
+            Some(eight) => self.device.swiglu_backward_eight(n, width, dout, &from, to, eight),
+            None => self.device.swiglu_backward(n, width, dout, &from, to),
         })
     }
 

@@ -29,6 +29,9 @@ fn lanes(op: &'static str, shape: AttentionShape) -> Result<u32> {
     Ok((shape.head_dim / 16) as u32)
 }
 
+/// Heads of a thread.
+const HEADS: usize = 2;
+
 /// What both directions check.
 struct Heads {
     q: u32,
@@ -84,7 +87,7 @@ impl Device {
         if n > 0 {
             launch!(
                 self,
-                op,
+                "qk_norm_rope_pairs",
                 h.config,
                 qkv.ptr(),
                 h.wide,
@@ -129,7 +132,7 @@ impl Device {
         if n > 0 {
             launch!(
                 self,
-                op,
+                "qk_norm_rope_backward_pairs",
                 h.config,
                 dqk.ptr(),
                 h.narrow,
@@ -235,7 +238,9 @@ fn rope_shape(
     least(op, "positions", positions.len(), Some(n))?;
     let (wide, narrow) = (rows(op, "qkv", qkv, n, shape.qkv_width())?, rows(op, "qk", qk, n, shape.qk_width())?);
     least(op, "rstd", rstd.len(), product(&[n, heads]))?;
-    // qk holds 16 values per item and lane, so the product cannot overflow after the check above.
-    let config = grid(blocks(op, n * heads * lanes as usize, 256)?, 1, 256);
+    // Warps: each takes two heads for each group of lanes, of the queries or of the keys of a row.
+    let per = HEADS * (32 / lanes as usize);
+    let warps = n.saturating_mul(shape.heads.div_ceil(per) + shape.kv_heads.div_ceil(per));
+    let config = grid(blocks(op, warps, 8)?, 1, 256);
     Ok(Heads { q: q.into(), k: k.into(), lanes, wide, narrow, config })
 }

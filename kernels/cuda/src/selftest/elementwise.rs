@@ -25,15 +25,20 @@ impl Checks<'_> {
         }
         let d = self.device;
         let (gate_up, dout) = (self.random.values(2 * n * width), self.random.values(n * width));
-        let (card, cpu) = (d.tensor(2 * width, &gate_up)?, self.host(n, 2 * width, &gate_up)?);
+        let (card, mut cpu) = (d.tensor(2 * width, &gate_up)?, self.host(n, 2 * width, &gate_up)?);
         let ((mut out, _gap), mut cpu_out) = (self.apart(width, 64, &vec![f32::NAN; n * width])?, self.cpu.tensor(n, width)?);
         d.swiglu(n, width, &card, &mut out)?;
         self.cpu.swiglu(n, width, &cpu, &mut cpu_out)?;
         self.note("swiglu", format!("{n}x{width}"), &d.read_tensor(n, &out)?, &self.cpu.read_tensor(n, &cpu_out)?, BF16);
-        let ((mut dx, _gap), mut cpu_dx) = (self.apart(2 * width, 64, &vec![f32::NAN; 2 * n * width])?, self.cpu.tensor(n, 2 * width)?);
-        d.swiglu_backward(n, width, &d.tensor(width, &dout)?, &card, &mut dx)?;
-        self.cpu.swiglu_backward(n, width, &self.host(n, width, &dout)?, &cpu, &mut cpu_dx)?;
-        self.note("swiglu_backward", format!("{n}x{width}"), &d.read_tensor(n, &dx)?, &self.cpu.read_tensor(n, &cpu_dx)?, BF16);
+        let (mut dx, _gap) = self.apart(2 * width, 64, &vec![f32::NAN; 2 * n * width])?;
+        let card_dout = d.tensor(width, &dout)?;
+        d.swiglu_backward(n, width, &card_dout, &card, &mut dx)?;
+        self.cpu.swiglu_backward(n, width, &self.host(n, width, &dout)?, &mut cpu)?;
+        let want = d.read_tensor(n, &dx)?;
+        self.note("swiglu_backward", format!("{n}x{width}"), &want, &self.cpu.read_tensor(n, &cpu)?, BF16);
+        let (mut both, _gap) = self.apart(2 * width, 64, &gate_up)?;
+        d.swiglu_backward(n, width, &card_dout, &both.columns(0, 2 * width)?, &mut both)?;
+        self.note("swiglu_backward in place", format!("{n}x{width}"), &d.read_tensor(n, &both)?, &want, 0.0);
         Ok(())
     }
 

@@ -1,0 +1,422 @@
+//! The thin products of adapters over `dy`, in one pass: the gradient of what lies between A and B, and that of B; alone or with SwiGLU's backward, which makes
+//! `dy`. Partial sums lie in the caller's scratch and are added in a fixed order.
+
+use super::lora_gemm::{ALIGN, MEMBERS, SIDE, TILE, TOKENS, config, rank_of, run_of};
+use super::{blocks, fail, launch_early, least, rows};
+use crate::Result;
+use crate::device::Device;
+use crate::matrix::{Matrix, inside, small};
+use crate::memory::{Floats, Tensor};
+
+/// Outputs of a portable block's tile.
+const OUTS: usize = 256;
+/// Columns of gates, and of ups, of a block of the backward with SwiGLU's.
+const SWIGLU_COLUMNS: usize = 512;
+
+/// One projection in [`Device::lora_backward`].
+pub struct LoraOut<'a> {
+    /// First column of `dy`.
+    pub dy_from: usize,
+    /// Output features.
+    pub out: usize,
+    /// First column of `mid` and `dmid`.
+    pub mid_from: usize,
+    /// Rank; a multiple of 8.
+    pub rank: usize,
+    /// `scale * B`, `[out, rank]`.
+    pub b: Matrix,
+    /// The gradient of B, `[out, rank]`, added to.
+    pub db: &'a mut Floats,
+    /// `alpha / rank`.
+    pub scale: f32,
+}
+
+/// A kernel of the backward over dy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackwardKernel {
+    /// 32 ranks and 256 outputs of a block: serves every card.
+    Short,
+    /// 32 ranks and 512 outputs, two blocks on a multiprocessor of Hopper.
+    Long,
+    /// The same with a third tile on its way, one block on a multiprocessor.
+    Deep,
+    /// 64 ranks and 256 outputs.
+    Wide,
+    /// Hopper's own: 32 ranks and 1024 outputs.
+    Hopper1024,
+    /// Hopper's own: 32 ranks and 512 outputs.
+    Hopper512,
+    /// The same, two blocks on a multiprocessor.
+    Hopper512Pair,
+    /// Hopper's own: 64 ranks and 512 outputs.
+    HopperWide,
+}
+
+/// What a kernel of the backward takes.
+struct BackwardParts {
+    name: &'static str,
+    /// Ranks of a launch.
+    ranks: usize,
+    /// Outputs of a block.
+    outs: usize,
+    /// Shared memory of a block: B of its outputs, tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
+    shared: usize,
+    /// What the tokens of a run are a multiple of.
+    tokens: usize,
+}
+
+impl BackwardKernel {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::Short, Self::Long, Self::Deep, Self::Wide, Self::Hopper1024, Self::Hopper512, Self::Hopper512Pair, Self::HopperWide];
+
+    fn parts(self) -> BackwardParts {
+        // Name, ranks, blocks of 256 outputs, tiles of dy in shared memory.
+        let portable = |name, ranks: usize, halves: usize, stages: usize| {
+            let sums = if halves == 2 { 4 * TOKENS * ranks } else { 0 };
+            let shared = 2 * (halves * OUTS * ranks + stages * TOKENS * OUTS + 2 * TOKENS * ranks) + sums;
+            BackwardParts { name, ranks, outs: halves * OUTS, shared, tokens: TOKENS }
+        };
+        let hopper = |name, ranks: usize, outs: usize, stages: usize| {
+            let shared = 2 * (outs * ranks + 2 * SIDE * ranks) + stages * TILE + ALIGN;
+            BackwardParts { name, ranks, outs, shared, tokens: 16 }
+        };
+        match self {
+            Self::Short => portable("lora_backward_32_1", 32, 1, 2),
+            Self::Long => portable("lora_backward_32_2", 32, 2, 2),
+            Self::Deep => portable("lora_backward_32_2_deep", 32, 2, 3),
+            Self::Wide => portable("lora_backward_64_1", 64, 1, 2),
+            Self::Hopper1024 => hopper("lora_backward_sm90_32_8", 32, 1024, 4),
+            Self::Hopper512 => hopper("lora_backward_sm90_32_4", 32, 512, 4),
+            Self::Hopper512Pair => hopper("lora_backward_sm90_32_4_pair", 32, 512, 2),
+            Self::HopperWide => hopper("lora_backward_sm90_64_4", 64, 512, 4),
+        }
+    }
+
+    /// Blocks of threads along the outputs.
+    fn across(self, outs: &[usize]) -> usize {
+        outs.iter().map(|o| o.div_ceil(self.parts().outs)).sum()
+    }
+}
+
+/// How the backward over dy is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackwardPlan {
+    /// The kernel.
+    pub kernel: BackwardKernel,
+    /// Blocks for each multiprocessor.
+    pub times: usize,
+}
+
+/// Values of dy from which on two blocks share a multiprocessor: below, the partial sums of more runs cost more than they bring.
+const LARGE: usize = 40 << 20;
+
+/// A member of a launch over dy: one slice of the ranks of a projection.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    out: u32,
+    mid: u32,
+    dy: u32,
+    stride: u32,
+    b: u64,
+    db: u64,
+    scale: f32,
+}
+
+/// What a launch that adds up the parts of a backward depends on.
+struct SumSizes {
+    n: u32,
+    rank: u32,
+    /// Outputs of a block.
+    per: u32,
+    runs: u32,
+    db_stride: u32,
+    members: usize,
+}
+
+impl Device {
+    /// Adds up the parts of a backward, `(of dmid, of dB)`.
+    fn backward_sum(&self, sizes: &SumSizes, parts: (u64, u64), dmid: (u64, u32), slots: [Slot; MEMBERS]) -> Result<()> {
+        let [a, b, c] = slots;
+        let outs = [a, b, c].iter().map(|s| s.out as usize).sum::<usize>();
+        let values = sizes.rank as usize * (sizes.n as usize * sizes.members + outs);
+        let grid = config(blocks("lora_backward", values, 1024)?, 1, 0);
+        launch_early!(
+            self,
+            "lora_backward_sum",
+            grid,
+            parts.0,
+            parts.1,
+            sizes.n,
+            sizes.rank,
+            sizes.per,
+            sizes.runs,
+            a.out,
+            b.out,
+            c.out,
+            dmid.0,
+            dmid.1,
+            a.mid,
+            b.mid,
+            c.mid,
+            a.db,
+            b.db,
+            c.db,
+            sizes.db_stride,
+            a.scale,
+            b.scale,
+            c.scale,
+            sizes.members as u32
+        );
+        Ok(())
+    }
+
+    /// The plan of the backward for `n` tokens, members of these outputs, and their rank.
+    pub fn lora_backward_plan(&self, n: usize, outs: &[usize], rank: usize) -> BackwardPlan {
+        use BackwardKernel::{Deep, Hopper512, Hopper1024, HopperWide, Long, Short, Wide};
+        let fits = |kernel: BackwardKernel| self.shared_limit() as usize >= kernel.parts().shared;
+        let large = n.saturating_mul(outs.iter().sum()) >= LARGE;
+        if self.thin("lora_backward_sm90_32_4") {
+            // Of many outputs a block takes more, so that sums over them are of fewer parts.
+            let kernel = match (rank > 32, outs.iter().sum::<usize>() >= 16384) {
+                (true, _) => HopperWide,
+                (false, true) => Hopper1024,
+                (false, false) => Hopper512,
+            };
+            return BackwardPlan { kernel, times: 1 };
+        }
+        let kernel = match (rank > 32 && fits(Wide), large) {
+            (true, _) => Wide,
+            (false, false) if fits(Deep) => Deep,
+            (false, _) if fits(Long) => Long,
+            _ => Short,
+        };
+        BackwardPlan { kernel, times: if large { 2 } else { 1 } }
+    }
+
+    /// Floats of scratch for one launch over members of equal rank: partial sums of dmid and of dB.
+    fn backward_scratch(&self, plan: BackwardPlan, n: usize, outs: &[usize], rank: usize) -> [usize; 2] {
+        let (part, across) = (rank.min(plan.kernel.parts().ranks), plan.kernel.across(outs));
+        let runs = n.div_ceil(run_of(self, n, across, plan.times, plan.kernel.parts().tokens));
+        [across * n * part, runs * outs.iter().sum::<usize>() * part]
+    }
+
+    /// Bytes of scratch that [`Self::lora_backward`] needs for `n` tokens and members of these outputs and ranks; with a plan,
+    /// [`Self::lora_backward_as`].
+    pub fn lora_backward_scratch_bytes(&self, plan: Option<BackwardPlan>, n: usize, members: &[(usize, usize)]) -> usize {
+        let launch = |group: &[(usize, usize)]| {
+            let (outs, rank): (Vec<usize>, usize) = (group.iter().map(|m| m.0).collect(), group.first().map_or(0, |m| m.1));
+            let plan = plan.unwrap_or_else(|| self.lora_backward_plan(n, &outs, rank));
+            4 * self.backward_scratch(plan, n, &outs, rank).iter().sum::<usize>()
+        };
+        members.chunk_by(|a, b| a.1 == b.1).flat_map(|g| g.chunks(MEMBERS)).map(launch).max().unwrap_or(0)
+    }
+
+    /// The adapters' gradients behind `dy [n, Σ out]`, in one pass over it: of each member the columns `mid_from..mid_from + rank` of `dmid`
+    /// become `dyᵢ (scale B)`, and `dB += scale dyᵢᵀ midᵢ`.
+    ///
+    /// # Errors
+    /// Buffers or sizes that do not fit.
+    pub fn lora_backward(
+        &self,
+        n: usize,
+        dy: &Tensor,
+        mid: &Tensor,
+        members: &mut [LoraOut<'_>],
+        dmid: &mut Tensor,
+        scratch: &mut Floats,
+    ) -> Result<()> {
+        self.lora_backward_as(None, n, dy, mid, members, dmid, scratch)
+    }
+
+    /// [`Self::lora_backward`] with a plan of the caller's, for measurements.
+    ///
+    /// # Errors
+    /// As [`Self::lora_backward`]; plans that the card has not got the shared memory for.
+    #[expect(clippy::too_many_arguments, reason = "two products that share an operand")]
+    pub fn lora_backward_as(
+        &self,
+        plan: Option<BackwardPlan>,
+        n: usize,
+        dy: &Tensor,
+        mid: &Tensor,
+        members: &mut [LoraOut<'_>],
+        dmid: &mut Tensor,
+        scratch: &mut Floats,
+    ) -> Result<()> {
+        let op = "lora_backward";
+        let sy = 8 * rows(op, "dy", dy, n, dy.cols())?;
+        let (sm, sd) = (8 * rows(op, "mid", mid, n, mid.cols())?, 8 * rows(op, "dmid", dmid, n, dmid.cols())?);
+        for m in members.iter() {
+            rank_of(op, m.rank)?;
+            inside(op, "B", (m.b.rows, m.b.cols), (m.out, m.rank))?;
+            least(op, "dy", dy.cols(), m.dy_from.checked_add(m.out))?;
+            least(op, "mid", mid.cols().min(dmid.cols()), m.mid_from.checked_add(m.rank))?;
+            least(op, "dB", m.db.len(), super::product(&[m.out, m.rank]))?;
+            if [m.out, m.dy_from, m.mid_from, m.b.stride].iter().any(|v| !v.is_multiple_of(8)) || !m.b.ptr.is_multiple_of(16) || m.out == 0
+            {
+                return Err(fail(op, "a member's outputs", m.out, "outputs, columns and a stride of B that are multiples of 8"));
+            }
+            small(op, [n, m.out, m.dy_from, m.mid_from, m.b.stride])?;
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        for group in members.chunk_by_mut(|a, b| a.rank == b.rank).flat_map(|g| g.chunks_mut(MEMBERS)) {
+            let rank = group.first().map_or(0, |m| m.rank);
+            let outs: Vec<usize> = group.iter().map(|m| m.out).collect();
+            let plan = plan.unwrap_or_else(|| self.lora_backward_plan(n, &outs, rank));
+            let (parts, across) = (plan.kernel.parts(), plan.kernel.across(&outs));
+            let ranks = parts.ranks;
+            let [mids, bs] = self.backward_scratch(plan, n, &outs, rank);
+            least(op, "scratch", scratch.len(), mids.checked_add(bs))?;
+            let run = run_of(self, n, across, plan.times, parts.tokens);
+            let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * mids as u64);
+            for from in (0..rank).step_by(ranks) {
+                let part = (rank - from).min(ranks);
+                let mut s = [Slot::default(); MEMBERS];
+                for (slot, m) in s.iter_mut().zip(group.iter()) {
+                    let at = from as u64;
+                    let (mid, dy) = ((m.mid_from + from) as u32, m.dy_from as u32);
+                    let (b, db) = (m.b.ptr + 2 * at, m.db.ptr() + 4 * at);
+                    *slot = Slot { out: m.out as u32, mid, dy, stride: m.b.stride as u32, b, db, scale: m.scale };
+                }
+                let [a, b, c] = s;
+                let (n32, part32, run32) = (n as u32, part as u32, run as u32);
+                let grid = config(blocks(op, across, 1)?, runs, parts.shared);
+                launch_early!(
+                    self,
+                    parts.name,
+                    grid,
+                    dy.ptr(),
+                    sy,
+                    mid.ptr(),
+                    sm,
+                    n32,
+                    part32,
+                    run32,
+                    a.out,
+                    b.out,
+                    c.out,
+                    a.mid,
+                    b.mid,
+                    c.mid,
+                    a.dy,
+                    b.dy,
+                    c.dy,
+                    a.b,
+                    b.b,
+                    c.b,
+                    a.stride,
+                    b.stride,
+                    c.stride,
+                    scratch.ptr(),
+                    part_b
+                );
+                let sizes = SumSizes { n: n32, rank: part32, per: parts.outs as u32, runs, db_stride: rank as u32, members: group.len() };
+                self.backward_sum(&sizes, (scratch.ptr(), part_b), (dmid.ptr(), sd), s)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::swiglu_lora_backward`] serves a group of gate and up with these ranks.
+    pub fn fuses_swiglu(&self, ranks: [usize; 2]) -> bool {
+        let [gate, up] = ranks;
+        std::env::var_os("LORA_NOFUSE").is_none()
+            && gate == up
+            && gate > 0
+            && gate <= 32
+            && gate.is_multiple_of(8)
+            && self.thin("lora_backward_swiglu_sm90")
+    }
+
+    /// Tokens of a run and the blocks along the width.
+    fn swiglu_run(&self, n: usize, width: usize) -> (usize, usize) {
+        let across = width.div_ceil(SWIGLU_COLUMNS);
+        (run_of(self, n, across, 1, 16), across)
+    }
+
+    /// Bytes of scratch that [`Self::swiglu_lora_backward`] needs.
+    pub fn swiglu_lora_scratch_bytes(&self, n: usize, width: usize, rank: usize) -> usize {
+        let (run, across) = self.swiglu_run(n, width);
+        4 * 2 * rank * (across * n + n.div_ceil(run) * width)
+    }
+
+    /// [`Self::swiglu_backward`] in place and [`Self::lora_backward`] of gate and up, in one pass.
+    ///
+    /// # Errors
+    /// Buffers or sizes that do not fit; members that [`Self::fuses_swiglu`] does not serve.
+    #[expect(clippy::too_many_arguments, reason = "two operations that share an operand")]
+    pub fn swiglu_lora_backward(
+        &self,
+        n: usize,
+        width: usize,
+        dout: &Tensor,
+        gate_up: &mut Tensor,
+        mid: &Tensor,
+        members: &mut [LoraOut<'_>],
+        dmid: &mut Tensor,
+        scratch: &mut Floats,
+    ) -> Result<()> {
+        let op = "swiglu_lora_backward";
+        let [gate, up] = members else { return Err(fail(op, "the members", members.len(), "gate and up")) };
+        if !self.fuses_swiglu([gate.rank, up.rank]) || [gate.dy_from, up.dy_from, gate.out, up.out] != [0, width, width, width] {
+            return Err(fail(
+                op,
+                "a member's rank",
+                gate.rank,
+                "equal ranks of at most 32 that are multiples of 8, and as many outputs as the width",
+            ));
+        }
+        let rank = gate.rank;
+        let (sy, sx) = (8 * rows(op, "dout", dout, n, width)?, 8 * rows(op, "gate_up", gate_up, n, 2 * width)?);
+        let (sm, sd) = (8 * rows(op, "mid", mid, n, mid.cols())?, 8 * rows(op, "dmid", dmid, n, dmid.cols())?);
+        let mut slots = [Slot::default(); MEMBERS];
+        for (slot, m) in slots.iter_mut().zip([&*gate, &*up]) {
+            inside(op, "B", (m.b.rows, m.b.cols), (width, rank))?;
+            least(op, "mid", mid.cols().min(dmid.cols()), m.mid_from.checked_add(rank))?;
+            least(op, "dB", m.db.len(), super::product(&[width, rank]))?;
+            if [width, m.mid_from, m.b.stride].iter().any(|v| !v.is_multiple_of(8)) || !m.b.ptr.is_multiple_of(16) || width == 0 {
+                return Err(fail(op, "the width", width, "a width, columns and a stride of B that are multiples of 8"));
+            }
+            small(op, [n, 2 * width, m.mid_from, m.b.stride])?;
+            let (mid, dy) = (m.mid_from as u32, m.dy_from as u32);
+            *slot = Slot { out: width as u32, mid, dy, stride: m.b.stride as u32, b: m.b.ptr, db: m.db.ptr(), scale: m.scale };
+        }
+        least(op, "scratch", scratch.bytes(), Some(self.swiglu_lora_scratch_bytes(n, width, rank)))?;
+        if n == 0 {
+            return Ok(());
+        }
+        let (run, across) = self.swiglu_run(n, width);
+        let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * (2 * across * n * rank) as u64);
+        let shared = 2 * 2 * SWIGLU_COLUMNS * 32 + 3 * 3 * TILE / 2 + 2 * 2 * 2 * TOKENS * 32 + ALIGN;
+        let grid = config(blocks(op, across, 1)?, runs, shared);
+        let ([a, b, _], rank32) = (slots, rank as u32);
+        launch_early!(
+            self,
+            "lora_backward_swiglu_sm90",
+            grid,
+            dout.ptr(),
+            sy,
+            gate_up.ptr(),
+            sx,
+            width as u32,
+            mid.ptr(),
+            sm,
+            n as u32,
+            rank32,
+            run as u32,
+            a.mid,
+            b.mid,
+            a.b,
+            b.b,
+            a.stride,
+            b.stride,
+            scratch.ptr(),
+            part_b
+        );
+        let sizes = SumSizes { n: n as u32, rank: rank32, per: SWIGLU_COLUMNS as u32, runs, db_stride: rank32, members: 2 };
+        self.backward_sum(&sizes, (scratch.ptr(), part_b), (dmid.ptr(), sd), slots)
+    }
+}
