@@ -103,8 +103,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
                 load_rows<128>(V_AT, qkv, (heads + kv_heads + kv) * 128, tile.first + start, KV_FULL);
             }
             u32 t = 0;
-            for (int head = first_head; head < end_head; ++head)
-                for (int row = last; row >= start; row -= 64, ++t) {
+            for (int row = last; row >= start; row -= 64)
+                for (int head = first_head; head < end_head; ++head, ++t) {
                     const u32 s = t & 1, parity = ((t >> 1) & 1) ^ 1;
                     const float* l = lse + (u64)head * n + tile.first + row + lane;
                     const float* g = delta + (u64)head * n + tile.first + row + lane;
@@ -132,8 +132,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
             // the next already adds.
             const u32 before = start >> 7, adder = warp - 1;
             u32 next = 0, uses = 0, t = 0;
-            for (int head = first_head; head < end_head; ++head)
-                for (int row = last; row >= start; row -= 64, ++t) {
+            for (int row = last; row >= start; row -= 64)
+                for (int head = first_head; head < end_head; ++head, ++t) {
                     const bool mine = next == adder;
                     next = next == ADDERS - 1 ? 0 : next + 1;
                     if (!mine) continue;
@@ -183,8 +183,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_sm90(con
         products_commit();
         products_wait<0>();
         settled(p);
-        for (int head = first_head; head < end_head; ++head)
-            for (int row = last; row >= start; row -= 64, ++t) {
+        for (int row = last; row >= start; row -= 64)
+            for (int head = first_head; head < end_head; ++head, ++t) {
                 const u32 s = t & 1, parity = (t >> 1) & 1;
                 float dp[32];
                 wait(D_FULL(s), parity);
