@@ -6,19 +6,32 @@
 // begins with at 0.
 extern "C" __global__ void __launch_bounds__(256) attention_delta(const u16* __restrict__ dout, u32 sd, const u16* __restrict__ out,
     u32 so, u32 n, u32 heads, u32 lanes, float* __restrict__ delta, u32* __restrict__ turns, u32 turn_count) {
-    u64 at = (u64)blockIdx.x * 256 + threadIdx.x, item = at / lanes;
-    u32 lane = (u32)(at % lanes), row = (u32)(item / heads), head = (u32)(item % heads);
-    if (at < turn_count) turns[at] = 0;
-    float sum = 0.0f;
-    if (row < n) {
-        float a[8], b[8];
-        unpack8(((const uint4*)dout)[(u64)row * sd + head * lanes + lane], a);
-        unpack8(((const uint4*)out)[(u64)row * so + head * lanes + lane], b);
+    // Four pairs of loads at a time: fewer do not fill the way to memory.
+    constexpr int EACH = 4;
+    let_next_start();
+    const u32 shift = 31 - __clz(lanes), lane = threadIdx.x & (lanes - 1);
+    const u64 first = (u64)blockIdx.x * (256 * EACH) + threadIdx.x;
+    uint4 a[EACH], b[EACH];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
+    for (int i = 0; i < EACH; ++i) {
+        const u64 at = first + 256 * i;
+        const u32 item = (u32)(at >> shift), row = item / heads, head = item - row * heads;
+        if (at < turn_count) turns[at] = 0;
+        const bool there = row < n;
+        a[i] = there ? ((const uint4*)dout)[(u64)row * sd + head * lanes + lane] : make_uint4(0, 0, 0, 0);
+        b[i] = there ? ((const uint4*)out)[(u64)row * so + head * lanes + lane] : make_uint4(0, 0, 0, 0);
     }
-    sum = group_sum(sum, lanes);
-    if (row < n && lane == 0) delta[(u64)head * n + row] = sum;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        const u32 item = (u32)((first + 256 * i) >> shift), row = item / heads, head = item - row * heads;
+        float x[8], y[8], sum = 0.0f;
+        unpack8(a[i], x);
+        unpack8(b[i], y);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sum = fmaf(x[e], y[e], sum);
+        sum = group_sum(sum, lanes);
+        if (row < n && lane == 0) delta[(u64)head * n + row] = sum;
+    }
 }
 
 // From raw scores and dp to probabilities and their gradients (without the scale).

@@ -26,6 +26,9 @@ static __device__ __forceinline__ void barriers_ready() {
     asm volatile("fence.proxy.async;" ::: "memory");
 }
 static __device__ __forceinline__ void arrive(u32 bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory"); }
+static __device__ __forceinline__ void arrive(u32 bar, u32 count) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(count) : "memory");
+}
 static __device__ __forceinline__ void arrive_expect(u32 bar, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(bytes) : "memory");
 }
@@ -77,7 +80,8 @@ static __device__ __forceinline__ void settled(float (&d)[N]) {
 static __device__ __forceinline__ u32 operand(u32 at, u32 block = 16) { return at >> 4 | (block >> 4) << 16; }
 #define STEP(bytes) ((bytes) >> 4)
 // Warpgroup of the thread, as a value that the compiler knows to be the same in a warp: descriptors then stay in uniform registers.
-static __device__ __forceinline__ int warpgroup() { return __shfl_sync(0xffffffffu, (int)(threadIdx.x >> 7), 0); }
+static __device__ __forceinline__ int same(int v) { return __shfl_sync(0xffffffffu, v, 0); }
+static __device__ __forceinline__ int warpgroup() { return same(threadIdx.x >> 7); }
 #define ACC8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
     "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define ACC32(d, i) ACC8(d, i), ACC8(d, i + 8), ACC8(d, i + 16), ACC8(d, i + 24)
@@ -136,11 +140,12 @@ static __device__ __forceinline__ uint4 gather_block(u32 v0, u32 v1, u32 v2, u32
     if (lane & 2) v1 = r; else v3 = r;
     return make_uint4(v0, v1, v2, v3);
 }
-// Stores row g (h = 0) and row g + 8 (h = 1) of a 64 x 128 accumulator, times a factor each, as bf16.
-static __device__ __forceinline__ void store_rows(const float (&d)[64], int h, float factor, u16* row, bool there) {
+// Stores row g (h = 0) and row g + 8 (h = 1) of an accumulator of 64 rows, times a factor each, as bf16.
+template <int N>
+static __device__ __forceinline__ void store_rows(const float (&d)[N], int h, float factor, u16* row, bool there) {
     const int q = threadIdx.x & 3;
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
+    for (int m = 0; m < N / 16; ++m) {
         u32 v[4];
 #pragma unroll
         for (int b = 0; b < 4; ++b) v[b] = pack2(d[16 * m + 4 * b + 2 * h] * factor, d[16 * m + 4 * b + 2 * h + 1] * factor);

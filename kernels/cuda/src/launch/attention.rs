@@ -1,6 +1,6 @@
 //! Causal grouped-query attention inside sequences, forward and backward (Dao 2023; on Hopper with ideas of Shah et al. 2024).
 
-use super::{blocks, fail, launch, least, product, rows};
+use super::{blocks, fail, launch, launch_early, least, product, rows};
 use crate::Result;
 use crate::device::{Device, TensorMap};
 use crate::memory::{Buffer, Floats, Tensor};
@@ -108,7 +108,7 @@ impl AttentionScratch {
 const HOPPER_DIM: usize = 128;
 /// Those kernels' shared memory: tiles, barriers, and what it takes to begin at a multiple of 1024.
 const FORWARD_SHARED: usize = 5 * 32768 + 256 + 1024;
-const BACKWARD_SHARED: usize = 230_400 + 128 + 1024;
+const BACKWARD_SHARED: usize = 230_400 + 256 + 1024;
 
 /// The kernels of a head size, and what a launch needs of the shape.
 struct Heads {
@@ -150,6 +150,12 @@ fn row_count(op: &'static str, n: usize, seqs: &Sequences) -> Result<u32> {
         return Err(fail(op, "the number of rows", n, format_args!("that of the sequences, {}", seqs.rows)));
     }
     u32::try_from(n).ok().filter(|n| *n <= i32::MAX as u32).ok_or_else(|| fail(op, "the number of rows", n, "less than 2^31"))
+}
+
+/// Tiles times heads: what blocks that stay take from a counter.
+fn total(op: &'static str, tiles: usize, heads: usize) -> Result<u32> {
+    let total = product(&[tiles, heads]).and_then(|t| u32::try_from(t).ok()).filter(|&t| t <= i32::MAX as u32);
+    total.ok_or_else(|| fail(op, "the work", tiles, "fewer rows"))
 }
 
 /// A block for each tile and head.
@@ -276,8 +282,7 @@ impl Device {
             return Ok(());
         }
         if self.own_attention(shape) {
-            let total = product(&[seqs.large, shape.heads]).and_then(|t| u32::try_from(t).ok()).filter(|&t| t <= i32::MAX as u32);
-            let total = total.ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
+            let total = total(op, seqs.large, shape.heads)?;
             let (qk, qkv) = (tensor_map(qk, n)?, tensor_map(qkv, n)?);
             let config = config(op, total.min(self.multiprocessors()) as usize, 1, 384, FORWARD_SHARED)?;
             launch!(
@@ -341,21 +346,23 @@ impl Device {
         let delta = &scratch.delta;
         let lanes = (h.dim / 8) as u32;
         let threads = product(&[n, shape.heads, lanes as usize]).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
-        let flat = super::grid(blocks(op, threads, 256)?, 1, 256);
+        let flat = super::grid(blocks(op, threads, 1024)?, 1, 256);
         let own = scratch.sums.as_ref().filter(|_| self.own_attention(shape));
-        // One turn for each row and head, and the count of blocks: fewer than the threads.
+        // One turn for each row and head, and the count of work taken: fewer than the threads.
         let turn_count =
             product(&[n, shape.heads]).and_then(|t| u32::try_from(t + 1).ok()).ok_or_else(|| fail(op, "the work", n, "fewer rows"))?;
         let (turns, turn_count) = own.map_or((0, 0), |(turns, _)| (turns.ptr(), turn_count));
         launch!(self, "attention_delta", flat, dout.ptr(), sdo, out.ptr(), so, count, h.heads, lanes, delta.ptr(), turns, turn_count);
         if let Some((turns, sums)) = own {
             let maps = (tensor_map(qk, n)?, tensor_map(qkv, n)?, tensor_map(dout, n)?);
-            let by_keys = config(op, seqs.large, h.kv_heads, 384, BACKWARD_SHARED)?;
-            launch!(
+            let total = total(op, seqs.large, shape.kv_heads)?;
+            let config = config(op, total.min(self.multiprocessors()) as usize, 1, 384, BACKWARD_SHARED)?;
+            launch_early!(
                 self,
                 "attention_backward_sm90",
-                by_keys,
+                config,
                 seqs.large_keys(),
+                total,
                 &maps.0,
                 &maps.1,
                 &maps.2,
