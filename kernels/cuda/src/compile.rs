@@ -123,8 +123,22 @@ pub const SOURCES: &[Source] = &[
         only: None,
     },
     Source {
+        file: "nf4_wide.cu",
+        text: concat!(include_str!("nf4_members.cu"), "#line 1 \"nf4_wide.cu\"\n", include_str!("nf4_wide.cu")),
+        kernels: &[
+            "nf4_wide_2_2",
+            "nf4_wide_3_2",
+            "nf4_wide_2_4",
+            "nf4_wide_3_4",
+            "nf4_wide_swiglu_3_2",
+            "nf4_wide_swiglu_3_4",
+            "nf4_ranks",
+        ],
+        only: None,
+    },
+    Source {
         file: "nf4_small.cu",
-        text: include_str!("nf4_small.cu"),
+        text: concat!(include_str!("nf4_members.cu"), "#line 1 \"nf4_small.cu\"\n", include_str!("nf4_small.cu")),
         kernels: &[
             "nf4_small_1_1",
             "nf4_small_2_1",

@@ -10,77 +10,13 @@
 // The eight warps of a block split k; their sums are added in order. The split depends on k alone, so a token's result depends neither on
 // the other tokens nor on the shape of the tiles.
 
-#define WARPS 8u
-#define LUT_WORDS 8192u  // 256 pairs for each of 32 lanes
-
-struct Member {
-    const u8* weight;     // NF4 pairs, or bf16
-    const float* code;    // 16 code points
-    const u8* codes;      // codes of the scales; null: plain scales
-    const float* map;     // 256 values of those codes
-    const float* absmax;
-    const float* lora;    // B of the adapter, [rows, rank], or null
-    const float* bias;    // [rows], or null
-    u64 row_bytes;        // from one row of the weight to the next
-    float offset;
-    float lora_scale;
-    int block_shift;      // log2 of the values of a block
-    int nested_shift;     // log2 of the blocks of a nested block
-    u32 rows;
-    u32 column;           // of the output
-    u32 rank;
-    u32 mid;              // column of the adapter's input
-    u32 tiles;
-    u32 ready;            // of the first member: the input is complete when the kernel begins
-    float fit;            // the code points times this are near to bf16 values
-    float unfit;          // its reciprocal
-};
-struct Members { Member of[4]; };
-
-// Weights are read once: they pass by the first-level cache.
-static __device__ __forceinline__ uint2 stream8(const u8* p) {
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ uint4 stream16(const u8* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-// Not through the read-only path: the previous kernel may still have been writing when this one began.
-static __device__ __forceinline__ uint4 input16(const u16* p) {
-    uint4 v;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ void input16_if(u32 real, const u16* p, uint4& v) {
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(p), "r"(real));
-}
-static __device__ __forceinline__ float input(const float* p) {
-    float v;
-    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-static __device__ __forceinline__ u32 word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-static __device__ __forceinline__ float block_scale(const Member& m, const float* map, u64 block) {
-    if (!m.codes) return m.absmax[block];
-    return __fadd_rn(__fmul_rn(map[m.codes[block]], m.absmax[block >> m.nested_shift]), m.offset);
-}
-
 // MT tiles of 16 weight rows by NT tiles of 8 tokens in each warp, in groups of D blocks of 64 values: while a group is multiplied, the next one is
 // on its way, across the ends of tiles, which a block takes one after the other. PAIR: the first eight rows of each tile belong to member 0
 // (gate), the others to member 1 (up), and the output is silu(gate) * up. `Out` is u16 (bf16) or float. `blocks` is a multiple of four, and all
 // members share their code points.
 template <int MT, int NT, int D, bool NF4, bool PAIR, bool STAGED, typename Out>
 static __device__ __forceinline__ void small_linear(
-    const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, const float* mid, u32 mid_stride, Out* __restrict__ out,
+    const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, Out* __restrict__ out,
     u32 out_stride) {
     constexpr u32 ROWS = 16 * MT;
     constexpr int XB = NT >= 8 ? 1 : 2;  // blocks of x in registers
@@ -89,6 +25,8 @@ static __device__ __forceinline__ void small_linear(
     extern __shared__ __align__(16) u32 shared[];
     __shared__ float maps[NF4 ? 1024 : 1];
     float* partial = (float*)(shared + (NF4 ? LUT_WORDS : 0));
+    u16* low_rank = (u16*)(partial + 2 * WARPS * 8 * PLACES + (STAGED ? WARPS * 1280 : 0));
+    const u32 units = NF4 && mid ? rank_units(n, blocks, ranks) : 0, workers = min(members.of[0].workers, gridDim.x);
     u32 tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
     let_next_start();
@@ -218,11 +156,15 @@ static __device__ __forceinline__ void small_linear(
         uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * 8 + ((i + tid) & 7)] = four;
+        if (blockIdx.x < min(units, workers)) rank_unit(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
         __syncthreads();
     }
-    // Where the adapters' first product runs beside this kernel, the input is there already, but an old copy may be in the first-level cache.
-    if (members.of[0].ready) __threadfence();
-    else wait_for_inputs();
+    wait_for_inputs();
+    if (NF4 && blockIdx.x < workers) {
+#pragma unroll 1
+        for (u32 unit = blockIdx.x; unit < units; unit += workers)
+            rank_unit(members, x, x_stride, n, blocks, mid, ranks, unit, partial, false, true);
+    }
 
     // x of one block: column g of each tile of tokens; columns past the end repeat the last.
     u32 columns[NT];
@@ -252,7 +194,7 @@ static __device__ __forceinline__ void small_linear(
         u32 at = byte == 0 ? w << 7 : w >> (8 * byte - 7);
         return *(const u32*)(lut + ((at & 0x7f80u) | lane4));
     };
-    bool waited = !members.of[0].ready;
+    bool gathered = false;
 #pragma unroll 1
     for (u32 linear = blockIdx.x; linear < total; linear += gridDim.x) {
         u32 tile = linear;
@@ -264,6 +206,20 @@ static __device__ __forceinline__ void small_linear(
             for (int j = 0; j < NT; ++j)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) sum[i][j][c] = 0.0f;
+
+        // B's first ranks are on their way while the tile is multiplied.
+        float early[MT == 1 && NF4 ? 2 : 1][4];
+        if constexpr (MT == 1 && NF4) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const Member& m = members.of[PAIR ? r : which];
+                u32 at = 16 * warp + 4 * t;
+                bool there = mid && m.lora && 16 * warp < m.rank;
+                const float* b = m.lora + (u64)row_of(tile, 8 * r + g, m.rows) * m.rank + at;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) early[r][e] = there && at + e < m.rank ? input(b + e) : 0.0f;
+            }
+        }
 
 #pragma unroll 1
         for (u32 at = first; at < last; at += D) {
@@ -360,8 +316,8 @@ static __device__ __forceinline__ void small_linear(
         asm volatile("" : "+r"(thread));
         u32 warp = thread >> 5, g = thread >> 2 & 7, t = thread & 3;
         if (NF4 && mid) {
-            if (!waited) wait_for_inputs();
-            waited = true;
+            if (!gathered) gather_ranks(members, n, blocks, mid, ranks, units, low_rank);
+            gathered = true;
 #pragma unroll 1
             for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
                 const Member& m = members.of[PAIR ? h : which];
@@ -377,17 +333,21 @@ static __device__ __forceinline__ void small_linear(
                             const float* b = m.lora + (u64)row_of(tile, 16 * i + 8 * r + g, m.rows) * m.rank;
                             float v[4];
 #pragma unroll
-                            for (int e = 0; e < 4; ++e) v[e] = (!PAIR || r == h) && at + e < m.rank ? input(b + at + e) : 0.0f;
+                            for (int e = 0; e < 4; ++e) {
+                                bool there = (!PAIR || r == h) && at + e < m.rank;
+                                if (MT == 1 && k == 16 * warp) v[e] = there ? early[MT == 1 ? r : 0][e] : 0.0f;
+                                else v[e] = there ? input(b + at + e) : 0.0f;
+                            }
                             a[i][r] = pack2(v[0], v[1]);
                             a[i][2 + r] = pack2(v[2], v[3]);
                         }
 #pragma unroll
                     for (int j = 0; j < NT; ++j) {
-                        const float* from = mid + (u64)min(8 * j + g, n - 1) * mid_stride + m.mid;
-                        float v[4];
+                        const u16* from = low_rank + min(8 * j + g, n - 1) * ranks + m.mid + at;
+                        u32 v[4];
 #pragma unroll
-                        for (int e = 0; e < 4; ++e) v[e] = at + e < m.rank ? input(from + at + e) * m.lora_scale : 0.0f;
-                        u32 b0 = pack2(v[0], v[1]), b1 = pack2(v[2], v[3]);
+                        for (int e = 0; e < 4; ++e) v[e] = at + e < m.rank ? from[e] : 0;
+                        u32 b0 = v[0] | v[1] << 16, b1 = v[2] | v[3] << 16;
 #pragma unroll
                         for (int i = 0; i < MT; ++i) mma(sum[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b0, b1);
                     }
@@ -440,8 +400,8 @@ static __device__ __forceinline__ void small_linear(
     }
 }
 
-#define ARGS const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, const float* mid, u32 mid_stride
-#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, OUT>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride)
+#define ARGS const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks
+#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, OUT>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride)
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, false, true, u16); }
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, false, false, u16); }
@@ -520,13 +480,13 @@ static __device__ __forceinline__ void any_linear(
     }
 }
 extern "C" __global__ void __launch_bounds__(256) nf4_small_any(ARGS, u16* out, u32 out_stride) {
-    any_linear<true>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride);
+    any_linear<true>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);
 }
 extern "C" __global__ void __launch_bounds__(256) bf16_small_any(ARGS, float* out, u32 out_stride) {
-    any_linear<false>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride);
+    any_linear<false>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);
 }
 
-// The adapters' first product: mid[n, ranks] = x A^T, a block per row of A and eight tokens. Up to four matrices side by side.
+// The adapters' first product for `any_linear`: mid[n, ranks] = x A^T. Up to four matrices side by side.
 struct Adapter {
     const float* a;
     u32 rank;
@@ -554,9 +514,8 @@ extern "C" __global__ void __launch_bounds__(1024) lora_mid(
         asm volatile("prefetch.global.L2 [%0];" :: "l"(a[0] + 16 * s));
         asm volatile("prefetch.global.L2 [%0];" :: "l"(a[1] + 16 * s));
     }
-    wait_for_inputs();
-    // The next kernel, which reads the same input, runs beside this one: that it has begun tells it that the input is complete.
     let_next_start();
+    wait_for_inputs();
     const u16* column = x + (u64)min(base + g, n - 1) * x_stride;
     float sum[4] = {};
 #pragma unroll 4

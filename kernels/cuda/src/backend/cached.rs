@@ -3,7 +3,7 @@
 use super::types::Batch;
 use super::{Cuda, Outcome};
 use crate::launch::{CachedScratch, KvCache};
-use crate::memory::Tensor;
+use crate::memory::{Floats, Tensor};
 use std::sync::PoisonError;
 use trainer_kernels::ops::{AttentionShape, OpsError};
 
@@ -45,6 +45,29 @@ impl Cuda {
     ) -> Outcome<()> {
         self.check_cache("cache_append", batch, n, cache)?;
         Ok(self.device.cache_append(n, layer, &batch.positions, &batch.slots, shape, qk, qkv, cache)?)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    pub(super) fn rotate_append(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qkv: &Tensor,
+        q_weight: &Floats,
+        k_weight: &Floats,
+        eps: f32,
+        theta: f64,
+        qk: &mut Tensor,
+        cache: &mut KvCache,
+    ) -> Outcome<()> {
+        let op = "qk_norm_rope_append";
+        self.check_cache(op, batch, n, cache)?;
+        let angles = self.angles(op, batch, theta, shape.head_dim)?;
+        let mut q = qk.columns(0, shape.q_width())?;
+        let (positions, slots) = (&batch.positions, &batch.slots);
+        Ok(self.device.qk_norm_rope_append(n, layer, positions, slots, &angles, shape, qkv, q_weight, k_weight, eps, &mut q, cache)?)
     }
 
     #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is read")]

@@ -16,7 +16,7 @@
 use super::fp8::Eights;
 use super::types::{Batch, Param};
 use super::{Cuda, Outcome, Products};
-use crate::launch::{DeviceNf4, LoraIn, LoraOut, LoraPart, MOST_SMALL_ROWS, QuantSource, SmallLora, SmallMember};
+use crate::launch::{DeviceNf4, LoraIn, LoraOut, LoraPart, MOST_SMALL_ROWS, QuantSource, SmallLora, SmallMember, small_scratch};
 use crate::matrix::{Float, Matrix, Op, Out};
 use crate::memory::{Floats, Tensor};
 use std::sync::{Mutex, PoisonError};
@@ -604,6 +604,7 @@ impl Cuda {
         d.lora_mid_scratch_bytes(n, inner, ranks)
             .max(d.lora_backward_scratch_bytes(None, n, &with))
             .max(d.lora_da_scratch_bytes(n, inner, ranks))
+            .max(4 * small_scratch(n.min(MOST_SMALL_ROWS), inner, ranks))
     }
 
     /// Runs `work` with a buffer for so many bytes of partial sums.
@@ -620,12 +621,12 @@ impl Cuda {
         }
     }
 
-    /// A few rows straight from packed weights; false, and nothing done, where the weights are not in NF4.
-    fn small(&self, n: usize, x: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], out: &mut Tensor) -> Outcome<bool> {
-        let mut members = Vec::with_capacity(w.members.len());
+    /// A group's members for few rows and the sum of their ranks; None where some weight is not in NF4.
+    fn small_members<'a>(w: &'a Group, lora: &'a [Option<LoraMember<'_, Param>>]) -> Option<(Vec<SmallMember<'a>>, usize)> {
         let mut ranks = 0;
+        let mut members = Vec::with_capacity(w.members.len());
         for (m, l) in w.members.iter().zip(lora) {
-            let Some(Frozen::Nf4(weight)) = &m.frozen else { return Ok(false) };
+            let Some(Frozen::Nf4(weight)) = &m.frozen else { return None };
             let with = l.as_ref().filter(|l| l.rank > 0);
             ranks += with.map_or(0, |l| l.rank);
             members.push(SmallMember {
@@ -635,7 +636,41 @@ impl Cuda {
                 bias: l.as_ref().and_then(|l| l.bias).map(Param::values).or(m.bias.as_ref()),
             });
         }
-        self.with_partial(4 * n * ranks.max(1), |mid| Ok(self.device.nf4_linear(n, x, &members, mid, out)?))?;
+        Some((members, ranks))
+    }
+
+    /// A few rows straight from packed weights; false, and nothing done, where the weights are not in NF4.
+    fn small(&self, n: usize, x: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], out: &mut Tensor) -> Outcome<bool> {
+        let Some((members, ranks)) = Self::small_members(w, lora) else { return Ok(false) };
+        let bytes = 4 * small_scratch(n, w.in_features, ranks).max(1);
+        self.with_partial(bytes, |mid| Ok(self.device.nf4_linear(n, x, &members, mid, out)?))?;
+        Ok(true)
+    }
+
+    /// SwiGLU of a few rows straight from packed weights of gate and up; false, and nothing done, where no kernel serves that.
+    pub(super) fn small_swiglu(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        out: &mut Tensor,
+    ) -> Outcome<bool> {
+        let op = "linear_swiglu";
+        if n == 0 || n > MOST_SMALL_ROWS || batch.has_targets {
+            return Ok(false);
+        }
+        self.ranks(op, w, lora)?;
+        check_tensor(op, "x", x, n, w.in_features)?;
+        let Some((members, ranks)) = Self::small_members(w, lora) else { return Ok(false) };
+        let &[gate, up] = members.as_slice() else { return Ok(false) };
+        if !self.device.nf4_swiglu_fits(n, gate.weight, up.weight, ranks) {
+            return Ok(false);
+        }
+        check_tensor(op, "out", out, n, gate.weight.rows)?;
+        let bytes = 4 * small_scratch(n, w.in_features, ranks).max(1);
+        self.with_partial(bytes, |mid| Ok(self.device.nf4_swiglu(n, x, gate, up, mid, out)?))?;
         Ok(true)
     }
 

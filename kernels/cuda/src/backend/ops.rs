@@ -476,6 +476,45 @@ impl Ops for Cuda {
         self.append(batch, n, layer, shape, qk, qkv, cache)
     }
 
+    fn qk_norm_rope_append(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qkv: &Tensor,
+        q_weight: &Floats,
+        k_weight: &Floats,
+        eps: f32,
+        theta: f64,
+        qk: &mut Tensor,
+        _rstd: &mut Floats,
+        cache: &mut KvCache,
+    ) -> Outcome<()> {
+        self.forget();
+        self.rotate_append(batch, n, layer, shape, qkv, q_weight, k_weight, eps, theta, qk, cache)
+    }
+
+    fn linear_swiglu(
+        &self,
+        batch: &Batch,
+        n: usize,
+        width: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        gate_up: &mut Tensor,
+        mid: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Outcome<()> {
+        if self.small_swiglu(batch, n, x, w, lora, out)? {
+            self.forget();
+            return Ok(());
+        }
+        self.linear(batch, n, x, w, lora, None, gate_up, mid)?;
+        self.swiglu(n, width, gate_up, out)
+    }
+
     fn attention_cached(
         &self,
         batch: &Batch,

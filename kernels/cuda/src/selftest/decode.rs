@@ -150,7 +150,7 @@ impl Checks<'_> {
         let (card_x, _gap) = self.apart(cols, 8, &x)?;
         let small: Vec<SmallMember<'_>> = members.iter().zip(starts).map(|(m, start)| m.member(start)).collect();
         let kind = format!("{cols} block {blocksize}{}", if double == DoubleQuant::No { "" } else { " dq" });
-        let (mut mid, mut first) = (self.poison_floats(most * 21)?, Vec::new());
+        let (mut mid, mut first) = (self.poison_floats(crate::launch::small_scratch(most, cols, 24))?, Vec::new());
         for n in [1, 3, 8, 9, 16, 17, 32, 33, 64] {
             let (mut out, _gap) = self.apart(width, 64, &vec![f32::NAN; n * width])?;
             d.nf4_linear(n, &card_x, &small, &mut mid, &mut out)?;
@@ -185,7 +185,7 @@ impl Checks<'_> {
         self.note("nf4_linear, recorded", format!("5x{kind}"), if before { &got } else { &[] }, &want, BF16);
         let (gate, up) =
             (self.projection(104, cols, 16, true, blocksize, double)?, self.projection(104, cols, 8, false, blocksize, double)?);
-        if !d.nf4_swiglu_fits(&gate.weight, &up.weight) {
+        if !d.nf4_swiglu_fits(1, &gate.weight, &up.weight, 24) {
             let irregular = !cols.is_multiple_of(256) || blocksize < 64;
             let outcome: &[f32] = if irregular { &[1.0] } else { &[] };
             self.note("nf4_swiglu is refused", kind, outcome, &[1.0], 0.0);
