@@ -603,9 +603,9 @@ pub trait Ops: Send + Sync {
         cache: &mut Self::Cache,
     ) -> Result<()>;
 
-    /// [`Ops::qk_norm_rope`] and [`Ops::cache_append`] in one: of `qk`, only the queries are sure to be written.
+    /// [`Ops::qk_norm_rope`], [`Ops::cache_append`] and [`Ops::attention_cached`] in one: `qk` is room that may be used.
     #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
-    fn qk_norm_rope_append(
+    fn attention_appended(
         &self,
         batch: &Self::Batch,
         n: usize,
@@ -619,9 +619,11 @@ pub trait Ops: Send + Sync {
         qk: &mut Self::Tensor,
         rstd: &mut Self::Stats,
         cache: &mut Self::Cache,
+        out: &mut Self::Tensor,
     ) -> Result<()> {
         self.qk_norm_rope(batch, n, shape, qkv, q_weight, k_weight, eps, theta, qk, rstd)?;
-        self.cache_append(batch, n, layer, shape, qk, qkv, cache)
+        self.cache_append(batch, n, layer, shape, qk, qkv, cache)?;
+        self.attention_cached(batch, n, layer, shape, qk, cache, out)
     }
 
     /// [`Ops::linear`] of a group of gate and up without dropout, and [`Ops::swiglu`] of its result. `gate_up`, `[n, 2 * width]`, may be left as it is.

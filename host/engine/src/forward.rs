@@ -124,25 +124,18 @@ impl<'a, B: Ops> Forward<'a, B> {
         let lora = self.members::<3>(module + QKV);
         ops.linear(self.batch, n, &b.h, &layer.qkv, &lora, None, &mut b.qkv, &mut b.mid_h).at(|| at("q, k, v"))?;
         let (q_norm, k_norm) = (&layer.q_norm, &layer.k_norm);
-        let rotated = "query and key norm, rotation";
-        let cached = if let Some(Attend::Cached(cache)) = attend {
-            let (qk, rstd) = (&mut b.qk, &mut b.rstd_qk);
-            ops.qk_norm_rope_append(self.batch, n, number, shape, &b.qkv, q_norm, k_norm, dims.eps, dims.theta, qk, rstd, cache)
-                .at(|| at(rotated))?;
-            Some(cache)
+        if let Some(Attend::Cached(cache)) = attend {
+            let (qk, rstd, out) = (&mut b.qk, &mut b.rstd_qk, &mut b.attended);
+            ops.attention_appended(self.batch, n, number, shape, &b.qkv, q_norm, k_norm, dims.eps, dims.theta, qk, rstd, cache, out)
+                .at(|| at("attention to the cache"))?;
         } else {
             ops.qk_norm_rope(self.batch, n, shape, &b.qkv, q_norm, k_norm, dims.eps, dims.theta, &mut b.qk, &mut b.rstd_qk)
-                .at(|| at(rotated))?;
+                .at(|| at("query and key norm, rotation"))?;
             if let Some(Attend::Fresh(cache)) = attend {
                 ops.cache_append(self.batch, n, number, shape, &b.qk, &b.qkv, cache).at(|| at("cache"))?;
             }
-            None
-        };
-        match cached {
-            Some(cache) => ops.attention_cached(self.batch, n, number, shape, &b.qk, cache, &mut b.attended),
-            None => ops.attention(self.batch, n, shape, &b.qk, &b.qkv, &mut b.attended, &mut b.lse),
+            ops.attention(self.batch, n, shape, &b.qk, &b.qkv, &mut b.attended, &mut b.lse).at(|| at("attention"))?;
         }
-        .at(|| at("attention"))?;
         let lora = self.members::<1>(module + O);
         ops.linear(self.batch, n, &b.attended, &layer.o, &lora, None, &mut b.delta, &mut b.mid_attended).at(|| at("o"))?;
         ops.add_rms_norm(n, &mut b.x, &b.delta, &layer.post_norm, dims.eps, &mut b.h, &mut b.rstd).at(|| at("second norm"))?;

@@ -252,8 +252,27 @@ fn measure(
     let attend = |s: &mut Space, i: usize| {
         device.attention_cached(s.n, i, SHAPE, &s.q, &s.cache, &s.positions, &s.slots, s.longest, &mut s.scratch, &mut s.mixed)
     };
+    let rotated = |s: &mut Space, i: usize| {
+        device.attention_rotated(
+            s.n,
+            i,
+            SHAPE,
+            &s.qkv,
+            angles,
+            head_norm,
+            head_norm,
+            EPS,
+            &mut s.cache,
+            &s.positions,
+            &s.slots,
+            s.longest,
+            &mut s.scratch,
+            &mut s.mixed,
+        )
+    };
     let (short, tall) = (Some(64), None);
-    let parts: [Part<'_>; 14] = [
+    let parts: [Part<'_>; 15] = [
+        ("attention with rope", 4 * n * context * SHAPE.kv_width(), &|s, i, _| rotated(s, i)),
         ("norm", 0, &|s, _, _| residual(s)),
         ("qkv, tile 64", bytes(&[&first.q, &first.k, &first.v]), &|s, _, l| qkv(s, l, short)),
         ("qkv, default", bytes(&[&first.q, &first.k, &first.v]), &|s, _, l| qkv(s, l, tall)),
@@ -289,8 +308,7 @@ fn measure(
                     residual(s)?;
                 }
                 qkv(s, l, tile)?;
-                rope(s, i)?;
-                attend(s, i)?;
+                rotated(s, i)?;
                 o(s, l, tile)?;
                 residual(s)?;
                 swiglu(s, l, tile)?;

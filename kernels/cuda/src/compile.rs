@@ -123,20 +123,6 @@ pub const SOURCES: &[Source] = &[
         only: None,
     },
     Source {
-        file: "nf4_wide.cu",
-        text: concat!(include_str!("nf4_members.cu"), "#line 1 \"nf4_wide.cu\"\n", include_str!("nf4_wide.cu")),
-        kernels: &[
-            "nf4_wide_2_2",
-            "nf4_wide_3_2",
-            "nf4_wide_2_4",
-            "nf4_wide_3_4",
-            "nf4_wide_swiglu_3_2",
-            "nf4_wide_swiglu_3_4",
-            "nf4_ranks",
-        ],
-        only: None,
-    },
-    Source {
         file: "nf4_small.cu",
         text: concat!(include_str!("nf4_members.cu"), "#line 1 \"nf4_small.cu\"\n", include_str!("nf4_small.cu")),
         kernels: &[
@@ -165,7 +151,7 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "decode.cu",
         text: include_str!("decode.cu"),
-        kernels: &["cache_append", "qk_norm_rope_append", "attention_cached_128", "attention_cached_64", "attention_cached_32"],
+        kernels: &["cache_append", "qk_norm_rope_append", "attention_cached_128", "attention_cached_64", "attention_cached_32", "attention_rotated_128", "attention_rotated_64", "attention_rotated_32"],
         only: None,
     },
     Source {

@@ -94,21 +94,64 @@ extern "C" __global__ void __launch_bounds__(128) qk_norm_rope_append(
     to[lanes + lane] = second;
 }
 
-template <int DIM>
+// What attention needs to rotate its rows itself.
+struct Rotation {
+    const float* q_weight;
+    const float* k_weight;
+    const float* angles;
+    float eps;
+    u32 positions;  // of the angles
+};
+
+// The norm and rotation of a head whose first `lanes` vectors of eight are `first` and the others `second`, as in qk_norm_rope_append.
+template <u32 LANES>
+static __device__ __forceinline__ void rotate(uint4& first, uint4& second, u32 lane, const float* weight, const float* angle, float eps) {
+    constexpr u32 HALF = LANES * 8;
+    float a[8], b[8], wa[8], wb[8], c[8], s[8];
+    load8(weight + 8 * lane, wa);
+    load8(weight + HALF + 8 * lane, wb);
+    load8(angle + 8 * lane, c);
+    load8(angle + HALF + 8 * lane, s);
+    unpack8(first, a);
+    unpack8(second, b);
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares = fmaf(a[j], a[j], fmaf(b[j], b[j], squares));
+    for (int o = LANES >> 1; o > 0; o >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, o);
+    float r = 1.0f / sqrtf(squares / (float)(2 * HALF) + eps);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        float y1 = a[j] * r * wa[j], y2 = b[j] * r * wb[j];
+        a[j] = y1 * c[j] - y2 * s[j];
+        b[j] = y2 * c[j] + y1 * s[j];
+    }
+    first = pack8(a);
+    second = pack8(b);
+}
+
+// FUSED: `q` holds queries, keys and values as they were projected, one row of each slot: the queries are rotated here, and the block whose part
+// the row's own position belongs to rotates the key and puts it and the value into the cache.
+template <int DIM, bool FUSED>
 static __device__ __forceinline__ void attend(
-    const u16* q, u32 q_stride, const u16* keys, const u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, u32 slot_count,
-    u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride) {
+    const u16* q, u32 q_stride, u16* keys, u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, u32 slot_count,
+    u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride, const Rotation& by) {
     constexpr u32 KEY_LANES = DIM / 16, KEY_PASS = 32 / KEY_LANES, KEY_PASSES = 16 / KEY_PASS;        // of the 16 keys of a warp
     constexpr u32 VALUE_LANES = DIM / 8, VALUE_PASS = 32 / VALUE_LANES, VALUE_PASSES = 16 / VALUE_PASS;
     __shared__ float scores[SPLIT][GROUP];
     __shared__ float2 norms[GROUP];
     __shared__ float sums[8][GROUP][DIM];
     __shared__ bool last;
+    __shared__ __align__(16) u16 rotated[FUSED ? (GROUP + 1) * DIM : 8];  // queries, and the row's own key
     let_next_start();
-    wait_for_inputs();
+    // No kernel of a step writes positions and slots.
+    if (!FUSED) wait_for_inputs();
     u32 row = blockIdx.z, chunks = (group + GROUP - 1) / GROUP, kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
     u32 position = input(positions + row), slot = input(slots + row);
-    if (position >= length || slot >= slot_count) return;
+    if (position >= length || slot >= slot_count || (FUSED && position >= by.positions)) {
+        // Whoever waits for this kernel relies on its having waited itself.
+        if (FUSED) wait_for_inputs();
+        return;
+    }
     // A position past the grid's reach is the caller's mistake; it must not hang the count of finished blocks.
     u32 splits = min(position / SPLIT + 1, gridDim.x);
     if (blockIdx.x >= splits) return;
@@ -118,18 +161,54 @@ static __device__ __forceinline__ void attend(
     u32 first_head = kv * group + chunk * GROUP, heads = min(group - chunk * GROUP, (u32)GROUP);
 
     u32 kl = lane % KEY_LANES, vl = lane % VALUE_LANES;
+    // The row's own key and value are not in the cache yet where it is this kernel that puts them there; all others are older than this step.
+    u32 there = FUSED ? position : seen;
     uint4 k[KEY_PASSES][2];
 #pragma unroll
     for (u32 p = 0; p < KEY_PASSES; ++p) {
         u32 key = first_key + p * KEY_PASS + lane / KEY_LANES;
         const u16* from = keys + base + (u64)key * DIM + 8 * kl;
-        k[p][0] = key < seen ? input16(from) : make_uint4(0, 0, 0, 0);
-        k[p][1] = key < seen ? input16(from + DIM / 2) : make_uint4(0, 0, 0, 0);
+        k[p][0] = key < there ? input16(from) : make_uint4(0, 0, 0, 0);
+        k[p][1] = key < there ? input16(from + DIM / 2) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (u32 p = 0; p < VALUE_PASSES; ++p) {
         u32 key = first_key + p * VALUE_PASS + lane / VALUE_LANES;
-        if (key < seen && vl % 2 == 0) asm volatile("prefetch.global.L2 [%0];" :: "l"(values + base + (u64)key * DIM + 8 * vl));
+        if (key < there && vl % 2 == 0) asm volatile("prefetch.global.L2 [%0];" :: "l"(values + base + (u64)key * DIM + 8 * vl));
+    }
+    const u16* own_value = q + (u64)row * q_stride + (kv_heads * (group + 1) + kv) * DIM;
+    bool own = blockIdx.x == splits - 1 && position / SPLIT == splits - 1;
+    if constexpr (FUSED) {
+        constexpr u32 LANES = DIM / 16;
+        const float* angle = by.angles + (u64)position * DIM;
+        u32 l = lane % LANES, head = lane / LANES;
+        if (warp == 1 && lane < 4 * LANES) {
+            asm volatile("prefetch.global.L2 [%0];" :: "l"(by.q_weight + 16 * l));
+            asm volatile("prefetch.global.L2 [%0];" :: "l"(by.k_weight + 16 * l));
+        }
+        wait_for_inputs();
+        if (warp == 0 || (warp == 1 && own)) {
+            bool key = warp == 1;
+            const u16* from = q + (u64)row * q_stride + (key ? kv_heads * group + kv : first_head + min(head, heads - 1)) * DIM + 8 * l;
+            uint4 first = input16(from), second = input16(from + DIM / 2);
+            rotate<LANES>(first, second, l, key ? by.k_weight : by.q_weight, angle, by.eps);
+            if (head < (key ? 1 : GROUP)) {
+                u16* to = rotated + (key ? GROUP : head) * DIM + 8 * l;
+                *(uint4*)to = first;
+                *(uint4*)(to + DIM / 2) = second;
+                if (key && chunk == 0) {
+                    u16* cache = keys + base + (u64)position * DIM + 8 * l;
+                    *(uint4*)cache = first;
+                    *(uint4*)(cache + DIM / 2) = second;
+                    const u16* v = own_value + 16 * l;
+                    uint4 low = input16(v), high = input16(v + 8);
+                    cache = values + base + (u64)position * DIM + 16 * l;
+                    *(uint4*)cache = low;
+                    *(uint4*)(cache + 8) = high;
+                }
+            }
+        }
+        __syncthreads();
     }
     {
         float query[GROUP][16];
@@ -137,8 +216,9 @@ static __device__ __forceinline__ void attend(
         for (u32 h = 0; h < GROUP; ++h) {
             const u16* from = q + (u64)row * q_stride + (first_head + min(h, heads - 1)) * DIM + 8 * kl;
             float a[8], b[8];
-            unpack8(input16(from), a);
-            unpack8(input16(from + DIM / 2), b);
+            if constexpr (FUSED) from = rotated + min(h, heads - 1) * DIM + 8 * kl;
+            unpack8(FUSED ? *(const uint4*)from : input16(from), a);
+            unpack8(FUSED ? *(const uint4*)(from + DIM / 2) : input16(from + DIM / 2), b);
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
                 query[h][e] = a[e] * scale;
@@ -148,6 +228,10 @@ static __device__ __forceinline__ void attend(
 #pragma unroll
         for (u32 p = 0; p < KEY_PASSES; ++p) {
             float a[8], b[8], dot[GROUP];
+            if (FUSED && own && first_key + p * KEY_PASS + lane / KEY_LANES == position) {
+                k[p][0] = *(const uint4*)(rotated + GROUP * DIM + 8 * kl);
+                k[p][1] = *(const uint4*)(rotated + GROUP * DIM + DIM / 2 + 8 * kl);
+            }
             unpack8(k[p][0], a);
             unpack8(k[p][1], b);
 #pragma unroll
@@ -167,7 +251,8 @@ static __device__ __forceinline__ void attend(
 #pragma unroll
     for (u32 p = 0; p < VALUE_PASSES; ++p) {
         u32 key = first_key + p * VALUE_PASS + lane / VALUE_LANES;
-        v[p] = key < seen ? input16(values + base + (u64)key * DIM + 8 * vl) : make_uint4(0, 0, 0, 0);
+        v[p] = key < there ? input16(values + base + (u64)key * DIM + 8 * vl) : make_uint4(0, 0, 0, 0);
+        if (FUSED && own && key == position) v[p] = input16(own_value + 8 * vl);
     }
     __syncthreads();
     // Softmax of the part: a warp per head. The part's first key is always seen, so the maximum is finite.
@@ -279,9 +364,14 @@ static __device__ __forceinline__ void attend(
     }
 }
 
-#define ARGS const u16* q, u32 q_stride, const u16* keys, const u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, \
+#define ARGS const u16* q, u32 q_stride, u16* keys, u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, \
     u32 slot_count, u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride
 #define PASS q, q_stride, keys, values, positions, slots, kv_heads, group, slot_count, length, scale, parts, weights, counters, out, out_stride
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_128(ARGS) { attend<128>(PASS); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_64(ARGS) { attend<64>(PASS); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_32(ARGS) { attend<32>(PASS); }
+extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_128(ARGS) { attend<128, false>(PASS, {}); }
+extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_64(ARGS) { attend<64, false>(PASS, {}); }
+extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_32(ARGS) { attend<32, false>(PASS, {}); }
+#define TURN const float *q_weight, const float *k_weight, const float *angles, float eps, u32 angle_positions
+#define BY {q_weight, k_weight, angles, eps, angle_positions}
+extern "C" __global__ void __launch_bounds__(256, 2) attention_rotated_128(ARGS, TURN) { attend<128, true>(PASS, BY); }
+extern "C" __global__ void __launch_bounds__(256, 2) attention_rotated_64(ARGS, TURN) { attend<64, true>(PASS, BY); }
+extern "C" __global__ void __launch_bounds__(256, 2) attention_rotated_32(ARGS, TURN) { attend<32, true>(PASS, BY); }

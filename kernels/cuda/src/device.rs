@@ -197,11 +197,6 @@ impl Device {
         self.launch_as(name, config, args, false)
     }
 
-    /// Whether blocks can work in clusters.
-    pub(crate) fn has_clusters(&self) -> bool {
-        !matches!(self.arch, Arch::Sm80 | Arch::Sm86 | Arch::Sm89)
-    }
-
     /// [`Self::launch`] of a kernel that may begin while the previous one ends: it must execute `griddepcontrol.wait` before it reads or writes
     /// what another kernel writes or reads. On cards that lack the instruction, a plain launch. Use [`crate::launch::launch_early`].
     ///

@@ -55,6 +55,11 @@ static __device__ __forceinline__ float input(const float* p) {
     return v;
 }
 // Not from the first-level cache, which may hold what was there before.
+static __device__ __forceinline__ uint4 fresh16(const u16* p) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
 static __device__ __forceinline__ float fresh(const float* p) {
     float v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p));
@@ -156,14 +161,33 @@ static __device__ __forceinline__ void gather_ranks(
     }
     __syncthreads();
     u32 segments = (blocks * 64 + SEGMENT - 1) / SEGMENT, values = n * ranks;
-    for (u32 i = thread; i < values; i += 32 * WARPS) {
+    auto store = [&](u32 i, float y) {
         u32 rank = i % ranks;
         int which = 0;
         while (which < 3 && rank >= members.of[which].rank) rank -= members.of[which++].rank;
-        float y = 0.0f;
-#pragma unroll 8
-        for (u32 s = 0; s < segments; ++s) y += fresh(mid + (s * values + i));
         to[i] = (u16)pack2(y * members.of[which].lora_scale, 0.0f);
+    };
+    if (values > 1024 && values % 4 == 0) {
+        for (u32 i = 4 * thread; i < values; i += 128 * WARPS) {
+            float y[4] = {};
+#pragma unroll 8
+            for (u32 s = 0; s < segments; ++s) {
+                uint4 v = fresh16((const u16*)(mid + (s * values + i)));
+                y[0] += __uint_as_float(v.x);
+                y[1] += __uint_as_float(v.y);
+                y[2] += __uint_as_float(v.z);
+                y[3] += __uint_as_float(v.w);
+            }
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) store(i + e, y[e]);
+        }
+    } else {
+        for (u32 i = thread; i < values; i += 32 * WARPS) {
+            float y = 0.0f;
+#pragma unroll 24
+            for (u32 s = 0; s < segments; ++s) y += fresh(mid + (s * values + i));
+            store(i, y);
+        }
     }
     __syncthreads();
 }

@@ -476,7 +476,7 @@ impl Ops for Cuda {
         self.append(batch, n, layer, shape, qk, qkv, cache)
     }
 
-    fn qk_norm_rope_append(
+    fn attention_appended(
         &self,
         batch: &Batch,
         n: usize,
@@ -490,9 +490,10 @@ impl Ops for Cuda {
         qk: &mut Tensor,
         _rstd: &mut Floats,
         cache: &mut KvCache,
+        out: &mut Tensor,
     ) -> Outcome<()> {
         self.forget();
-        self.rotate_append(batch, n, layer, shape, qkv, q_weight, k_weight, eps, theta, qk, cache)
+        self.rotate_and_attend(batch, n, layer, shape, qkv, (q_weight, k_weight), eps, theta, qk, cache, out)
     }
 
     fn linear_swiglu(

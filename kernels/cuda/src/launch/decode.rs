@@ -15,8 +15,10 @@ const WORDS: usize = 15;
 const WARPS: usize = 8;
 /// Bytes of the look-up table.
 const TABLE: usize = 32 << 10;
-/// Bytes of the weights on their way: two groups of 16 rows for each warp.
-const STAGES: usize = WARPS * 2 * 16 * 160;
+/// Bytes of the tables of scales.
+const MAPS: usize = 4 << 10;
+/// Shared memory of a block from which on kernels have more on its way: that of Hopper and of Blackwell's large cards.
+const LARGE: u32 = 200 << 10;
 /// Values of k of a unit of the adapters' first product.
 const SEGMENT: usize = 512;
 
@@ -91,14 +93,6 @@ fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>)
     Shape { plain, swiglu, tile, resident }
 }
 
-/// A kernel whose blocks work in clusters.
-#[derive(Clone, Copy)]
-struct Wide {
-    name: &'static str,
-    shared: usize,
-    blocks: usize,
-}
-
 /// Shared memory of the sums of a tile's warps, twice.
 fn sums(tile: usize) -> usize {
     2 * WARPS * 8 * (tile + 4) * 4
@@ -153,12 +147,6 @@ impl Device {
             && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code);
         let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
         let shape = shape(n, total, self.multiprocessors(), tile);
-        if fast && tile.is_none() {
-            if let Some(wide) = self.wide(n, cols, members.iter().map(|m| m.weight.rows.div_ceil(16)).sum(), ranks, false) {
-                let group = self.group(op, n, x, members, 16)?;
-                return self.launch_wide(op, wide, &group, group.tiles, cols / 64, x, mid, out);
-            }
-        }
         if fast && self.ranks_fit(n, shape, ranks) {
             let group = self.group(op, n, x, members, shape.tile)?;
             return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out);
@@ -173,68 +161,21 @@ impl Device {
         Ok(())
     }
 
-    /// The kernel of clusters for `n` rows of `cols` values and so many strips of weight rows; None where it does not serve.
-    fn wide(&self, n: usize, cols: usize, strips: usize, ranks: usize, swiglu: bool) -> Option<Wide> {
-        let clusters = self.multiprocessors() as usize / WARPS;
-        if !(9..=32).contains(&n) || !self.has_clusters() || clusters == 0 || std::env::var_os("DECODE_NARROW").is_some() {
-            return None;
-        }
-        let cost = |each: usize| each * strips.div_ceil(each * WARPS * clusters);
-        let each = if swiglu || cost(3) <= cost(2) { 3 } else { 2 };
-        let tokens = if n <= 16 { 16 } else { 32 };
-        let name = match (swiglu, each, tokens) {
-            (true, _, 16) => "nf4_wide_swiglu_3_2",
-            (true, _, _) => "nf4_wide_swiglu_3_4",
-            (false, 3, 16) => "nf4_wide_3_2",
-            (false, 3, _) => "nf4_wide_3_4",
-            (false, _, 16) => "nf4_wide_2_2",
-            (false, _, _) => "nf4_wide_2_4",
-        };
-        let share = (cols / 64).div_ceil(WARPS).next_multiple_of(4);
-        let shared = TABLE + 2 * tokens * (16 * each * WARPS + 4) * 4 + tokens * (share * 128 + 16) + 2 * n * ranks;
-        let blocks = WARPS * clusters.min(strips.div_ceil(each * WARPS));
-        (shared + 4096 <= self.shared_limit() as usize).then_some(Wide { name, shared, blocks })
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "what both operations have in common")]
-    fn launch_wide(
-        &self,
-        op: &'static str,
-        wide: Wide,
-        group: &Group,
-        strips: usize,
-        steps: usize,
-        x: &Tensor,
-        mid: &Floats,
-        out: &mut Tensor,
-    ) -> Result<()> {
-        debug_assert!(strips > 0, "a group has rows");
-        let n = group.n as usize;
-        let (stride, steps32) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
-        let (ptr, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
-        let words = group.words.as_slice();
-        if group.ranks > 0 {
-            least(op, "the scratch", mid.len(), Some(small_scratch(n, 64 * steps, group.ranks)))?;
-            let units = group.ranks.div_ceil(16) * n.div_ceil(8) * (64 * steps).div_ceil(SEGMENT);
-            let config = grid(blocks(op, units, 1)?, 1, 256);
-            launch_early!(self, "nf4_ranks", config, words, x.ptr(), group.x_stride, group.n, steps32, ptr, ranks);
-        }
-        let mut config = grid(blocks(op, wide.blocks, 1)?, 1, 256);
-        config.shared_mem_bytes = small(op, "the tile", wide.shared)?;
-        launch_early!(self, wide.name, config, words, x.ptr(), group.x_stride, group.n, steps32, ptr, ranks, out.ptr(), stride);
-        Ok(())
-    }
-
     /// Shared memory of a kernel of the tensor cores.
-    fn shared_bytes(n: usize, shape: Shape, ranks: usize) -> usize {
-        // The smallest tiles' weights pass through shared memory.
-        let staged = if shape.tile == 16 { STAGES } else { 0 };
-        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + staged)
+    fn shared_bytes(&self, n: usize, shape: Shape, ranks: usize) -> usize {
+        let large = self.shared_limit() >= LARGE;
+        // The smallest tiles' weights pass through shared memory; so does x where there are many tokens.
+        let on_their_way = match (shape.tile, n) {
+            (16, _) => WARPS * 2048 * if large { 4 } else { 2 },
+            (_, 17..=32) if large => WARPS * 3 * 32 * 144,
+            _ => 0,
+        };
+        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + on_their_way)
     }
 
     /// Whether `x Aᵀ` of so many ranks has room in shared memory.
     fn ranks_fit(&self, n: usize, shape: Shape, ranks: usize) -> bool {
-        Self::shared_bytes(n, shape, ranks) <= self.shared_limit() as usize
+        self.shared_bytes(n, shape, ranks) + MAPS <= self.shared_limit() as usize
     }
 
     /// Launches a kernel of the tensor cores: as many blocks as the card holds, each for several tiles.
@@ -255,8 +196,11 @@ impl Device {
         if group.ranks > 0 {
             least(op, "the scratch", mid.len(), Some(small_scratch(n, 64 * steps, group.ranks)))?;
         }
-        let mut config = grid(blocks(op, tiles, 1)?.min(shape.resident * self.multiprocessors()), 1, 256);
-        config.shared_mem_bytes = small(op, "the tile", Self::shared_bytes(n, shape, group.ranks))?;
+        let bytes = self.shared_bytes(n, shape, group.ranks);
+        // Each block of a multiprocessor has a kilobyte beside its own.
+        let resident = if 2 * (bytes + MAPS + 1024) <= self.shared_limit() as usize + 1024 { shape.resident } else { 1 };
+        let mut config = grid(blocks(op, tiles, 1)?.min(resident * self.multiprocessors()), 1, 256);
+        config.shared_mem_bytes = small(op, "the tile", bytes)?;
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
         let (stride, steps) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
         let words = group.words.as_slice();
@@ -320,10 +264,6 @@ impl Device {
         let width = gate.weight.rows;
         rows(op, "the output", out, n, width)?;
         let members = [gate, up];
-        if let Some(wide) = tile.is_none().then(|| self.wide(n, gate.weight.cols, width.div_ceil(8), ranks, true)).flatten() {
-            let group = self.group(op, n, x, &members, 8)?;
-            return self.launch_wide(op, wide, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out);
-        }
         let shape = shape(n, 2 * width, self.multiprocessors(), tile);
         let group = self.group(op, n, x, &members, shape.tile / 2)?;
         self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out)

@@ -240,7 +240,8 @@ impl Checks<'_> {
         let before = d.arena().usage().in_use;
         let (mut cache, mut cpu_cache) = (d.kv_cache(layers, slots, length, shape)?, self.cpu.cache(layers, slots, length, shape)?);
         let mut fused = d.kv_cache(layers, slots, length, shape)?;
-        let bytes = (d.arena().usage().in_use - before) as f32 / 2.0;
+        let mut rotated_here = d.kv_cache(layers, slots, length, shape)?;
+        let bytes = (d.arena().usage().in_use - before) as f32 / 3.0;
         let said = crate::launch::kv_cache_bytes(layers, slots, length, shape).unwrap_or(0) as f32;
         self.note("kv_cache_bytes", name.clone(), &[said], &[bytes], 0.0);
         let (qw, kw) = (self.random.values(shape.head_dim), self.random.values(shape.head_dim));
@@ -343,8 +344,23 @@ impl Checks<'_> {
             self.note("qk_norm_rope_append", what.clone(), &d.read_tensor(n, &q)?, &queries, BF16);
             let mut out: Tensor = self.poison(n, shape.q_width())?;
             d.attention_cached(n, layer, shape, &q, &fused, &card_positions, &card_slots, length, &mut scratch, &mut out)?;
+            let got = d.read_tensor(n, &out)?;
             // Queries and keys may be rounded to either side of a tie.
-            self.note("attention to the fused cache", what, &d.read_tensor(n, &out)?, &want, 4e-3);
+            self.note("attention to the fused cache", what.clone(), &got, &want, 4e-3);
+            // All in one, where each slot has one row; what it leaves in the cache shows in later calls.
+            let mut out: Tensor = self.poison(n, shape.q_width())?;
+            for layer in 0..layers {
+                let (at, of, cache) = (&card_positions, &card_slots, &mut rotated_here);
+                if n == sequences.len() {
+                    let (q, k, parts) = (&card_qw, &card_kw, &mut scratch);
+                    d.attention_rotated(n, layer, shape, &card_qkv, &angles, q, k, eps, cache, at, of, length, parts, &mut out)?;
+                } else {
+                    d.qk_norm_rope_append(n, layer, at, of, &angles, shape, &card_qkv, &card_qw, &card_kw, eps, &mut q, cache)?;
+                }
+            }
+            if n == sequences.len() {
+                self.note("attention_rotated", what, &d.read_tensor(n, &out)?, &got, 0.0);
+            }
         }
         Ok(())
     }
