@@ -13,6 +13,10 @@ static __device__ __forceinline__ uint4 input16(const void* p) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
+static __device__ __forceinline__ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 static __device__ __forceinline__ u32 input(const u32* p) {
     u32 v;
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
@@ -135,9 +139,8 @@ template <int DIM, bool FUSED>
 static __device__ __forceinline__ void attend(
     const u16* q, u32 q_stride, u16* keys, u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, u32 slot_count,
     u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride, const Rotation& by) {
-    constexpr u32 KEY_LANES = DIM / 16, KEY_PASS = 32 / KEY_LANES, KEY_PASSES = 16 / KEY_PASS;        // of the 16 keys of a warp
-    constexpr u32 VALUE_LANES = DIM / 8, VALUE_PASS = 32 / VALUE_LANES, VALUE_PASSES = 16 / VALUE_PASS;
-    __shared__ float scores[SPLIT][GROUP];
+    constexpr u32 VALUE_LANES = DIM / 8, VALUE_PASS = 32 / VALUE_LANES, VALUE_PASSES = 16 / VALUE_PASS;  // of the 16 keys of a warp
+    __shared__ __align__(16) float scores[SPLIT][GROUP];
     __shared__ float2 norms[GROUP];
     __shared__ float sums[8][GROUP][DIM];
     __shared__ bool last;
@@ -160,16 +163,17 @@ static __device__ __forceinline__ void attend(
     u64 base = ((u64)slot * kv_heads + kv) * length * DIM;
     u32 first_head = kv * group + chunk * GROUP, heads = min(group - chunk * GROUP, (u32)GROUP);
 
-    u32 kl = lane % KEY_LANES, vl = lane % VALUE_LANES;
+    // Tensor cores multiply a warp's 16 keys by the heads: a lane holds four eighths of keys g and g + 8, and of head g.
+    u32 g = lane >> 2, t = lane & 3, vl = lane % VALUE_LANES;
     // The row's own key and value are not in the cache yet where it is this kernel that puts them there; all others are older than this step.
     u32 there = FUSED ? position : seen;
-    uint4 k[KEY_PASSES][2];
+    uint4 k[2][DIM / 32];
 #pragma unroll
-    for (u32 p = 0; p < KEY_PASSES; ++p) {
-        u32 key = first_key + p * KEY_PASS + lane / KEY_LANES;
-        const u16* from = keys + base + (u64)key * DIM + 8 * kl;
-        k[p][0] = key < there ? input16(from) : make_uint4(0, 0, 0, 0);
-        k[p][1] = key < there ? input16(from + DIM / 2) : make_uint4(0, 0, 0, 0);
+    for (u32 h = 0; h < 2; ++h) {
+        u32 key = first_key + g + 8 * h;
+        const u16* from = keys + base + (u64)key * DIM + 8 * t;
+#pragma unroll
+        for (u32 c = 0; c < DIM / 32; ++c) k[h][c] = key < there ? input16(from + 32 * c) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (u32 p = 0; p < VALUE_PASSES; ++p) {
@@ -211,40 +215,27 @@ static __device__ __forceinline__ void attend(
         __syncthreads();
     }
     {
-        float query[GROUP][16];
+        float dot[4] = {};
 #pragma unroll
-        for (u32 h = 0; h < GROUP; ++h) {
-            const u16* from = q + (u64)row * q_stride + (first_head + min(h, heads - 1)) * DIM + 8 * kl;
-            float a[8], b[8];
-            if constexpr (FUSED) from = rotated + min(h, heads - 1) * DIM + 8 * kl;
-            unpack8(FUSED ? *(const uint4*)from : input16(from), a);
-            unpack8(FUSED ? *(const uint4*)(from + DIM / 2) : input16(from + DIM / 2), b);
+        for (u32 h = 0; h < 2; ++h)
+            if (FUSED && own && first_key + g + 8 * h == position)
 #pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                query[h][e] = a[e] * scale;
-                query[h][8 + e] = b[e] * scale;
-            }
+                for (u32 c = 0; c < DIM / 32; ++c) k[h][c] = *(const uint4*)(rotated + GROUP * DIM + 32 * c + 8 * t);
+        const u16* from = FUSED ? rotated + min(g, heads - 1) * DIM + 8 * t : q + (u64)row * q_stride + (first_head + min(g, heads - 1)) * DIM + 8 * t;
+#pragma unroll
+        for (u32 c = 0; c < DIM / 32; ++c) {
+            uint4 query = FUSED ? *(const uint4*)(from + 32 * c) : input16(from + 32 * c);
+            mma(dot, k[0][c].x, k[1][c].x, k[0][c].y, k[1][c].y, query.x, query.y);
+            mma(dot, k[0][c].z, k[1][c].z, k[0][c].w, k[1][c].w, query.z, query.w);
         }
-#pragma unroll
-        for (u32 p = 0; p < KEY_PASSES; ++p) {
-            float a[8], b[8], dot[GROUP];
-            if (FUSED && own && first_key + p * KEY_PASS + lane / KEY_LANES == position) {
-                k[p][0] = *(const uint4*)(rotated + GROUP * DIM + 8 * kl);
-                k[p][1] = *(const uint4*)(rotated + GROUP * DIM + DIM / 2 + 8 * kl);
-            }
-            unpack8(k[p][0], a);
-            unpack8(k[p][1], b);
-#pragma unroll
-            for (u32 h = 0; h < GROUP; ++h) {
-                dot[h] = 0.0f;
-#pragma unroll
-                for (int e = 0; e < 8; ++e) dot[h] = fmaf(query[h][e], a[e], fmaf(query[h][8 + e], b[e], dot[h]));
-                dot[h] = group_sum(dot[h], KEY_LANES);
-            }
-            u32 key = p * KEY_PASS + lane / KEY_LANES;
+        if (t < GROUP / 2) {
             float low = __uint_as_float(0xff800000u);
-            if (kl == 0)
-                *(float4*)scores[warp * 16 + key] = first_key + key < seen ? make_float4(dot[0], dot[1], dot[2], dot[3]) : make_float4(low, low, low, low);
+#pragma unroll
+            for (u32 h = 0; h < 2; ++h) {
+                bool real = first_key + g + 8 * h < seen;
+                *(float2*)&scores[warp * 16 + g + 8 * h][2 * t] =
+                    make_float2(real ? dot[2 * h] * scale : low, real ? dot[2 * h + 1] * scale : low);
+            }
         }
     }
     uint4 v[VALUE_PASSES];
@@ -367,11 +358,11 @@ static __device__ __forceinline__ void attend(
 #define ARGS const u16* q, u32 q_stride, u16* keys, u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, \
     u32 slot_count, u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride
 #define PASS q, q_stride, keys, values, positions, slots, kv_heads, group, slot_count, length, scale, parts, weights, counters, out, out_stride
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_128(ARGS) { attend<128, false>(PASS, {}); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_64(ARGS) { attend<64, false>(PASS, {}); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_32(ARGS) { attend<32, false>(PASS, {}); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_cached_128(ARGS) { attend<128, false>(PASS, {}); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_cached_64(ARGS) { attend<64, false>(PASS, {}); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_cached_32(ARGS) { attend<32, false>(PASS, {}); }
 #define TURN const float *q_weight, const float *k_weight, const float *angles, float eps, u32 angle_positions
 #define BY {q_weight, k_weight, angles, eps, angle_positions}
-extern "C" __global__ void __launch_bounds__(256, 2) attention_rotated_128(ARGS, TURN) { attend<128, true>(PASS, BY); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_rotated_64(ARGS, TURN) { attend<64, true>(PASS, BY); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_rotated_32(ARGS, TURN) { attend<32, true>(PASS, BY); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_rotated_128(ARGS, TURN) { attend<128, true>(PASS, BY); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_rotated_64(ARGS, TURN) { attend<64, true>(PASS, BY); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_rotated_32(ARGS, TURN) { attend<32, true>(PASS, BY); }
