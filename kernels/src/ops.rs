@@ -739,6 +739,47 @@ pub trait Ops: Send + Sync {
         cache: &mut Self::Cache,
     ) -> Result<()>;
 
+    /// [`Ops::qk_norm_rope`], [`Ops::cache_append`] and [`Ops::attention_cached`] in one: `qk` is room that may be used.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    fn attention_appended(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qkv: &Self::Tensor,
+        q_weight: &Self::Vector,
+        k_weight: &Self::Vector,
+        eps: f32,
+        theta: f64,
+        qk: &mut Self::Tensor,
+        rstd: &mut Self::Stats,
+        cache: &mut Self::Cache,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.qk_norm_rope(batch, n, shape, qkv, q_weight, k_weight, eps, theta, qk, rstd)?;
+        self.cache_append(batch, n, layer, shape, qk, qkv, cache)?;
+        self.attention_cached(batch, n, layer, shape, qk, cache, out)
+    }
+
+    /// [`Ops::linear`] of a group of gate and up without dropout, and [`Ops::swiglu`] of its result. `gate_up`, `[n, 2 * width]`, may be left as it is.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    fn linear_swiglu(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        width: usize,
+        x: &Self::Tensor,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        gate_up: &mut Self::Tensor,
+        mid: &mut Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.linear(batch, n, x, w, lora, None, gate_up, mid)?;
+        self.swiglu(n, width, gate_up, out)
+    }
+
     /// Attention of the batch's queries to everything that the cache holds of their slot up to and including their own position.
     #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is read")]
     fn attention_cached(

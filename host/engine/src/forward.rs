@@ -123,30 +123,26 @@ impl<'a, B: Ops> Forward<'a, B> {
         let at = |what: &str| format!("layer {number}, {what}");
         let lora = self.members::<3>(module + QKV);
         ops.linear(self.batch, n, &b.h, &layer.qkv, &lora, None, &mut b.qkv, &mut b.mid_h).at(|| at("q, k, v"))?;
-        ops.qk_norm_rope(self.batch, n, shape, &b.qkv, &layer.q_norm, &layer.k_norm, dims.eps, dims.theta, &mut b.qk, &mut b.rstd_qk)
-            .at(|| at("query and key norm, rotation"))?;
-        let cached = match attend {
-            None => None,
-            Some(Attend::Fresh(cache)) => {
+        let (q_norm, k_norm) = (&layer.q_norm, &layer.k_norm);
+        if let Some(Attend::Cached(cache)) = attend {
+            let (qk, rstd, out) = (&mut b.qk, &mut b.rstd_qk, &mut b.attended);
+            ops.attention_appended(self.batch, n, number, shape, &b.qkv, q_norm, k_norm, dims.eps, dims.theta, qk, rstd, cache, out)
+                .at(|| at("attention to the cache"))?;
+        } else {
+            ops.qk_norm_rope(self.batch, n, shape, &b.qkv, q_norm, k_norm, dims.eps, dims.theta, &mut b.qk, &mut b.rstd_qk)
+                .at(|| at("query and key norm, rotation"))?;
+            if let Some(Attend::Fresh(cache)) = attend {
                 ops.cache_append(self.batch, n, number, shape, &b.qk, &b.qkv, cache).at(|| at("cache"))?;
-                None
             }
-            Some(Attend::Cached(cache)) => {
-                ops.cache_append(self.batch, n, number, shape, &b.qk, &b.qkv, cache).at(|| at("cache"))?;
-                Some(cache)
-            }
-        };
-        match cached {
-            Some(cache) => ops.attention_cached(self.batch, n, number, shape, &b.qk, cache, &mut b.attended),
-            None => ops.attention(self.batch, n, shape, &b.qk, &b.qkv, &mut b.attended, &mut b.lse),
+            ops.attention(self.batch, n, shape, &b.qk, &b.qkv, &mut b.attended, &mut b.lse).at(|| at("attention"))?;
         }
-        .at(|| at("attention"))?;
         let lora = self.members::<1>(module + O);
         ops.linear(self.batch, n, &b.attended, &layer.o, &lora, None, &mut b.delta, &mut b.mid_attended).at(|| at("o"))?;
         ops.add_rms_norm(n, &mut b.x, &b.delta, &layer.post_norm, dims.eps, &mut b.h, &mut b.rstd).at(|| at("second norm"))?;
         let lora = self.members::<2>(module + GATE_UP);
-        ops.linear(self.batch, n, &b.h, &layer.gate_up, &lora, None, &mut b.gate_up, &mut b.mid_h).at(|| at("gate, up"))?;
-        ops.swiglu(n, dims.intermediate, &b.gate_up, &mut b.activated).at(|| at("swiglu"))?;
+        let (gate_up, mid) = (&mut b.gate_up, &mut b.mid_h);
+        ops.linear_swiglu(self.batch, n, dims.intermediate, &b.h, &layer.gate_up, &lora, gate_up, mid, &mut b.activated)
+            .at(|| at("gate, up, swiglu"))?;
         let lora = self.members::<1>(module + DOWN);
         ops.linear(self.batch, n, &b.activated, &layer.down, &lora, None, &mut b.delta, &mut b.mid_activated).at(|| at("down"))?;
         match self.model.layers().get(number + 1) {

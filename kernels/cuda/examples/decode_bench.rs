@@ -12,7 +12,7 @@ use trainer_kernels::ops::AttentionShape;
 use trainer_kernels_cuda::archive::Archive;
 use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::launch::{CachedScratch, DeviceNf4, KvCache, SmallLora, SmallMember};
+use trainer_kernels_cuda::launch::{CachedScratch, DeviceNf4, KvCache, SmallLora, SmallMember, small_scratch};
 use trainer_kernels_cuda::memory::{Buffer, Floats, Tensor};
 use trainer_kernels_cuda::selftest::Random;
 
@@ -219,7 +219,7 @@ fn measure(
         delta: tensor(HIDDEN)?,
         gate_up: tensor(2 * WIDE)?,
         wide: tensor(WIDE)?,
-        mid: device.floats(&vec![0.0; n * 3 * rank.max(1)])?,
+        mid: device.floats(&vec![0.0; small_scratch(n, HIDDEN, 3 * rank).max(small_scratch(n, WIDE, rank)).max(1)])?,
         rstd: device.floats(&vec![0.0; n])?,
         logits: device.buffer(n * VOCABULARY, "logits")?,
         cache: device.kv_cache(layers.len(), n, context, SHAPE)?,
@@ -252,22 +252,41 @@ fn measure(
     let attend = |s: &mut Space, i: usize| {
         device.attention_cached(s.n, i, SHAPE, &s.q, &s.cache, &s.positions, &s.slots, s.longest, &mut s.scratch, &mut s.mixed)
     };
-    let (short, tall) = (Some(16), Some(64));
-    let parts: [Part<'_>; 14] = [
+    let rotated = |s: &mut Space, i: usize| {
+        device.attention_rotated(
+            s.n,
+            i,
+            SHAPE,
+            &s.qkv,
+            angles,
+            head_norm,
+            head_norm,
+            EPS,
+            &mut s.cache,
+            &s.positions,
+            &s.slots,
+            s.longest,
+            &mut s.scratch,
+            &mut s.mixed,
+        )
+    };
+    let (short, tall) = (Some(64), None);
+    let parts: [Part<'_>; 15] = [
+        ("attention with rope", 4 * n * context * SHAPE.kv_width(), &|s, i, _| rotated(s, i)),
         ("norm", 0, &|s, _, _| residual(s)),
-        ("qkv, small tiles", bytes(&[&first.q, &first.k, &first.v]), &|s, _, l| qkv(s, l, short)),
-        ("qkv, large tiles", bytes(&[&first.q, &first.k, &first.v]), &|s, _, l| qkv(s, l, tall)),
+        ("qkv, tile 64", bytes(&[&first.q, &first.k, &first.v]), &|s, _, l| qkv(s, l, short)),
+        ("qkv, default", bytes(&[&first.q, &first.k, &first.v]), &|s, _, l| qkv(s, l, tall)),
         ("rope and append", 0, &|s, i, _| rope(s, i)),
         ("attention", 4 * n * context * SHAPE.kv_width(), &|s, i, _| attend(s, i)),
-        ("o, small tiles", bytes(&[&first.o]), &|s, _, l| o(s, l, short)),
-        ("o, large tiles", bytes(&[&first.o]), &|s, _, l| o(s, l, tall)),
-        ("swiglu, small tiles", bytes(&[&first.gate, &first.up]), &|s, _, l| swiglu(s, l, short)),
-        ("swiglu, large tiles", bytes(&[&first.gate, &first.up]), &|s, _, l| swiglu(s, l, tall)),
+        ("o, tile 64", bytes(&[&first.o]), &|s, _, l| o(s, l, short)),
+        ("o, default", bytes(&[&first.o]), &|s, _, l| o(s, l, tall)),
+        ("swiglu, tile 64", bytes(&[&first.gate, &first.up]), &|s, _, l| swiglu(s, l, short)),
+        ("swiglu, default", bytes(&[&first.gate, &first.up]), &|s, _, l| swiglu(s, l, tall)),
         ("gate and up, unfused", bytes(&[&first.gate, &first.up]), &|s, _, l| {
             device.nf4_linear(s.n, &s.normed, &[l.gate.member(0), l.up.member(WIDE)], &mut s.mid, &mut s.gate_up)
         }),
-        ("down, small tiles", bytes(&[&first.down]), &|s, _, l| down(s, l, short)),
-        ("down, large tiles", bytes(&[&first.down]), &|s, _, l| down(s, l, tall)),
+        ("down, tile 64", bytes(&[&first.down]), &|s, _, l| down(s, l, short)),
+        ("down, default", bytes(&[&first.down]), &|s, _, l| down(s, l, tall)),
         ("gate and up, no adapter", bytes(&[&first.gate, &first.up]), &|s, _, l| {
             device.nf4_linear(s.n, &s.normed, &[l.gate.plain(0), l.up.plain(WIDE)], &mut s.mid, &mut s.gate_up)
         }),
@@ -281,7 +300,7 @@ fn measure(
     }
     let us = time(device, || device.bf16_linear_small(s.n, &s.normed, head, &mut s.logits))?;
     show("head", us, 2 * VOCABULARY * HIDDEN);
-    for tile in [None, short, tall] {
+    for tile in [tall, short] {
         let step = |s: &mut Space| {
             device.rms_norm(s.n, &s.x, norm, EPS, &mut s.normed, &mut s.rstd)?;
             for (i, l) in layers.iter().enumerate() {
@@ -289,8 +308,7 @@ fn measure(
                     residual(s)?;
                 }
                 qkv(s, l, tile)?;
-                rope(s, i)?;
-                attend(s, i)?;
+                rotated(s, i)?;
                 o(s, l, tile)?;
                 residual(s)?;
                 swiglu(s, l, tile)?;

@@ -143,7 +143,7 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "nf4_small.cu",
-        text: include_str!("nf4_small.cu"),
+        text: concat!(include_str!("nf4_members.cu"), "#line 1 \"nf4_small.cu\"\n", include_str!("nf4_small.cu")),
         kernels: &[
             "nf4_small_1_1",
             "nf4_small_2_1",
@@ -170,7 +170,16 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "decode.cu",
         text: include_str!("decode.cu"),
-        kernels: &["cache_append", "qk_norm_rope_append", "attention_cached_128", "attention_cached_64", "attention_cached_32"],
+        kernels: &[
+            "cache_append",
+            "qk_norm_rope_append",
+            "attention_cached_128",
+            "attention_cached_64",
+            "attention_cached_32",
+            "attention_rotated_128",
+            "attention_rotated_64",
+            "attention_rotated_32",
+        ],
         only: None,
     },
     Source {

@@ -13,6 +13,10 @@ static __device__ __forceinline__ uint4 input16(const void* p) {
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
+static __device__ __forceinline__ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 static __device__ __forceinline__ u32 input(const u32* p) {
     u32 v;
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
@@ -94,21 +98,63 @@ extern "C" __global__ void __launch_bounds__(128) qk_norm_rope_append(
     to[lanes + lane] = second;
 }
 
-template <int DIM>
+// What attention needs to rotate its rows itself.
+struct Rotation {
+    const float* q_weight;
+    const float* k_weight;
+    const float* angles;
+    float eps;
+    u32 positions;  // of the angles
+};
+
+// The norm and rotation of a head whose first `lanes` vectors of eight are `first` and the others `second`, as in qk_norm_rope_append.
+template <u32 LANES>
+static __device__ __forceinline__ void rotate(uint4& first, uint4& second, u32 lane, const float* weight, const float* angle, float eps) {
+    constexpr u32 HALF = LANES * 8;
+    float a[8], b[8], wa[8], wb[8], c[8], s[8];
+    load8(weight + 8 * lane, wa);
+    load8(weight + HALF + 8 * lane, wb);
+    load8(angle + 8 * lane, c);
+    load8(angle + HALF + 8 * lane, s);
+    unpack8(first, a);
+    unpack8(second, b);
+    float squares = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares = fmaf(a[j], a[j], fmaf(b[j], b[j], squares));
+    for (int o = LANES >> 1; o > 0; o >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, o);
+    float r = 1.0f / sqrtf(squares / (float)(2 * HALF) + eps);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        float y1 = a[j] * r * wa[j], y2 = b[j] * r * wb[j];
+        a[j] = y1 * c[j] - y2 * s[j];
+        b[j] = y2 * c[j] + y1 * s[j];
+    }
+    first = pack8(a);
+    second = pack8(b);
+}
+
+// FUSED: `q` holds queries, keys and values as they were projected, one row of each slot: the queries are rotated here, and the block whose part
+// the row's own position belongs to rotates the key and puts it and the value into the cache.
+template <int DIM, bool FUSED>
 static __device__ __forceinline__ void attend(
-    const u16* q, u32 q_stride, const u16* keys, const u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, u32 slot_count,
-    u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride) {
-    constexpr u32 KEY_LANES = DIM / 16, KEY_PASS = 32 / KEY_LANES, KEY_PASSES = 16 / KEY_PASS;        // of the 16 keys of a warp
-    constexpr u32 VALUE_LANES = DIM / 8, VALUE_PASS = 32 / VALUE_LANES, VALUE_PASSES = 16 / VALUE_PASS;
-    __shared__ float scores[SPLIT][GROUP];
+    const u16* q, u32 q_stride, u16* keys, u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, u32 slot_count,
+    u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride, const Rotation& by) {
+    constexpr u32 VALUE_LANES = DIM / 8, VALUE_PASS = 32 / VALUE_LANES, VALUE_PASSES = 16 / VALUE_PASS;  // of the 16 keys of a warp
+    __shared__ __align__(16) float scores[SPLIT][GROUP];
     __shared__ float2 norms[GROUP];
     __shared__ float sums[8][GROUP][DIM];
     __shared__ bool last;
+    __shared__ __align__(16) u16 rotated[FUSED ? (GROUP + 1) * DIM : 8];  // queries, and the row's own key
     let_next_start();
-    wait_for_inputs();
+    // No kernel of a step writes positions and slots.
+    if (!FUSED) wait_for_inputs();
     u32 row = blockIdx.z, chunks = (group + GROUP - 1) / GROUP, kv = blockIdx.y / chunks, chunk = blockIdx.y % chunks;
     u32 position = input(positions + row), slot = input(slots + row);
-    if (position >= length || slot >= slot_count) return;
+    if (position >= length || slot >= slot_count || (FUSED && position >= by.positions)) {
+        // Whoever waits for this kernel relies on its having waited itself.
+        if (FUSED) wait_for_inputs();
+        return;
+    }
     // A position past the grid's reach is the caller's mistake; it must not hang the count of finished blocks.
     u32 splits = min(position / SPLIT + 1, gridDim.x);
     if (blockIdx.x >= splits) return;
@@ -117,57 +163,87 @@ static __device__ __forceinline__ void attend(
     u64 base = ((u64)slot * kv_heads + kv) * length * DIM;
     u32 first_head = kv * group + chunk * GROUP, heads = min(group - chunk * GROUP, (u32)GROUP);
 
-    u32 kl = lane % KEY_LANES, vl = lane % VALUE_LANES;
-    uint4 k[KEY_PASSES][2];
+    // Tensor cores multiply a warp's 16 keys by the heads: a lane holds four eighths of keys g and g + 8, and of head g.
+    u32 g = lane >> 2, t = lane & 3, vl = lane % VALUE_LANES;
+    // The row's own key and value are not in the cache yet where it is this kernel that puts them there; all others are older than this step.
+    u32 there = FUSED ? position : seen;
+    uint4 k[2][DIM / 32];
 #pragma unroll
-    for (u32 p = 0; p < KEY_PASSES; ++p) {
-        u32 key = first_key + p * KEY_PASS + lane / KEY_LANES;
-        const u16* from = keys + base + (u64)key * DIM + 8 * kl;
-        k[p][0] = key < seen ? input16(from) : make_uint4(0, 0, 0, 0);
-        k[p][1] = key < seen ? input16(from + DIM / 2) : make_uint4(0, 0, 0, 0);
+    for (u32 h = 0; h < 2; ++h) {
+        u32 key = first_key + g + 8 * h;
+        const u16* from = keys + base + (u64)key * DIM + 8 * t;
+#pragma unroll
+        for (u32 c = 0; c < DIM / 32; ++c) k[h][c] = key < there ? input16(from + 32 * c) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (u32 p = 0; p < VALUE_PASSES; ++p) {
         u32 key = first_key + p * VALUE_PASS + lane / VALUE_LANES;
-        if (key < seen && vl % 2 == 0) asm volatile("prefetch.global.L2 [%0];" :: "l"(values + base + (u64)key * DIM + 8 * vl));
+        if (key < there && vl % 2 == 0) asm volatile("prefetch.global.L2 [%0];" :: "l"(values + base + (u64)key * DIM + 8 * vl));
     }
-    {
-        float query[GROUP][16];
-#pragma unroll
-        for (u32 h = 0; h < GROUP; ++h) {
-            const u16* from = q + (u64)row * q_stride + (first_head + min(h, heads - 1)) * DIM + 8 * kl;
-            float a[8], b[8];
-            unpack8(input16(from), a);
-            unpack8(input16(from + DIM / 2), b);
-#pragma unroll
-            for (int e = 0; e < 8; ++e) {
-                query[h][e] = a[e] * scale;
-                query[h][8 + e] = b[e] * scale;
+    const u16* own_value = q + (u64)row * q_stride + (kv_heads * (group + 1) + kv) * DIM;
+    bool own = blockIdx.x == splits - 1 && position / SPLIT == splits - 1;
+    if constexpr (FUSED) {
+        constexpr u32 LANES = DIM / 16;
+        const float* angle = by.angles + (u64)position * DIM;
+        u32 l = lane % LANES, head = lane / LANES;
+        if (warp == 1 && lane < 4 * LANES) {
+            asm volatile("prefetch.global.L2 [%0];" :: "l"(by.q_weight + 16 * l));
+            asm volatile("prefetch.global.L2 [%0];" :: "l"(by.k_weight + 16 * l));
+        }
+        wait_for_inputs();
+        if (warp == 0 || (warp == 1 && own)) {
+            bool key = warp == 1;
+            const u16* from = q + (u64)row * q_stride + (key ? kv_heads * group + kv : first_head + min(head, heads - 1)) * DIM + 8 * l;
+            uint4 first = input16(from), second = input16(from + DIM / 2);
+            rotate<LANES>(first, second, l, key ? by.k_weight : by.q_weight, angle, by.eps);
+            if (head < (key ? 1 : GROUP)) {
+                u16* to = rotated + (key ? GROUP : head) * DIM + 8 * l;
+                *(uint4*)to = first;
+                *(uint4*)(to + DIM / 2) = second;
+                if (key && chunk == 0) {
+                    u16* cache = keys + base + (u64)position * DIM + 8 * l;
+                    *(uint4*)cache = first;
+                    *(uint4*)(cache + DIM / 2) = second;
+                    const u16* v = own_value + 16 * l;
+                    uint4 low = input16(v), high = input16(v + 8);
+                    cache = values + base + (u64)position * DIM + 16 * l;
+                    *(uint4*)cache = low;
+                    *(uint4*)(cache + 8) = high;
+                }
             }
         }
+        __syncthreads();
+    }
+    {
+        float dot[4] = {};
 #pragma unroll
-        for (u32 p = 0; p < KEY_PASSES; ++p) {
-            float a[8], b[8], dot[GROUP];
-            unpack8(k[p][0], a);
-            unpack8(k[p][1], b);
+        for (u32 h = 0; h < 2; ++h)
+            if (FUSED && own && first_key + g + 8 * h == position)
 #pragma unroll
-            for (u32 h = 0; h < GROUP; ++h) {
-                dot[h] = 0.0f;
+                for (u32 c = 0; c < DIM / 32; ++c) k[h][c] = *(const uint4*)(rotated + GROUP * DIM + 32 * c + 8 * t);
+        const u16* from = FUSED ? rotated + min(g, heads - 1) * DIM + 8 * t : q + (u64)row * q_stride + (first_head + min(g, heads - 1)) * DIM + 8 * t;
 #pragma unroll
-                for (int e = 0; e < 8; ++e) dot[h] = fmaf(query[h][e], a[e], fmaf(query[h][8 + e], b[e], dot[h]));
-                dot[h] = group_sum(dot[h], KEY_LANES);
-            }
-            u32 key = p * KEY_PASS + lane / KEY_LANES;
+        for (u32 c = 0; c < DIM / 32; ++c) {
+            uint4 query = FUSED ? *(const uint4*)(from + 32 * c) : input16(from + 32 * c);
+            mma(dot, k[0][c].x, k[1][c].x, k[0][c].y, k[1][c].y, query.x, query.y);
+            mma(dot, k[0][c].z, k[1][c].z, k[0][c].w, k[1][c].w, query.z, query.w);
+        }
+        if (t < GROUP / 2) {
             float low = __uint_as_float(0xff800000u);
-            if (kl == 0)
-                *(float4*)scores[warp * 16 + key] = first_key + key < seen ? make_float4(dot[0], dot[1], dot[2], dot[3]) : make_float4(low, low, low, low);
+#pragma unroll
+            for (u32 h = 0; h < 2; ++h) {
+                bool real = first_key + g + 8 * h < seen;
+                *(float2*)&scores[warp * 16 + g + 8 * h][2 * t] =
+                    make_float2(real ? dot[2 * h] * scale : low, real ? dot[2 * h + 1] * scale : low);
+            }
         }
     }
     uint4 v[VALUE_PASSES];
 #pragma unroll
     for (u32 p = 0; p < VALUE_PASSES; ++p) {
         u32 key = first_key + p * VALUE_PASS + lane / VALUE_LANES;
-        v[p] = key < seen ? input16(values + base + (u64)key * DIM + 8 * vl) : make_uint4(0, 0, 0, 0);
+        v[p] = key < there ? input16(values + base + (u64)key * DIM + 8 * vl) : make_uint4(0, 0, 0, 0);
+        if (FUSED && own && key == position) v[p] = input16(own_value + 8 * vl);
     }
     __syncthreads();
     // Softmax of the part: a warp per head. The part's first key is always seen, so the maximum is finite.
@@ -279,9 +355,14 @@ static __device__ __forceinline__ void attend(
     }
 }
 
-#define ARGS const u16* q, u32 q_stride, const u16* keys, const u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, \
+#define ARGS const u16* q, u32 q_stride, u16* keys, u16* values, const u32* positions, const u32* slots, u32 kv_heads, u32 group, \
     u32 slot_count, u32 length, float scale, float* parts, float2* weights, u32* counters, u16* out, u32 out_stride
 #define PASS q, q_stride, keys, values, positions, slots, kv_heads, group, slot_count, length, scale, parts, weights, counters, out, out_stride
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_128(ARGS) { attend<128>(PASS); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_64(ARGS) { attend<64>(PASS); }
-extern "C" __global__ void __launch_bounds__(256, 2) attention_cached_32(ARGS) { attend<32>(PASS); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_cached_128(ARGS) { attend<128, false>(PASS, {}); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_cached_64(ARGS) { attend<64, false>(PASS, {}); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_cached_32(ARGS) { attend<32, false>(PASS, {}); }
+#define TURN const float *q_weight, const float *k_weight, const float *angles, float eps, u32 angle_positions
+#define BY {q_weight, k_weight, angles, eps, angle_positions}
+extern "C" __global__ void __launch_bounds__(256, 3) attention_rotated_128(ARGS, TURN) { attend<128, true>(PASS, BY); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_rotated_64(ARGS, TURN) { attend<64, true>(PASS, BY); }
+extern "C" __global__ void __launch_bounds__(256, 3) attention_rotated_32(ARGS, TURN) { attend<32, true>(PASS, BY); }

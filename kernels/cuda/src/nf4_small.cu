@@ -10,85 +10,36 @@
 // The eight warps of a block split k; their sums are added in order. The split depends on k alone, so a token's result depends neither on
 // the other tokens nor on the shape of the tiles.
 
-#define WARPS 8u
-#define LUT_WORDS 8192u  // 256 pairs for each of 32 lanes
-
-struct Member {
-    const u8* weight;     // NF4 pairs, or bf16
-    const float* code;    // 16 code points
-    const u8* codes;      // codes of the scales; null: plain scales
-    const float* map;     // 256 values of those codes
-    const float* absmax;
-    const float* lora;    // B of the adapter, [rows, rank], or null
-    const float* bias;    // [rows], or null
-    u64 row_bytes;        // from one row of the weight to the next
-    float offset;
-    float lora_scale;
-    int block_shift;      // log2 of the values of a block
-    int nested_shift;     // log2 of the blocks of a nested block
-    u32 rows;
-    u32 column;           // of the output
-    u32 rank;
-    u32 mid;              // column of the adapter's input
-    u32 tiles;
-    u32 ready;            // of the first member: the input is complete when the kernel begins
-    float fit;            // the code points times this are near to bf16 values
-    float unfit;          // its reciprocal
-};
-struct Members { Member of[4]; };
-
-// Weights are read once: they pass by the first-level cache.
-static __device__ __forceinline__ uint2 stream8(const u8* p) {
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ uint4 stream16(const u8* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-// Not through the read-only path: the previous kernel may still have been writing when this one began.
-static __device__ __forceinline__ uint4 input16(const u16* p) {
-    uint4 v;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ void input16_if(u32 real, const u16* p, uint4& v) {
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(p), "r"(real));
-}
-static __device__ __forceinline__ float input(const float* p) {
-    float v;
-    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-static __device__ __forceinline__ u32 word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-static __device__ __forceinline__ float block_scale(const Member& m, const float* map, u64 block) {
-    if (!m.codes) return m.absmax[block];
-    return __fadd_rn(__fmul_rn(map[m.codes[block]], m.absmax[block >> m.nested_shift]), m.offset);
-}
-
 // MT tiles of 16 weight rows by NT tiles of 8 tokens in each warp, in groups of D blocks of 64 values: while a group is multiplied, the next one is
 // on its way, across the ends of tiles, which a block takes one after the other. PAIR: the first eight rows of each tile belong to member 0
 // (gate), the others to member 1 (up), and the output is silu(gate) * up. `Out` is u16 (bf16) or float. `blocks` is a multiple of four, and all
 // members share their code points.
+// Weights on their way of a STAGED warp: groups of 16 rows of 128 bytes.
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+#define STAGES 4u
+#define LARGE true
+#else
+#define STAGES 2u
+#define LARGE false  // not enough shared memory for more
+#endif
+// Blocks of x on their way of a warp of many tokens.
+#define X_STAGES 3u
+
 template <int MT, int NT, int D, bool NF4, bool PAIR, bool STAGED, typename Out>
 static __device__ __forceinline__ void small_linear(
-    const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, const float* mid, u32 mid_stride, Out* __restrict__ out,
+    const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, Out* __restrict__ out,
     u32 out_stride) {
     constexpr u32 ROWS = 16 * MT;
-    constexpr int XB = NT >= 8 ? 1 : 2;  // blocks of x in registers
+    constexpr bool RING = LARGE && NF4 && NT == 4;  // x passes through shared memory
+    constexpr int XB = NT >= 4 && (RING || NT >= 8) ? 1 : 2;  // blocks of x in registers
+    constexpr u32 X_ROW = 144, X_SLOT = 8 * NT * X_ROW;  // bytes: rows of a pair of tokens then fall into different banks
     constexpr int WORDS = NF4 ? 2 : 8;
     constexpr u32 PLACES = ROWS + 4;     // keeps the writes of partial sums free of conflicts
     extern __shared__ __align__(16) u32 shared[];
     __shared__ float maps[NF4 ? 1024 : 1];
     float* partial = (float*)(shared + (NF4 ? LUT_WORDS : 0));
+    u16* low_rank = (u16*)(partial + 2 * WARPS * 8 * PLACES + (STAGED ? WARPS * STAGES * 512 : RING ? WARPS * X_STAGES * X_SLOT / 4 : 0));
+    const u32 units = NF4 && mid ? rank_units(n, blocks, ranks) : 0, workers = min(members.of[0].workers, gridDim.x);
     u32 tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
     let_next_start();
@@ -110,11 +61,20 @@ static __device__ __forceinline__ void small_linear(
     };
 
     // What comes next: a tile, a block of it, the addresses of its rows, and its first loads.
-    u32 next_tile = blockIdx.x, next = first;
+    // The blocks that compute units of the adapters' first product, the first ones, are those that may have a tile less.
+    const u32 begin = gridDim.x - 1 - blockIdx.x;
+    u32 next_tile = begin, next = first;
     bool more = first < last && next_tile < total;
     int next_which = 0;
     u32 source[STAGED ? 4 : 2 * MT];  // bytes from the weight's start
     u32 scale_at[MT][2];
+    auto prefetch_b = [&](u32 tile, int which) {
+        if (!(NF4 && mid && tid < ROWS)) return;
+        const Member& m = members.of[PAIR ? (int)(tid >> 3 & 1) : which];
+        const float* b = m.lora + (u64)row_of(tile, tid, m.rows) * m.rank;
+        if (m.lora)
+            for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
+    };
     auto aim = [&](u32 tile) {
         next_which = find(tile);
         u32 thread = tid;
@@ -129,30 +89,55 @@ static __device__ __forceinline__ void small_linear(
                 if (!STAGED) source[2 * i + h] = row * (u32)m.row_bytes + (NF4 ? 8 : 16) * t;
                 scale_at[i][h] = row * blocks + (t & (D - 1));
             }
-        if constexpr (STAGED) {
+        if (!STAGED) prefetch_b(tile, next_which);
+    };
+    // Staged weights are further ahead than their scales, which are in the second-level cache by then.
+    u32 far_tile = next_tile, far = first;
+    bool far_more = more;
+    int far_which = 0;
+    auto aim_far = [&](u32 tile) {
+        far_which = find(tile);
+        u32 thread = tid;
+        asm volatile("" : "+r"(thread));
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const Member& m = members.of[PAIR ? i / 2 : next_which];
-                source[i] = row_of(tile, 4 * i + (thread >> 3 & 3), m.rows) * (u32)m.row_bytes + 16 * (thread & 7);
-            }
+        for (int i = 0; i < 4; ++i) {
+            const Member& m = members.of[PAIR ? i / 2 : far_which];
+            source[STAGED ? i : 0] = row_of(tile, 4 * i + (thread >> 3 & 3), m.rows) * (u32)m.row_bytes + 16 * (thread & 7);
         }
-        if (NF4 && mid && tid < ROWS) {
-            const Member& m = members.of[PAIR ? (int)(tid >> 3 & 1) : next_which];
-            const float* b = m.lora + (u64)row_of(tile, tid, m.rows) * m.rank;
-            if (m.lora)
-                for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
+        prefetch_b(tile, far_which);
+#pragma unroll
+        for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
+            const Member& m = members.of[PAIR ? h : far_which];
+            u32 row = row_of(tile, 0, m.rows), shift = m.block_shift - 6;
+            u32 from = row * blocks >> shift, to = min(row + ROWS / (PAIR ? 2 : 1), m.rows) * blocks >> shift, size = m.codes ? 1 : 4;
+            const u8* scales = m.codes ? m.codes : (const u8*)m.absmax;
+            for (u32 at = from * size + thread * 128; at < to * size; at += 32 * WARPS * 128) asm volatile("prefetch.global.L2 [%0];" :: "l"(scales + at));
+            if (m.codes && thread == 128 + 32 * h) asm volatile("prefetch.global.L2 [%0];" :: "l"(m.absmax + (from >> m.nested_shift)));
         }
     };
-    // Staged: a warp's own two places in shared memory, each a group of 16 rows of 128 bytes, 160 apart (reads of eight bytes by four rows of
-    // four lanes then fall into different banks). Whole lines are asked for that way, and no registers wait for them.
-    u32 stage = STAGED ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * 5120 : 0;
-    const u32 stage_base = stage;
+    // Staged: a warp's own places in shared memory, each a group of 16 rows of 128 bytes, whose four parts are in another order in each of four
+    // rows (reads of eight bytes by four rows of four lanes then fall into different banks). Whole lines are asked for that way, and no registers
+    // wait for them.
+    const u32 stage_base = STAGED ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * STAGES * 2048 : 0;
+    u32 here_slot = 0, far_slot = 0;
     auto fetch_stage = [&]() {
+        if (far_more) {
+            u32 row = lane >> 3, to = stage_base + far_slot * 2048 + row * 128 + (((lane >> 1 & 3) ^ row) << 5 | (lane & 1) << 4);
 #pragma unroll
-        for (int i = 0; i < (STAGED ? 4 : 0); ++i) {
-            const u8* from = members.of[PAIR ? i / 2 : next_which].weight + (source[i] + next * 32);
-            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(stage + (4 * i + (lane >> 3)) * 160 + 16 * (lane & 7)), "l"(from) : "memory");
+            for (int i = 0; i < (STAGED ? 4 : 0); ++i) {
+                const u8* from = members.of[PAIR ? i / 2 : far_which].weight + (source[i] + far * 32);
+                asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to + 512 * i), "l"(from) : "memory");
+            }
+            far += D;
+            if (far >= last) {
+                far = first;
+                far_tile += gridDim.x;
+                far_more = far_tile < total;
+                if (far_more) aim_far(far_tile);
+            }
         }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+        far_slot = far_slot + 1 == STAGES ? 0 : far_slot + 1;
     };
     u32 ring[STAGED ? 1 : D][MT][2][WORDS];
     auto fetch = [&](int d, int i) {
@@ -196,7 +181,8 @@ static __device__ __forceinline__ void small_linear(
     if (next_tile < total) aim(next_tile);
     if (more) {
         if constexpr (STAGED) {
-            fetch_stage();
+            aim_far(far_tile);
+            for (u32 i = 0; i + 1 < STAGES; ++i) fetch_stage();
         } else {
 #pragma unroll
             for (int d = 0; d < D; ++d)
@@ -205,7 +191,6 @@ static __device__ __forceinline__ void small_linear(
         }
         if (NF4) fetch_scales();
     }
-    if (STAGED) asm volatile("cp.async.commit_group;" ::: "memory");
 
     if constexpr (NF4) {
 #pragma unroll
@@ -218,11 +203,15 @@ static __device__ __forceinline__ void small_linear(
         uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * 8 + ((i + tid) & 7)] = four;
+        if (blockIdx.x < min(units, workers)) rank_unit(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
         __syncthreads();
     }
-    // Where the adapters' first product runs beside this kernel, the input is there already, but an old copy may be in the first-level cache.
-    if (members.of[0].ready) __threadfence();
-    else wait_for_inputs();
+    wait_for_inputs();
+    if (NF4 && blockIdx.x < workers) {
+#pragma unroll 1
+        for (u32 unit = blockIdx.x; unit < units; unit += workers)
+            rank_unit(members, x, x_stride, n, blocks, mid, ranks, unit, partial, false, true);
+    }
 
     // x of one block: column g of each tile of tokens; columns past the end repeat the last.
     u32 columns[NT];
@@ -245,6 +234,34 @@ static __device__ __forceinline__ void small_linear(
         }
     };
     if (XB == 2 && more) fetch_x(xs[0], first);
+    // x of a warp's own k, a few blocks ahead, over and over for each tile.
+    const u32 x_base = RING ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * X_STAGES * X_SLOT : 0;
+    u32 x_at = first, x_slot = 0, x_here = 0;
+    auto ask_x = [&]() {
+        u32 to = x_base + x_slot * X_SLOT + (lane >> 3) * X_ROW + 16 * (lane & 7);
+        const u16* from = x + (x_at * 64 + 8 * (lane & 7));
+#pragma unroll
+        for (u32 i = 0; i < 2 * NT; ++i)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to + 4 * i * X_ROW), "l"(from + min(4 * i + (lane >> 3), n - 1) * x_stride) : "memory");
+        asm volatile("cp.async.commit_group;" ::: "memory");
+        x_slot = x_slot + 1 == X_STAGES ? 0 : x_slot + 1;
+        if (++x_at >= last) x_at = first;
+    };
+    auto next_x = [&](uint4 (&to)[NT][2]) {
+        asm volatile("cp.async.wait_group %0;" :: "n"(X_STAGES - 2) : "memory");
+        __syncwarp();
+        u32 from = x_base + x_here * X_SLOT + g * X_ROW + 32 * t;
+        x_here = x_here + 1 == X_STAGES ? 0 : x_here + 1;
+        ask_x();
+#pragma unroll
+        for (int j = 0; j < NT; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(to[j][e].x), "=r"(to[j][e].y), "=r"(to[j][e].z), "=r"(to[j][e].w)
+                             : "r"(from + 8 * j * X_ROW + 16 * e));
+    };
+    if (RING && first < last)
+        for (u32 i = 0; i + 1 < X_STAGES; ++i) ask_x();
 
     const char* lut = (const char*)shared;
     u32 lane4 = lane * 4, buffer = 0;
@@ -252,9 +269,9 @@ static __device__ __forceinline__ void small_linear(
         u32 at = byte == 0 ? w << 7 : w >> (8 * byte - 7);
         return *(const u32*)(lut + ((at & 0x7f80u) | lane4));
     };
-    bool waited = !members.of[0].ready;
+    bool gathered = false;
 #pragma unroll 1
-    for (u32 linear = blockIdx.x; linear < total; linear += gridDim.x) {
+    for (u32 linear = begin; linear < total; linear += gridDim.x) {
         u32 tile = linear;
         int which = find(tile);
         float sum[MT][NT][4];
@@ -264,6 +281,20 @@ static __device__ __forceinline__ void small_linear(
             for (int j = 0; j < NT; ++j)
 #pragma unroll
                 for (int c = 0; c < 4; ++c) sum[i][j][c] = 0.0f;
+
+        // B's first ranks are on their way while the tile is multiplied.
+        float early[MT == 1 && NF4 ? 2 : 1][4];
+        if constexpr (MT == 1 && NF4) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const Member& m = members.of[PAIR ? r : which];
+                u32 at = 16 * warp + 4 * t;
+                bool there = mid && m.lora && 16 * warp < m.rank;
+                const float* b = m.lora + (u64)row_of(tile, 8 * r + g, m.rows) * m.rank + at;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) early[r][e] = there && at + e < m.rank ? input(b + e) : 0.0f;
+            }
+        }
 
 #pragma unroll 1
         for (u32 at = first; at < last; at += D) {
@@ -288,19 +319,19 @@ static __device__ __forceinline__ void small_linear(
                 if (more) aim(next_tile);
             }
             if (NF4 && more) fetch_scales();
-            u32 here = stage;
+            u32 here = 0;
             if constexpr (STAGED) {
-                // The other place was read in the group before.
-                stage = stage_base + (stage == stage_base ? 2560 : 0);
+                asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 2) : "memory");
                 __syncwarp();
-                if (more) fetch_stage();
-                asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 1;" ::: "memory");
-                __syncwarp();
-                here += g * 160 + 8 * t;
+                here = stage_base + here_slot * 2048 + g * 128 + 8 * t;
+                here_slot = here_slot + 1 == STAGES ? 0 : here_slot + 1;
+                // Into the place that was read in the group before.
+                fetch_stage();
             }
 #pragma unroll
             for (int d = 0; d < D; ++d) {
-                if (XB == 1) fetch_x(xs[0], at + d);
+                if constexpr (RING) next_x(xs[0]);
+                else if (XB == 1) fetch_x(xs[0], at + d);
                 if (XB == 2) {
                     if (d + 1 < D) fetch_x(xs[(d + 1) & (XB - 1)], at + d + 1);
                     else if (more) fetch_x(xs[0], next);
@@ -311,7 +342,7 @@ static __device__ __forceinline__ void small_linear(
                     if constexpr (STAGED) {
 #pragma unroll
                         for (int h = 0; h < 2; ++h)
-                            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w[h][0]), "=r"(w[h][1]) : "r"(here + 1280 * h + 32 * d));
+                            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w[h][0]), "=r"(w[h][1]) : "r"(here + 1024 * h + 32 * (d ^ (g & 3))));
                     } else {
 #pragma unroll
                         for (int h = 0; h < 2; ++h)
@@ -360,8 +391,8 @@ static __device__ __forceinline__ void small_linear(
         asm volatile("" : "+r"(thread));
         u32 warp = thread >> 5, g = thread >> 2 & 7, t = thread & 3;
         if (NF4 && mid) {
-            if (!waited) wait_for_inputs();
-            waited = true;
+            if (!gathered) gather_ranks(members, n, blocks, mid, ranks, units, low_rank);
+            gathered = true;
 #pragma unroll 1
             for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
                 const Member& m = members.of[PAIR ? h : which];
@@ -377,17 +408,21 @@ static __device__ __forceinline__ void small_linear(
                             const float* b = m.lora + (u64)row_of(tile, 16 * i + 8 * r + g, m.rows) * m.rank;
                             float v[4];
 #pragma unroll
-                            for (int e = 0; e < 4; ++e) v[e] = (!PAIR || r == h) && at + e < m.rank ? input(b + at + e) : 0.0f;
+                            for (int e = 0; e < 4; ++e) {
+                                bool there = (!PAIR || r == h) && at + e < m.rank;
+                                if (MT == 1 && k == 16 * warp) v[e] = there ? early[MT == 1 ? r : 0][e] : 0.0f;
+                                else v[e] = there ? input(b + at + e) : 0.0f;
+                            }
                             a[i][r] = pack2(v[0], v[1]);
                             a[i][2 + r] = pack2(v[2], v[3]);
                         }
 #pragma unroll
                     for (int j = 0; j < NT; ++j) {
-                        const float* from = mid + (u64)min(8 * j + g, n - 1) * mid_stride + m.mid;
-                        float v[4];
+                        const u16* from = low_rank + min(8 * j + g, n - 1) * ranks + m.mid + at;
+                        u32 v[4];
 #pragma unroll
-                        for (int e = 0; e < 4; ++e) v[e] = at + e < m.rank ? input(from + at + e) * m.lora_scale : 0.0f;
-                        u32 b0 = pack2(v[0], v[1]), b1 = pack2(v[2], v[3]);
+                        for (int e = 0; e < 4; ++e) v[e] = at + e < m.rank ? from[e] : 0;
+                        u32 b0 = v[0] | v[1] << 16, b1 = v[2] | v[3] << 16;
 #pragma unroll
                         for (int i = 0; i < MT; ++i) mma(sum[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b0, b1);
                     }
@@ -438,10 +473,11 @@ static __device__ __forceinline__ void small_linear(
             }
         }
     }
+    if (RING) asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-#define ARGS const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, const float* mid, u32 mid_stride
-#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, OUT>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride)
+#define ARGS const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks
+#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, OUT>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride)
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, false, true, u16); }
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, false, false, u16); }
@@ -520,13 +556,13 @@ static __device__ __forceinline__ void any_linear(
     }
 }
 extern "C" __global__ void __launch_bounds__(256) nf4_small_any(ARGS, u16* out, u32 out_stride) {
-    any_linear<true>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride);
+    any_linear<true>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);
 }
 extern "C" __global__ void __launch_bounds__(256) bf16_small_any(ARGS, float* out, u32 out_stride) {
-    any_linear<false>(members, x, x_stride, n, blocks, mid, mid_stride, out, out_stride);
+    any_linear<false>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);
 }
 
-// The adapters' first product: mid[n, ranks] = x A^T, a block per row of A and eight tokens. Up to four matrices side by side.
+// The adapters' first product for `any_linear`: mid[n, ranks] = x A^T. Up to four matrices side by side.
 struct Adapter {
     const float* a;
     u32 rank;
@@ -554,9 +590,8 @@ extern "C" __global__ void __launch_bounds__(1024) lora_mid(
         asm volatile("prefetch.global.L2 [%0];" :: "l"(a[0] + 16 * s));
         asm volatile("prefetch.global.L2 [%0];" :: "l"(a[1] + 16 * s));
     }
-    wait_for_inputs();
-    // The next kernel, which reads the same input, runs beside this one: that it has begun tells it that the input is complete.
     let_next_start();
+    wait_for_inputs();
     const u16* column = x + (u64)min(base + g, n - 1) * x_stride;
     float sum[4] = {};
 #pragma unroll 4

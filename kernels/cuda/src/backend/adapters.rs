@@ -4,7 +4,7 @@ use super::linear::{Ranks, shape};
 use super::types::{Batch, Param};
 use super::weights::{Extended, Group};
 use super::{Cuda, Outcome, Precision};
-use crate::launch::{LoraIn, LoraOut, MOST_SMALL_ROWS};
+use crate::launch::{LoraIn, LoraOut, MOST_SMALL_ROWS, small_scratch};
 use crate::memory::{Floats, Tensor};
 use std::sync::PoisonError;
 use trainer_kernels::ops::{Dropout, LoraGrads, LoraMember, OpsError};
@@ -103,6 +103,7 @@ impl Cuda {
                 _ => 0,
             })
             .max(d.lora_da_scratch_bytes(n, inner, ranks))
+            .max(4 * small_scratch(n.min(MOST_SMALL_ROWS), inner, ranks))
     }
 
     /// Runs `work` with a buffer for so many bytes of partial sums.

@@ -4,7 +4,7 @@ use super::fp8::Beside;
 use super::types::{Batch, Param};
 use super::weights::{Frozen, Group};
 use super::{Cuda, Outcome, Products};
-use crate::launch::{MOST_SMALL_ROWS, SmallLora, SmallMember};
+use crate::launch::{MOST_SMALL_ROWS, SmallLora, SmallMember, small_scratch};
 use crate::matrix::{Float, Matrix, Op, Out};
 use crate::memory::Tensor;
 use trainer_kernels::ops::{Dropout, LoraGrads, LoraMember, OpsError};
@@ -262,12 +262,12 @@ impl Cuda {
         })
     }
 
-    /// A few rows straight from packed weights; false, and nothing done, where the weights are not in NF4.
-    fn small(&self, n: usize, x: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], out: &mut Tensor) -> Outcome<bool> {
-        let mut members = Vec::with_capacity(w.members.len());
+    /// A group's members for few rows and the sum of their ranks; None where some weight is not in NF4.
+    fn small_members<'a>(w: &'a Group, lora: &'a [Option<LoraMember<'_, Param>>]) -> Option<(Vec<SmallMember<'a>>, usize)> {
         let mut ranks = 0;
+        let mut members = Vec::with_capacity(w.members.len());
         for (m, l) in w.members.iter().zip(lora) {
-            let Some(Frozen::Nf4(weight)) = &m.frozen else { return Ok(false) };
+            let Some(Frozen::Nf4(weight)) = &m.frozen else { return None };
             let with = l.as_ref().filter(|l| l.rank > 0);
             ranks += with.map_or(0, |l| l.rank);
             members.push(SmallMember {
@@ -277,7 +277,41 @@ impl Cuda {
                 bias: l.as_ref().and_then(|l| l.bias).map(Param::values).or(m.bias.as_ref()),
             });
         }
-        self.with_partial(4 * n * ranks.max(1), |mid| Ok(self.device.nf4_linear(n, x, &members, mid, out)?))?;
+        Some((members, ranks))
+    }
+
+    /// A few rows straight from packed weights; false, and nothing done, where the weights are not in NF4.
+    fn small(&self, n: usize, x: &Tensor, w: &Group, lora: &[Option<LoraMember<'_, Param>>], out: &mut Tensor) -> Outcome<bool> {
+        let Some((members, ranks)) = Self::small_members(w, lora) else { return Ok(false) };
+        let bytes = 4 * small_scratch(n, w.in_features, ranks).max(1);
+        self.with_partial(bytes, |mid| Ok(self.device.nf4_linear(n, x, &members, mid, out)?))?;
+        Ok(true)
+    }
+
+    /// SwiGLU of a few rows straight from packed weights of gate and up; false, and nothing done, where no kernel serves that.
+    pub(super) fn small_swiglu(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        out: &mut Tensor,
+    ) -> Outcome<bool> {
+        let op = "linear_swiglu";
+        if n == 0 || n > MOST_SMALL_ROWS || batch.has_targets {
+            return Ok(false);
+        }
+        self.ranks(op, w, lora)?;
+        check_tensor(op, "x", x, n, w.in_features)?;
+        let Some((members, ranks)) = Self::small_members(w, lora) else { return Ok(false) };
+        let &[gate, up] = members.as_slice() else { return Ok(false) };
+        if !self.device.nf4_swiglu_fits(n, gate.weight, up.weight, ranks) {
+            return Ok(false);
+        }
+        check_tensor(op, "out", out, n, gate.weight.rows)?;
+        let bytes = 4 * small_scratch(n, w.in_features, ranks).max(1);
+        self.with_partial(bytes, |mid| Ok(self.device.nf4_swiglu(n, x, gate, up, mid, out)?))?;
         Ok(true)
     }
 }

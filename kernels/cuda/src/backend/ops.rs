@@ -563,6 +563,46 @@ impl Ops for Cuda {
         self.append(batch, n, layer, shape, qk, qkv, cache)
     }
 
+    fn attention_appended(
+        &self,
+        batch: &Batch,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qkv: &Tensor,
+        q_weight: &Floats,
+        k_weight: &Floats,
+        eps: f32,
+        theta: f64,
+        qk: &mut Tensor,
+        _rstd: &mut Floats,
+        cache: &mut KvCache,
+        out: &mut Tensor,
+    ) -> Outcome<()> {
+        self.forget();
+        self.rotate_and_attend(batch, n, layer, shape, qkv, (q_weight, k_weight), eps, theta, qk, cache, out)
+    }
+
+    fn linear_swiglu(
+        &self,
+        batch: &Batch,
+        n: usize,
+        width: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        gate_up: &mut Tensor,
+        mid: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Outcome<()> {
+        if self.small_swiglu(batch, n, x, w, lora, out)? {
+            self.forget();
+            return Ok(());
+        }
+        self.linear(batch, n, x, w, lora, None, gate_up, mid)?;
+        self.swiglu(n, width, gate_up, out)
+    }
+
     fn attention_cached(
         &self,
         batch: &Batch,

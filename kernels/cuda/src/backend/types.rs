@@ -104,6 +104,8 @@ pub struct Batch {
     pub(super) vocabulary: AtomicUsize,
     /// The slot of each sequence.
     pub(super) host_slots: Vec<u32>,
+    /// Whether each slot has one row.
+    pub(super) single: bool,
     pub(super) largest_target: u32,
     /// In the order of rows.
     pub(super) wanted: Vec<Wanted>,
@@ -162,6 +164,9 @@ impl Batch {
         }
         let slots = per_row(&batch.slots);
         let what = "a batch";
+        let mut distinct = batch.slots.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
         Ok(Self {
             n: batch.ids.len(),
             ids: device.upload(&batch.ids, what)?,
@@ -176,6 +181,7 @@ impl Batch {
             reach: (largest(&batch.positions) as usize + 1).next_multiple_of(REACH),
             vocabulary: AtomicUsize::new(0),
             host_slots: batch.slots.clone(),
+            single: distinct.len() == batch.ids.len(),
             largest_target: largest(&targets),
             wanted_rows: device.upload(&rows, what)?,
             targets: device.upload(&targets, what)?,

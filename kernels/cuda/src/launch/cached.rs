@@ -270,11 +270,63 @@ impl Device {
         out: &mut Tensor,
     ) -> Result<()> {
         let op = "attention_cached";
+        let q_stride =
+            if q.cols() == shape.q_width() { rows(op, "q", q, n, shape.q_width())? } else { rows(op, "qk", q, n, shape.qk_width())? };
+        self.attend(op, n, layer, shape, (q.ptr(), 8 * q_stride), cache, positions, slots_of_rows, longest, scratch, out, None)
+    }
+
+    /// [`Self::qk_norm_rope_append`] and [`Self::attention_cached`] in one, to the same bits, where each slot has one row: of `qkv [n, qkv_width]`
+    /// the queries are normalised and rotated for `out [n, q_width]`, and the keys and values go into the cache, where all others are older than what
+    /// was launched since the last time that the host waited or a kernel was launched plainly. Rows whose slot or position does not exist are left out.
+    ///
+    /// # Errors
+    /// Buffers, a layer or heads that do not fit.
+    #[expect(clippy::too_many_arguments, reason = "a fused kernel has the arguments of all of its parts")]
+    pub fn attention_rotated(
+        &self,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        qkv: &Tensor,
+        angles: &Angles,
+        q_weight: &Floats,
+        k_weight: &Floats,
+        eps: f32,
+        cache: &mut KvCache,
+        positions: &Buffer<u32>,
+        slots_of_rows: &Buffer<u32>,
+        longest: usize,
+        scratch: &mut CachedScratch,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let op = "attention_rotated";
+        if angles.head_dim != shape.head_dim || q_weight.len() != shape.head_dim || k_weight.len() != shape.head_dim {
+            return Err(fail(op, "the head size", shape.head_dim, "that of the angles and of both norms"));
+        }
+        let stride = rows(op, "qkv", qkv, n, shape.qkv_width())?;
+        let by = (q_weight.ptr(), k_weight.ptr(), angles.values.ptr(), eps, number(op, "the angles", angles.positions)?);
+        self.attend(op, n, layer, shape, (qkv.ptr(), 8 * stride), cache, positions, slots_of_rows, longest, scratch, out, Some(by))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a cache needs to be told where it is read")]
+    fn attend(
+        &self,
+        op: &'static str,
+        n: usize,
+        layer: usize,
+        shape: AttentionShape,
+        (q, q_stride): (u64, u32),
+        cache: &KvCache,
+        positions: &Buffer<u32>,
+        slots_of_rows: &Buffer<u32>,
+        longest: usize,
+        scratch: &mut CachedScratch,
+        out: &mut Tensor,
+        by: Option<(u64, u64, u64, f32, u32)>,
+    ) -> Result<()> {
         let (keys, values) = self.layer(op, layer, shape, cache)?;
         least(op, "positions", positions.len(), Some(n))?;
         least(op, "slots", slots_of_rows.len(), Some(n))?;
-        let q_stride =
-            if q.cols() == shape.q_width() { rows(op, "q", q, n, shape.q_width())? } else { rows(op, "qk", q, n, shape.qk_width())? };
         let out_stride = rows(op, "the output", out, n, shape.q_width())?;
         if longest == 0 || longest > cache.length {
             return Err(fail(op, "the longest sequence", longest, format_args!("from 1 to {}", cache.length)));
@@ -287,10 +339,13 @@ impl Device {
         if n == 0 {
             return Ok(());
         }
-        let name = match shape.head_dim {
-            32 => "attention_cached_32",
-            64 => "attention_cached_64",
-            _ => "attention_cached_128",
+        let name = match (by.is_some(), shape.head_dim) {
+            (false, 32) => "attention_cached_32",
+            (false, 64) => "attention_cached_64",
+            (false, _) => "attention_cached_128",
+            (true, 32) => "attention_rotated_32",
+            (true, 64) => "attention_rotated_64",
+            (true, _) => "attention_rotated_128",
         };
         if n > 65535 || chunks(shape) > 65535 {
             return Err(fail(op, "the number of rows", n, "at most 65535, as are the heads"));
@@ -301,27 +356,20 @@ impl Device {
         let (slots, length) = (number(op, "slots", cache.slots)?, number(op, "the length", cache.length)?);
         // The exponentials are powers of two.
         let scale = std::f32::consts::LOG2_E / (shape.head_dim as f32).sqrt();
-        launch_early!(
-            self,
-            name,
-            config,
-            q.ptr(),
-            8 * q_stride,
-            keys,
-            values,
-            positions.ptr(),
-            slots_of_rows.ptr(),
-            kv,
-            group,
-            slots,
-            length,
-            scale,
-            scratch.parts.ptr(),
-            scratch.weights.ptr(),
-            scratch.counters.ptr(),
-            out.ptr(),
-            8 * out_stride
-        );
+        let (positions, slots_of_rows) = (positions.ptr(), slots_of_rows.ptr());
+        let (parts, weights, counters) = (scratch.parts.ptr(), scratch.weights.ptr(), scratch.counters.ptr());
+        let (to, stride) = (out.ptr(), 8 * out_stride);
+        #[rustfmt::skip]
+        match by {
+            None => launch_early!(
+                self, name, config, q, q_stride, keys, values, positions, slots_of_rows, kv, group, slots, length, scale, parts, weights,
+                counters, to, stride
+            ),
+            Some((q_weight, k_weight, angles, eps, turns)) => launch_early!(
+                self, name, config, q, q_stride, keys, values, positions, slots_of_rows, kv, group, slots, length, scale, parts, weights,
+                counters, to, stride, q_weight, k_weight, angles, eps, turns
+            ),
+        };
         Ok(())
     }
 }

@@ -10,13 +10,22 @@ pub const MOST_SMALL_ROWS: usize = 64;
 /// Members of a launch.
 const MOST_MEMBERS: usize = 4;
 /// Words of eight bytes of a member as the kernels lay it out.
-const WORDS: usize = 14;
+const WORDS: usize = 15;
 /// Warps of a block.
 const WARPS: usize = 8;
 /// Bytes of the look-up table.
 const TABLE: usize = 32 << 10;
-/// Bytes of the weights on their way: two groups of 16 rows for each warp.
-const STAGES: usize = WARPS * 2 * 16 * 160;
+/// Bytes of the tables of scales.
+const MAPS: usize = 4 << 10;
+/// Shared memory of a block from which on kernels have more on its way: that of Hopper and of Blackwell's large cards.
+const LARGE: u32 = 200 << 10;
+/// Values of k of a unit of the adapters' first product.
+const SEGMENT: usize = 512;
+
+/// Values of the scratch of [`Device::nf4_linear`] and [`Device::nf4_swiglu`] for `n` rows of `cols` values and adapters of `ranks` in all.
+pub fn small_scratch(n: usize, cols: usize, ranks: usize) -> usize {
+    cols.div_ceil(SEGMENT).saturating_mul(n).saturating_mul(ranks)
+}
 
 /// The adapter of a projection as generation uses it: `scale * B (A x)`.
 #[derive(Clone, Copy)]
@@ -102,7 +111,7 @@ impl Device {
     /// The projections of a group for `n` rows, 1 to [`MOST_SMALL_ROWS`]: columns from `column` on of `out` get
     /// `x Wᵀ + bias + scale (x Aᵀ) Bᵀ` for each of up to four members, which have the same input width. Every weight is read once and stays
     /// packed; sums are in f32; code points, `x Aᵀ` and B are rounded to bf16. A row's result depends on that row alone, bit for bit.
-    /// `mid` is scratch of `n * Σ rank` values (f32), which get `x Aᵀ`.
+    /// `mid` is scratch of [`small_scratch`] values, which get parts of `x Aᵀ`.
     ///
     /// # Errors
     /// Buffers that do not fit.
@@ -136,14 +145,13 @@ impl Device {
         let total: usize = members.iter().map(|m| m.weight.rows).sum();
         let fast = members.iter().all(|m| regular(m.weight))
             && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code);
-        let ready = members.iter().any(|m| m.lora.is_some_and(|l| l.rank > 0));
-        if fast {
-            let shape = shape(n, total, self.multiprocessors(), tile);
-            let group = self.group(op, n, x, members, shape.tile, ready)?;
-            self.small_mid(op, &group, n, x, members, mid)?;
+        let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
+        let shape = shape(n, total, self.multiprocessors(), tile);
+        if fast && self.ranks_fit(n, shape, ranks) {
+            let group = self.group(op, n, x, members, shape.tile)?;
             return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out);
         }
-        let group = self.group(op, n, x, members, WARPS, false)?;
+        let group = self.group(op, n, x, members, WARPS)?;
         self.small_mid(op, &group, n, x, members, mid)?;
         let config = grid(blocks(op, group.tiles, 1)?, 1, 256);
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
@@ -151,6 +159,23 @@ impl Device {
         let words = group.words.as_slice();
         launch_early!(self, "nf4_small_any", config, words, x.ptr(), group.x_stride, group.n, groups, mid, ranks, out.ptr(), stride);
         Ok(())
+    }
+
+    /// Shared memory of a kernel of the tensor cores.
+    fn shared_bytes(&self, n: usize, shape: Shape, ranks: usize) -> usize {
+        let large = self.shared_limit() >= LARGE;
+        // The smallest tiles' weights pass through shared memory; so does x where there are many tokens.
+        let on_their_way = match (shape.tile, n) {
+            (16, _) => WARPS * 2048 * if large { 4 } else { 2 },
+            (_, 17..=32) if large => WARPS * 3 * 32 * 144,
+            _ => 0,
+        };
+        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + on_their_way)
+    }
+
+    /// Whether `x Aᵀ` of so many ranks has room in shared memory.
+    fn ranks_fit(&self, n: usize, shape: Shape, ranks: usize) -> bool {
+        self.shared_bytes(n, shape, ranks) + MAPS <= self.shared_limit() as usize
     }
 
     /// Launches a kernel of the tensor cores: as many blocks as the card holds, each for several tiles.
@@ -167,10 +192,15 @@ impl Device {
         mid: &Floats,
         out: &mut Tensor,
     ) -> Result<()> {
-        let mut config = grid(blocks(op, tiles, 1)?.min(shape.resident * self.multiprocessors()), 1, 256);
-        // The smallest tiles' weights pass through shared memory.
-        let staged = if shape.tile == 16 { STAGES } else { 0 };
-        config.shared_mem_bytes = small(op, "the tile", TABLE + sums(shape.tile) + staged)?;
+        let n = group.n as usize;
+        if group.ranks > 0 {
+            least(op, "the scratch", mid.len(), Some(small_scratch(n, 64 * steps, group.ranks)))?;
+        }
+        let bytes = self.shared_bytes(n, shape, group.ranks);
+        // Each block of a multiprocessor has a kilobyte beside its own.
+        let resident = if 2 * (bytes + MAPS + 1024) <= self.shared_limit() as usize + 1024 { shape.resident } else { 1 };
+        let mut config = grid(blocks(op, tiles, 1)?.min(resident * self.multiprocessors()), 1, 256);
+        config.shared_mem_bytes = small(op, "the tile", bytes)?;
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
         let (stride, steps) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
         let words = group.words.as_slice();
@@ -178,9 +208,14 @@ impl Device {
         Ok(())
     }
 
-    /// Whether [`Self::nf4_swiglu`] takes these weights.
-    pub fn nf4_swiglu_fits(&self, gate: &DeviceNf4, up: &DeviceNf4) -> bool {
-        regular(gate) && regular(up) && (gate.rows, gate.cols) == (up.rows, up.cols) && gate.host_code == up.host_code
+    /// Whether [`Self::nf4_swiglu`] takes these weights for `n` rows with adapters of `ranks` in all.
+    pub fn nf4_swiglu_fits(&self, n: usize, gate: &DeviceNf4, up: &DeviceNf4, ranks: usize) -> bool {
+        n <= MOST_SMALL_ROWS
+            && self.ranks_fit(n, shape(n, 2 * gate.rows, self.multiprocessors(), None), ranks)
+            && regular(gate)
+            && regular(up)
+            && (gate.rows, gate.cols) == (up.rows, up.cols)
+            && gate.host_code == up.host_code
     }
 
     /// `silu(gate) * up` of both projections (with adapters and biases, as in [`Self::nf4_linear`]; their columns are ignored) in one launch:
@@ -220,27 +255,25 @@ impl Device {
         if n == 0 {
             return Ok(());
         }
-        if !self.nf4_swiglu_fits(gate.weight, up.weight) {
+        let ranks: usize = [gate, up].iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
+        if !self.nf4_swiglu_fits(n, gate.weight, up.weight, ranks) {
             return Err(fail(
                 op,
                 "the input width",
                 gate.weight.cols,
-                "a multiple of 256, with blocks of at least 64 and two weights of one shape",
+                "a multiple of 256, with blocks of at least 64, two weights of one shape and ranks that fit",
             ));
         }
         let width = gate.weight.rows;
         rows(op, "the output", out, n, width)?;
         let members = [gate, up];
-        let ready = members.iter().any(|m| m.lora.is_some_and(|l| l.rank > 0));
         let shape = shape(n, 2 * width, self.multiprocessors(), tile);
-        let group = self.group(op, n, x, &members, shape.tile / 2, ready)?;
-        self.small_mid(op, &group, n, x, &members, mid)?;
+        let group = self.group(op, n, x, &members, shape.tile / 2)?;
         self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out)
     }
 
-    /// Checks the members' sizes and lays them out for the kernels, `tile` rows of a member to a tile. `ready` says that the adapters' first product
-    /// is launched in between, so that the input is complete when the kernel begins.
-    fn group(&self, op: &'static str, n: usize, x: &Tensor, members: &[SmallMember<'_>], tile: usize, ready: bool) -> Result<Group> {
+    /// Checks the members' sizes and lays them out for the kernels, `tile` rows of a member to a tile.
+    fn group(&self, op: &'static str, n: usize, x: &Tensor, members: &[SmallMember<'_>], tile: usize) -> Result<Group> {
         if n > MOST_SMALL_ROWS {
             return Err(fail(op, "the number of rows", n, format_args!("at most {MOST_SMALL_ROWS}")));
         }
@@ -259,11 +292,11 @@ impl Device {
             if let Some(bias) = m.bias {
                 least(op, "a bias", bias.len(), Some(w.rows))?;
             }
-            let (mut b, mut rank, mut scale) = (0, 0, 0.0);
+            let (mut a, mut b, mut rank, mut scale) = (0, 0, 0, 0.0);
             if let Some(lora) = m.lora {
                 least(op, "A", lora.a.len(), product(&[lora.rank, cols]))?;
                 least(op, "B", lora.b.len(), product(&[w.rows, lora.rank]))?;
-                (b, rank, scale) = (lora.b.ptr(), lora.rank, lora.scale);
+                (a, b, rank, scale) = (lora.a.ptr(), lora.b.ptr(), lora.rank, lora.scale);
             }
             let tiles = w.rows.div_ceil(tile);
             let fields = [
@@ -273,13 +306,14 @@ impl Device {
                 w.map.ptr(),
                 w.absmax.ptr(),
                 if rank > 0 { b } else { 0 },
+                a,
                 m.bias.map_or(0, Floats::ptr),
                 (cols / 2) as u64,
                 pair(w.offset.to_bits(), f32::to_bits(scale)),
                 pair(w.block_shift as u32, w.nested_shift as u32),
                 pair(small(op, "a member's rows", w.rows)?, small(op, "a column", m.column)?),
                 pair(small(op, "a rank", rank)?, small(op, "the ranks", group.ranks)?),
-                pair(small(op, "the tiles", tiles)?, u32::from(ready)),
+                pair(small(op, "the tiles", tiles)?, self.multiprocessors()),
                 pair(w.fit.to_bits(), (1.0 / w.fit).to_bits()),
             ];
             words.copy_from_slice(&fields);
@@ -346,9 +380,9 @@ impl Device {
         let (mut words, tiles, any) = ([0u64; MOST_MEMBERS * WORDS], features.div_ceil(tile), tile == WARPS);
         let fields = [
             (0, weight.ptr()),
-            (7, 2 * weight.stride() as u64),
-            (10, pair(small(op, "the output", features)?, 0)),
-            (12, pair(small(op, "the output", tiles)?, 0)),
+            (8, 2 * weight.stride() as u64),
+            (11, pair(small(op, "the output", features)?, 0)),
+            (13, pair(small(op, "the output", tiles)?, 0)),
         ];
         for (at, value) in fields {
             if let Some(word) = words.get_mut(at) {

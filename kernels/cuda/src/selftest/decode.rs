@@ -156,7 +156,7 @@ impl Checks<'_> {
         let (card_x, _gap) = self.apart(cols, 8, &x)?;
         let small: Vec<SmallMember<'_>> = members.iter().zip(starts).map(|(m, start)| m.member(start)).collect();
         let kind = format!("{cols} block {blocksize}{}", if double == DoubleQuant::No { "" } else { " dq" });
-        let (mut mid, mut first) = (self.poison_floats(most * 21)?, Vec::new());
+        let (mut mid, mut first) = (self.poison_floats(crate::launch::small_scratch(most, cols, 24))?, Vec::new());
         for n in [1, 3, 8, 9, 16, 17, 32, 33, 64] {
             let (mut out, _gap) = self.apart(width, 64, &vec![f32::NAN; n * width])?;
             d.nf4_linear(n, &card_x, &small, &mut mid, &mut out)?;
@@ -191,7 +191,7 @@ impl Checks<'_> {
         self.note("nf4_linear, recorded", format!("5x{kind}"), if before { &got } else { &[] }, &want, BF16);
         let (gate, up) =
             (self.projection(104, cols, 16, true, blocksize, double)?, self.projection(104, cols, 8, false, blocksize, double)?);
-        if !d.nf4_swiglu_fits(&gate.weight, &up.weight) {
+        if !d.nf4_swiglu_fits(1, &gate.weight, &up.weight, 24) {
             let irregular = !cols.is_multiple_of(256) || blocksize < 64;
             let outcome: &[f32] = if irregular { &[1.0] } else { &[] };
             self.note("nf4_swiglu is refused", kind, outcome, &[1.0], 0.0);
@@ -249,7 +249,8 @@ impl Checks<'_> {
         let before = d.arena().usage().in_use;
         let (mut cache, mut cpu_cache) = (d.kv_cache(layers, slots, length, shape)?, self.cpu.cache(layers, slots, length, shape)?);
         let mut fused = d.kv_cache(layers, slots, length, shape)?;
-        let bytes = (d.arena().usage().in_use - before) as f32 / 2.0;
+        let mut rotated_here = d.kv_cache(layers, slots, length, shape)?;
+        let bytes = (d.arena().usage().in_use - before) as f32 / 3.0;
         let said = crate::launch::kv_cache_bytes(layers, slots, length, shape).unwrap_or(0) as f32;
         self.note("kv_cache_bytes", name.clone(), &[said], &[bytes], 0.0);
         let (qw, kw) = (self.random.values(shape.head_dim), self.random.values(shape.head_dim));
@@ -352,8 +353,23 @@ impl Checks<'_> {
             self.note("qk_norm_rope_append", what.clone(), &d.read_tensor(n, &q)?, &queries, BF16);
             let mut out: Tensor = self.poison(n, shape.q_width())?;
             d.attention_cached(n, layer, shape, &q, &fused, &card_positions, &card_slots, length, &mut scratch, &mut out)?;
+            let got = d.read_tensor(n, &out)?;
             // Queries and keys may be rounded to either side of a tie.
-            self.note("attention to the fused cache", what, &d.read_tensor(n, &out)?, &want, 4e-3);
+            self.note("attention to the fused cache", what.clone(), &got, &want, 4e-3);
+            // All in one, where each slot has one row; what it leaves in the cache shows in later calls.
+            let mut out: Tensor = self.poison(n, shape.q_width())?;
+            for layer in 0..layers {
+                let (at, of, cache) = (&card_positions, &card_slots, &mut rotated_here);
+                if n == sequences.len() {
+                    let (q, k, parts) = (&card_qw, &card_kw, &mut scratch);
+                    d.attention_rotated(n, layer, shape, &card_qkv, &angles, q, k, eps, cache, at, of, length, parts, &mut out)?;
+                } else {
+                    d.qk_norm_rope_append(n, layer, at, of, &angles, shape, &card_qkv, &card_qw, &card_kw, eps, &mut q, cache)?;
+                }
+            }
+            if n == sequences.len() {
+                self.note("attention_rotated", what, &d.read_tensor(n, &out)?, &got, 0.0);
+            }
         }
         Ok(())
     }
