@@ -14,7 +14,7 @@ use std::time::Instant;
 const TEXTS: [&str; 7] =
     [CONFIG_FILE, GENERATION_FILE, INDEX_FILE, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 /// Bytes that are hashed at a time.
-const PIECE: u64 = 1 << 20;
+const PIECE: u64 = 1 << 18;
 
 /// One file of a [`ModelDigest`].
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -119,11 +119,15 @@ impl PendingDigest {
 fn file_digest(files: &ModelFiles, name: String) -> Result<FileDigest> {
     let source = files.open(&name)?;
     let mut hash = Sha256::new();
+    // One buffer for all of the file: memory that is new for each piece costs as much as reading into it.
+    let mut piece = vec![0; usize::try_from(PIECE.min(source.len())).unwrap_or(0)];
     let mut at = 0;
     while at < source.len() {
-        let take = PIECE.min(source.len() - at);
-        hash.update(source.read(at, take)?);
-        at += take;
+        let left = usize::try_from(source.len() - at).unwrap_or(usize::MAX);
+        piece.truncate(left);
+        source.read_into(at, &mut piece)?;
+        hash.update(&piece);
+        at += piece.len() as u64;
     }
     Ok(FileDigest { name, bytes: source.len(), sha256: hex(&hash.finalize()) })
 }

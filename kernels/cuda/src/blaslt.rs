@@ -313,7 +313,8 @@ impl BlasLt {
         for choice in choices {
             let words = choice.algorithm.strip_prefix(&format!("{}:", self.version)).and_then(words).ok_or_else(|| {
                 let Choice { problem, algorithm } = choice;
-                CudaError::CublasLt(format!("version {} cannot use the algorithm {algorithm} kept for {problem}", self.version))
+                let of = algorithm.split(':').next().unwrap_or_default();
+                CudaError::CublasLt(format!("version {} cannot use the algorithm of version {of} kept for {problem}", self.version))
             })?;
             pins.insert(choice.problem.clone(), words);
         }
