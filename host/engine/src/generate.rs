@@ -404,7 +404,8 @@ impl<O: Ops> Generator<O> {
                 }
             }
         }
-        self.choose(run, &rows, &slots)
+        self.choose(run, &rows, &slots)?;
+        Ok(())
     }
 
     /// One token for every sequence. When the same sequences go on greedily from step to step, the step is recorded and replayed.
@@ -423,7 +424,8 @@ impl<O: Ops> Generator<O> {
             steps.recorded = None;
             steps.slots = slots.clone();
             self.run_batch(adapter, &host, false)?;
-            return self.choose(run, &rows, &slots);
+            self.choose(run, &rows, &slots)?;
+            return Ok(());
         }
         let ops = self.model.shared_ops();
         if let Some((batch, recording)) = &mut steps.recorded {
@@ -434,7 +436,10 @@ impl<O: Ops> Generator<O> {
             steps.recorded = None;
         }
         self.run_batch(adapter, &host, false)?;
-        self.choose(run, &rows, &slots)?;
+        if !self.choose(run, &rows, &slots)? {
+            // A recorded step has to choose for itself, and the backend does not for so many sequences.
+            return Ok(());
+        }
         // Everything that the step needs is there now, so that recording it allocates nothing.
         let batch = ops.batch(&host).at(|| "batch".into())?;
         let mut failure = None;
@@ -482,17 +487,17 @@ impl<O: Ops> Generator<O> {
         Ok(())
     }
 
-    /// Draws the next token of the sequences in `slots` from the logits of `rows`.
-    fn choose(&mut self, run: &mut Run<'_>, rows: &[u32], slots: &[usize]) -> Result<()> {
+    /// Draws the next token of the sequences in `slots` from the logits of `rows`; whether the backend chose them.
+    fn choose(&mut self, run: &mut Run<'_>, rows: &[u32], slots: &[usize]) -> Result<bool> {
         if rows.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let vocabulary = self.model.dims().vocab;
         if run.greedy(slots) {
             finish(&self.model, rows, &mut self.buffers)?;
             let (ops, head) = (self.model.ops(), self.model.head());
             if ops.greedy(rows.len(), &self.buffers.last, head).at(|| "choosing tokens".into())? && self.take_chosen(run, slots)? {
-                return Ok(());
+                return Ok(true);
             }
         }
         let logits = self.logits(rows)?;
@@ -512,7 +517,7 @@ impl<O: Ops> Generator<O> {
         for (slot, token) in slots.iter().zip(tokens) {
             run.advance(*slot, token, self.options.cache_length);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Adds the tokens that the backend chose to their sequences; false, and nothing done, where some row's logits are broken: the sampler, which then is
