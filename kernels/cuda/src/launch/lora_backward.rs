@@ -67,6 +67,11 @@ impl BackwardKernel {
     /// All of them.
     pub const ALL: [Self; 7] = [Self::Short, Self::Long, Self::Deep, Self::Wide, Self::Hopper1024, Self::Hopper512, Self::HopperWide];
 
+    /// Whether it runs on Hopper alone.
+    pub fn hopper(self) -> bool {
+        self.parts().by_engine
+    }
+
     fn parts(self) -> BackwardParts {
         // Name, ranks, blocks of 256 outputs, tiles of dy in shared memory.
         let portable = |name, ranks: usize, halves: usize, stages: usize| {
@@ -172,7 +177,7 @@ impl Device {
         use BackwardKernel::{Deep, Hopper512, Hopper1024, HopperWide, Long, Short, Wide};
         let fits = |kernel: BackwardKernel| self.shared_limit() as usize >= kernel.parts().shared;
         let large = n.saturating_mul(outs.iter().sum()) >= LARGE;
-        if (self.thin("lora_backward_sm90_32_4") && std::env::var_os("LORA_BW_OLD").is_none()) {
+        if self.thin("lora_backward_sm90_32_4") {
             // Of many outputs a block takes more, so that sums over them are of fewer parts.
             let kernel = match (rank > 32, outs.iter().sum::<usize>() >= 16384) {
                 (true, _) => HopperWide,

@@ -23,6 +23,9 @@ pub(super) const TILE: usize = 2 * SIDE * SIDE;
 pub(super) const ALIGN: usize = 1024;
 /// Bytes of the barriers of its stages.
 pub(super) const BARRIERS: usize = 64;
+/// Set to `hopper`, it says that Hopper's own kernels compute the adapters' thin products. Not the default: fed by copies of the threads' own they were right
+/// but no faster than the portable ones, and fed by the copy engine they have not been measured.
+pub const THIN: &str = "TRAINER_CUDA_THIN";
 /// Slices of the width in Hopper's product with A: blocks of a cluster.
 const SLICES: u32 = 4;
 
@@ -81,13 +84,14 @@ pub(super) fn config(x: u32, y: u32, shared_mem_bytes: usize) -> LaunchConfig {
 }
 
 impl Device {
+    /// Whether Hopper's own kernel of this name is to be used: see [`THIN`].
     pub(super) fn thin(&self, name: &'static str) -> bool {
-        self.prefers(name) && std::env::var_os("LORA_OLD").is_none()
+        self.prefers(name) && std::env::var_os(THIN).is_some_and(|v| v == "hopper")
     }
 
     /// Whether [`Self::lora_mid`] is at least as fast as a library's product.
     pub fn has_thin_products(&self) -> bool {
-        self.thin("lora_mid_sm90_32") && std::env::var_os("LORA_MID_LT").is_none()
+        self.thin("lora_mid_sm90_32")
     }
 
     /// Bytes of scratch that [`Self::lora_mid`] needs for `n` tokens.
@@ -196,7 +200,7 @@ impl Device {
 
     /// Bytes of scratch that [`Self::lora_da`] needs for `n` tokens and members of these ranks, together.
     pub fn lora_da_scratch_bytes(&self, n: usize, width: usize, ranks: usize) -> usize {
-        if (self.thin("lora_da_sm90_32") && std::env::var_os("LORA_DA_OLD").is_none()) {
+        if self.thin("lora_da_sm90_32") {
             return 0;
         }
         let run = run_of(self, n, width.div_ceil(COLUMNS), 1, TOKENS);
@@ -244,7 +248,7 @@ impl Device {
             let part = |i: usize| parts.get(i).map_or((0, 0), |p| (p.0 as u32, p.1));
             let [a, b, c] = [part(0), part(1), part(2)];
             let at = dmid.ptr() + 2 * *first as u64;
-            if (self.thin("lora_da_sm90_32") && std::env::var_os("LORA_DA_OLD").is_none()) {
+            if self.thin("lora_da_sm90_32") {
                 self.lora_da_cluster([n, width, rank], (at, sd), (x.ptr(), sx), [a, b, c])?;
                 continue;
             }
