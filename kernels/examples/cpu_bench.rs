@@ -127,7 +127,7 @@ fn training(cpu: &Cpu, n: usize, plan: WeightPlan) {
     let (mut x, y, mut normed) = (tensor(HIDDEN), tensor(HIDDEN), tensor(HIDDEN));
     let (mut qkv, mut qk, mut attn) = (tensor(SHAPE.qkv_width()), tensor(SHAPE.qk_width()), tensor(SHAPE.q_width()));
     let (mut dqkv, mut dqk, dattn) = (tensor(SHAPE.qkv_width()), tensor(SHAPE.qk_width()), tensor(SHAPE.q_width()));
-    let (mut gu, mut act, mut dgu, dact) = (tensor(2 * INTER), tensor(INTER), tensor(2 * INTER), tensor(INTER));
+    let (mut gu, mut act, dact) = (tensor(2 * INTER), tensor(INTER), tensor(INTER));
     let (mut rstd, mut qk_rstd, mut lse) = (cpu.stats(n, 1).unwrap(), cpu.stats(n, 4).unwrap(), cpu.stats(n, SHAPE.heads).unwrap());
     let weight = cpu.vector(&vec![1.0; HIDDEN]).unwrap();
     let head_weight = cpu.vector(&vec![1.0; SHAPE.head_dim]).unwrap();

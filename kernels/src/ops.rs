@@ -664,49 +664,8 @@ pub trait Ops: Send + Sync {
     /// `out = silu(gate) * up` with `gate_up = gate | up`, `[n, 2 * width]` (Shazeer 2020).
     fn swiglu(&self, n: usize, width: usize, gate_up: &Self::Tensor, out: &mut Self::Tensor) -> Result<()>;
 
-    /// [`Ops::swiglu`] into `x`, then [`Ops::linear`] of that.
-    #[expect(clippy::too_many_arguments, reason = "two operations in one, so that a backend can fuse them")]
-    fn swiglu_linear(
-        &self,
-        batch: &Self::Batch,
-        n: usize,
-        width: usize,
-        gate_up: &Self::Tensor,
-        x: &mut Self::Tensor,
-        w: &Self::Group,
-        lora: &[Option<LoraMember<'_, Self::Param>>],
-        dropout: Option<Dropout>,
-        out: &mut Self::Tensor,
-        mid: &mut Self::Tensor,
-    ) -> Result<()> {
-        self.swiglu(n, width, gate_up, x)?;
-        self.linear(batch, n, x, w, lora, dropout, out, mid)
-    }
-
     /// Backward of [`Ops::swiglu`]: the gradients of gate and up take their places in `gate_up`.
     fn swiglu_backward(&self, n: usize, width: usize, dout: &Self::Tensor, gate_up: &mut Self::Tensor) -> Result<()>;
-
-    /// [`Ops::swiglu_backward`], then [`Ops::linear_backward`] of the group that made gate and up of `x`.
-    #[expect(clippy::too_many_arguments, reason = "two operations in one, so that a backend can fuse them")]
-    fn swiglu_linear_backward(
-        &self,
-        batch: &Self::Batch,
-        n: usize,
-        width: usize,
-        dout: &Self::Tensor,
-        gate_up: &mut Self::Tensor,
-        x: &Self::Tensor,
-        mid: &Self::Tensor,
-        w: &Self::Group,
-        lora: &[Option<LoraMember<'_, Self::Param>>],
-        dropout: Option<Dropout>,
-        grads: &mut [Option<LoraGrads<'_, Self::Param>>],
-        dmid: &mut Self::Tensor,
-        dx: Option<&mut Self::Tensor>,
-    ) -> Result<()> {
-        self.swiglu_backward(n, width, dout, gate_up)?;
-        self.linear_backward(batch, n, gate_up, x, mid, w, lora, dropout, grads, dmid, dx)
-    }
 
     /// Weighted cross-entropy over the whole vocabulary, in chunks of positions so that all logits never exist at once; positions of weight 0
     /// are skipped. Returns `Σ weight * loss` per sequence, not normalised. With `dhidden`, also writes the gradient of

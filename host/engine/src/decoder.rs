@@ -61,7 +61,7 @@ impl<B: Ops> Pass<'_, B> {
             .at(|| format!("layer {number}, query and key norm, rotation"))
     }
 
-    /// From the layer's input `x` and what attention adds to it, `delta`, to gate and up.
+    /// From the layer's input `x` and what attention adds to it, `delta`, to the activated MLP.
     fn mlp(
         &self,
         number: usize,
@@ -79,7 +79,8 @@ impl<B: Ops> Pass<'_, B> {
         let lora = self.adapter.members::<2>(module + GATE_UP);
         let dropout = self.dropout(module + GATE_UP);
         ops.linear(self.batch, n, &cheap.h2, &layer.gate_up, &lora, dropout, &mut dear.gate_up, &mut cheap.mid_gate_up)
-            .at(|| at("gate, up"))
+            .at(|| at("gate, up"))?;
+        ops.swiglu(n, dims.intermediate, &dear.gate_up, &mut cheap.activated).at(|| at("swiglu"))
     }
 
     /// Everything up to the final norm, whose result is in `ws.hidden`.
@@ -100,19 +101,8 @@ impl<B: Ops> Pass<'_, B> {
             self.mlp(number, layer, cheap, dear, x, narrow)?;
             let module = number * PROJECTIONS + DOWN;
             let lora = self.adapter.members::<1>(module);
-            ops.swiglu_linear(
-                self.batch,
-                n,
-                dims.intermediate,
-                &dear.gate_up,
-                &mut cheap.activated,
-                &layer.down,
-                &lora,
-                self.dropout(module),
-                narrow,
-                &mut cheap.mid_down,
-            )
-            .at(|| format!("layer {number}, swiglu, down"))?;
+            ops.linear(self.batch, n, &cheap.activated, &layer.down, &lora, self.dropout(module), narrow, &mut cheap.mid_down)
+                .at(|| format!("layer {number}, down"))?;
             self.keep_mids(number, layout, kept)?;
             let x = streams.fill(ops, number + 1)?;
             match self.model.layers().get(number + 1) {
@@ -194,13 +184,7 @@ impl<B: Ops> Pass<'_, B> {
     ) -> Result<()> {
         self.first_norm(number, layer, x, cheap)?;
         self.attention(number, layer, cheap, dear, narrow)?;
-        self.mlp(number, layer, cheap, dear, x, narrow)?;
-        self.activate(number, cheap, dear)
-    }
-
-    fn activate(&self, number: usize, cheap: &mut Cheap<B>, dear: &Dear<B>) -> Result<()> {
-        let width = self.model.dims().intermediate;
-        self.ops().swiglu(self.n, width, &dear.gate_up, &mut cheap.activated).at(|| format!("layer {number}, swiglu, again"))
+        self.mlp(number, layer, cheap, dear, x, narrow)
     }
 
     fn first_norm(&self, number: usize, layer: &Layer<B>, x: &B::Tensor, cheap: &mut Cheap<B>) -> Result<()> {
@@ -216,7 +200,7 @@ impl<B: Ops> Pass<'_, B> {
         self.rotate(number, layer, cheap, dear)?;
         ops.rms_norm(n, &dear.x2, &layer.post_norm, dims.eps, &mut cheap.h2, &mut cheap.rstd2)
             .at(|| format!("layer {number}, second norm, again"))?;
-        self.activate(number, cheap, dear)
+        ops.swiglu(n, dims.intermediate, &dear.gate_up, &mut cheap.activated).at(|| format!("layer {number}, swiglu, again"))
     }
 
     /// `ws.dx` goes from the gradient of the layer's output to that of its input.
@@ -247,12 +231,11 @@ impl<B: Ops> Pass<'_, B> {
             Some(&mut ws.d_activated),
         )
         .at(|| at("down"))?;
-        ops.swiglu_linear_backward(
+        ops.swiglu_backward(n, dims.intermediate, &ws.d_activated, &mut dear.gate_up).at(|| at("swiglu"))?;
+        ops.linear_backward(
             self.batch,
             n,
-            dims.intermediate,
-            &ws.d_activated,
-            &mut dear.gate_up,
+            &dear.gate_up,
             &cheap.h2,
             mid_gate_up,
             &layer.gate_up,
@@ -262,7 +245,7 @@ impl<B: Ops> Pass<'_, B> {
             &mut dear.d_gate_up_mid,
             Some(&mut ws.narrow),
         )
-        .at(|| at("swiglu, gate, up"))?;
+        .at(|| at("gate, up"))?;
         ops.rms_norm_backward(n, &ws.narrow, &dear.x2, &layer.post_norm, &cheap.rstd2, &mut ws.dx).at(|| at("second norm"))?;
 
         ops.linear_backward(

@@ -1,5 +1,7 @@
 // SwiGLU forward and backward, the embedding gather, and the sum of squares behind the gradient norm.
 
+static __device__ __forceinline__ float sigmoid(float x) { return __frcp_rn(1.0f + __expf(-x)); }
+
 // Rows are addressed in vectors of eight values: `vectors` of them in a row, `total` in all rows together (less than 2^32), and a row starts every
 // `stride` vectors.
 struct At {
@@ -23,6 +25,19 @@ extern "C" __global__ void __launch_bounds__(256) swiglu(
 #pragma unroll
     for (int j = 0; j < 8; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
     out[(u64)p.row * out_stride + p.col] = pack8(g);
+}
+
+// Gates and ups become their gradients.
+static __device__ __forceinline__ void backward8(float (&g)[8], float (&u)[8], const float (&d)[8]) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+        float sig = sigmoid(g[j]);
+        // silu'(g) = sig * (1 + g * (1 - sig))
+        float slope = sig * fmaf(g[j], 1.0f - sig, 1.0f);
+        float du = d[j] * g[j] * sig;
+        g[j] = d[j] * u[j] * slope;
+        u[j] = du;
+    }
 }
 
 // `d_gate_up` may be `gate_up`.

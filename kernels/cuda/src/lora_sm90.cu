@@ -35,16 +35,18 @@ THIN("64", 32, L32, "%32", "%33", "%34", "%35", "%36", ACC32(d, 0))
 THIN("96", 48, L48, "%48", "%49", "%50", "%51", "%52", ACC32(d, 0), ACC16(d, 32))
 THIN("128", 64, L64, "%64", "%65", "%66", "%67", "%68", ACC32(d, 0), ACC32(d, 32))
 
-// Rows `row..` (below `last`) and columns `col..` (below `width`) of a long matrix to a tile: a thread copies a vector of every 16th row.
-static __device__ __forceinline__ void fetch_tile(u32 to, const u16* __restrict__ x, u32 stride, u32 row, u32 last, u32 col, u32 width) {
-    const u32 r = threadIdx.x >> 4, c = threadIdx.x & 15;
-    const bool inside = col + 8 * c < width;
-    const u16* from = x + (u64)(row + r) * stride + col + 8 * c;
-    to += panel64(ROWS, r, c);
+// R columns of 128 rows of a thin matrix, in blocks of 32.
+template <int R>
+static __device__ __forceinline__ void load_thin(u32 to, const Map& map, int column, int row, u32 bar) {
 #pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-        bool there = inside && row + r + 16 * i < last;
-        copy16(to + 2048 * i, there ? from + (u64)(16 * i) * stride : x, there);
+    for (int p = 0; p < R / 32; ++p) load_box(to + p * ROWS * 64, map, column + 32 * p, row, bar);
+}
+// One barrier for each stage, which a thread fills by what it loads. The rest of a block joins in the barrier that follows.
+template <int STAGES>
+static __device__ __forceinline__ void barriers(u32 at) {
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; ++i) barrier_init(at + 8 * i, 1);
+        barriers_ready();
     }
 }
 // COUNT rows of up to R columns of a thin matrix, in blocks of 32.
@@ -56,14 +58,6 @@ static __device__ __forceinline__ void fetch_thin(u32 to, const u16* __restrict_
         bool there = row + r < last && 8 * c < rank;
         copy16(to + panel32(COUNT, r, c), m + (there ? (u64)(row + r) * stride + 8 * c : 0), there);
     }
-}
-static __device__ __forceinline__ uint4 take(u32 at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
-    return v;
-}
-static __device__ __forceinline__ void give(u32 at, uint4 v) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 template <int N>
 static __device__ __forceinline__ void clear(float (&d)[N]) {
@@ -83,9 +77,9 @@ struct Members {
 
 template <int R, int H, int STAGES>
 static __device__ __forceinline__ void backward_body(
-    const u16* __restrict__ dy, u32 dy_stride, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run, const Members& members,
-    float* __restrict__ part_mid, float* __restrict__ part_b) {
+    const Map& dy, const Map& mid, u32 n, u32 rank, const Members& members, float* __restrict__ part_mid, float* __restrict__ part_b) {
     constexpr u32 OUTS = H * 128, B_BYTES = OUTS * R * 2, MID_BYTES = ROWS * R * 2, MIDS = B_BYTES + STAGES * TILE;
+    constexpr u32 BARS = MIDS + 2 * MID_BYTES;
     static_assert(H >= STAGES, "two tiles of mid serve stages of one tile of tokens and the next");
     extern __shared__ u8 memory[];
     const u32 base = (shared_address(memory) + 1023) & ~1023u, lane = threadIdx.x & 31, crew = warpgroup();
@@ -104,22 +98,26 @@ static __device__ __forceinline__ void backward_body(
             break;
         }
     }
-    const u32 first_out = block * OUTS, first = blockIdx.y * run, last = min(n, first + run), tiles = (last - first + ROWS - 1) / ROWS;
-    dy += dy_at;
-    mid += mid_at;
+    // Runs take turns in the tiles of tokens, from the last one down: what was written last may still be in the second-level cache.
+    const u32 first_out = block * OUTS, all = (n + ROWS - 1) / ROWS, tiles = (all - blockIdx.y + gridDim.y - 1) / gridDim.y;
+    auto first_row = [&](u32 tile) { return (all - 1 - blockIdx.y - tile * gridDim.y) * ROWS; };
+    barriers<STAGES>(base + BARS);
     wait_for_inputs();
     let_next_start();
 
     auto fetch = [&](u32 step) {
-        u32 tile = step / H, h = step % H;
-        if (tile < tiles) {
-            u32 row = first + tile * ROWS;
-            fetch_tile(base + B_BYTES + step % STAGES * TILE, dy, dy_stride, row, last, first_out + h * 128, outs);
-            if (h == 0) fetch_thin<R, ROWS>(base + MIDS + (tile & 1) * MID_BYTES, mid, mid_stride, row, last, rank);
+        u32 tile = step / H, h = step % H, bar = base + BARS + 8 * (step % STAGES);
+        if (threadIdx.x == 0 && tile < tiles) {
+            arrive_expect(bar, h == 0 ? TILE + MID_BYTES : TILE);
+            load_rows<ROWS>(base + B_BYTES + step % STAGES * TILE, dy, dy_at + first_out + h * 128, first_row(tile), bar);
+            if (h == 0) load_thin<R>(base + MIDS + (tile & 1) * MID_BYTES, mid, mid_at, first_row(tile), bar);
         }
-        copies_end();
     };
     fetch_thin<R, OUTS>(base, b, b_stride, first_out, outs, rank);
+    copies_end();
+    copies_wait<0>();
+    fence_async();
+    __syncthreads();
     for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
 
     float db[H][R / 2], dm[R / 2];
@@ -130,8 +128,7 @@ static __device__ __forceinline__ void backward_body(
 #pragma unroll
         for (u32 h = 0; h < H; ++h) {
             const u32 step = tile * H + h;
-            copies_wait<STAGES - 2>();
-            fence_async();
+            wait(base + BARS + 8 * (step % STAGES), step / STAGES & 1);
             products_wait<0>();
             __syncthreads();
             fetch(step + STAGES - 1);
@@ -152,8 +149,8 @@ static __device__ __forceinline__ void backward_body(
         for (u32 j = 0; j < R / 8; ++j)
 #pragma unroll
             for (u32 e = 0; e < 2; ++e) {
-                u32 token = first + ROWS * tile + 16 * (threadIdx.x >> 5) + 8 * e + (lane >> 2), c = 8 * j + 2 * (lane & 3);
-                if (token < last && c < rank)
+                u32 token = first_row(tile) + 16 * (threadIdx.x >> 5) + 8 * e + (lane >> 2), c = 8 * j + 2 * (lane & 3);
+                if (token < n && c < rank)
                     *(float2*)(part_mid + ((u64)blockIdx.x * n + token) * rank + c) = make_float2(dm[4 * j + 2 * e], dm[4 * j + 2 * e + 1]);
             }
     }
@@ -172,143 +169,15 @@ static __device__ __forceinline__ void backward_body(
     }
 }
 #define BACKWARD(name, R, H, STAGES)                                                                                                         \
-    name(const u16* __restrict__ dy, u32 dy_stride, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run, u32 out0, u32 out1,\
-         u32 out2, u32 mid0, u32 mid1, u32 mid2, u32 dy0, u32 dy1, u32 dy2, const u16* b0, const u16* b1, const u16* b2, u32 stride0,        \
-         u32 stride1, u32 stride2, float* __restrict__ part_mid, float* __restrict__ part_b) {                                               \
+    name(const __grid_constant__ Map dy, const __grid_constant__ Map mid, u32 n, u32 rank, u32 out0, u32 out1, u32 out2, u32 mid0, u32 mid1, \
+         u32 mid2, u32 dy0, u32 dy1, u32 dy2, const u16* b0, const u16* b1, const u16* b2, u32 stride0, u32 stride1, u32 stride2,            \
+         float* __restrict__ part_mid, float* __restrict__ part_b) {                                                                         \
         Members members = {{out0, out1, out2}, {mid0, mid1, mid2}, {dy0, dy1, dy2}, {stride0, stride1, stride2}, {b0, b1, b2}};              \
-        backward_body<R, H, STAGES>(dy, dy_stride, mid, mid_stride, n, rank, run, members, part_mid, part_b);                                \
+        backward_body<R, H, STAGES>(dy, mid, n, rank, members, part_mid, part_b);                                                            \
     }
 extern "C" __global__ void __launch_bounds__(256, 1) BACKWARD(lora_backward_sm90_32_8, 32, 8, 4)
 extern "C" __global__ void __launch_bounds__(256, 1) BACKWARD(lora_backward_sm90_32_4, 32, 4, 4)
-extern "C" __global__ void __launch_bounds__(256, 2) BACKWARD(lora_backward_sm90_32_4_pair, 32, 4, 2)
 extern "C" __global__ void __launch_bounds__(256, 1) BACKWARD(lora_backward_sm90_64_4, 64, 4, 4)
-
-// --- SwiGLU's backward and that of the adapters of gate and up ---------------------------------------------------------------------------
-//
-// The gradients of gate and up are made in shared memory, where the products take them, and leave in place of gate and up: nobody reads them for the adapters'
-// sake. A block takes H times 128 columns of each and a run of tokens, 64 at a time; the first warpgroup multiplies gates, the second ups. A thread works on
-// the vectors that it has copied itself. Partial sums are as in the backward over dy, with gate and up as members.
-template <int R, int H, int STAGES>
-static __device__ __forceinline__ void swiglu_body(
-    const u16* __restrict__ dout, u32 dout_stride, u16* gate_up, u32 stride, u32 width, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run,
-    u32 mid0, u32 mid1, const u16* b0, const u16* b1, u32 stride0, u32 stride1, float* __restrict__ part_mid, float* __restrict__ part_b) {
-    constexpr u32 COUNT = 64, PIECE = COUNT * 256, OUTS = H * 128, B_BYTES = OUTS * R * 2, MID_BYTES = COUNT * R * 2, STAGE = 3 * PIECE;
-    constexpr u32 FIRST = 2 * B_BYTES, MIDS = FIRST + STAGES * STAGE;
-    static_assert(H >= STAGES, "two tiles of mid serve stages of one tile of tokens and the next");
-    extern __shared__ u8 memory[];
-    const u32 base = (shared_address(memory) + 1023) & ~1023u, lane = threadIdx.x & 31, crew = warpgroup();
-    const u32 c0 = blockIdx.x * OUTS, first = blockIdx.y * run, last = min(n, first + run), tiles = (last - first + COUNT - 1) / COUNT;
-    const u32 r = threadIdx.x >> 4, c = threadIdx.x & 15, place = panel64(COUNT, r, c);
-    wait_for_inputs();
-    let_next_start();
-
-    auto fetch = [&](u32 step) {
-        u32 tile = step / H, h = step % H;
-        if (tile < tiles) {
-            const u32 row = first + tile * COUNT, col = c0 + h * 128 + 8 * c, to = base + FIRST + step % STAGES * STAGE + place;
-            const bool inside = col < width;
-            const u16* d = dout + (u64)(row + r) * dout_stride + col;
-            const u16* g = gate_up + (u64)(row + r) * stride + col;
-#pragma unroll
-            for (u32 i = 0; i < COUNT / 16; ++i) {
-                const bool there = inside && row + r + 16 * i < last;
-                copy16(to + 2048 * i, there ? d + (u64)(16 * i) * dout_stride : dout, there);
-                copy16(to + PIECE + 2048 * i, there ? g + (u64)(16 * i) * stride : gate_up, there);
-                copy16(to + 2 * PIECE + 2048 * i, there ? g + (u64)(16 * i) * stride + width : gate_up, there);
-            }
-            if (h == 0) {
-                const u32 at = base + MIDS + (tile & 1) * 2 * MID_BYTES;
-                fetch_thin<R, COUNT>(at, mid + mid0, mid_stride, row, last, rank);
-                fetch_thin<R, COUNT>(at + MID_BYTES, mid + mid1, mid_stride, row, last, rank);
-            }
-        }
-        copies_end();
-    };
-    fetch_thin<R, OUTS>(base, b0, stride0, c0, width, rank);
-    fetch_thin<R, OUTS>(base + B_BYTES, b1, stride1, c0, width, rank);
-    for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
-
-    float db[H][2][R / 2], dm[R / 2];
-#pragma unroll
-    for (int h = 0; h < H; ++h) {
-        clear(db[h][0]);
-        clear(db[h][1]);
-    }
-    clear(dm);
-    for (u32 tile = 0; tile < tiles; ++tile) {
-#pragma unroll
-        for (u32 h = 0; h < H; ++h) {
-            const u32 step = tile * H + h, stage = base + FIRST + step % STAGES * STAGE;
-            copies_wait<STAGES - 2>();
-            {
-                const u32 row = first + tile * COUNT + r, col = c0 + h * 128 + 8 * c;
-                u16* to = gate_up + (u64)row * stride + col;
-#pragma unroll
-                for (u32 i = 0; i < COUNT / 16; ++i) {
-                    const u32 at = stage + place + 2048 * i;
-                    float d[8], g[8], u[8];
-                    unpack8(take(at), d);
-                    unpack8(take(at + PIECE), g);
-                    unpack8(take(at + 2 * PIECE), u);
-                    backward8(g, u, d);
-                    const uint4 dg = pack8(g), du = pack8(u);
-                    give(at + PIECE, dg);
-                    give(at + 2 * PIECE, du);
-                    if (col < width && row + 16 * i < last) {
-                        *(uint4*)(to + (u64)(16 * i) * stride) = dg;
-                        *(uint4*)(to + (u64)(16 * i) * stride + width) = du;
-                    }
-                }
-            }
-            fence_async();
-            products_wait<0>();
-            __syncthreads();
-            fetch(step + STAGES - 1);
-            const u32 mine = place_of(stage + (1 + crew) * PIECE), mids = place_of(base + MIDS + ((tile & 1) * 2 + crew) * MID_BYTES, COUNT * 64);
-            const u32 b_rows = place_of(base + crew * B_BYTES + h * 128 * 64, OUTS * 64);
-            products_begin();
-#pragma unroll
-            for (u32 s = 0; s < 8; ++s) thin<0, 1>(dm, mine + STEP((s >> 2) * (COUNT * 128) + (s & 3) * 32), b_rows + STEP(s * 1024), h + s > 0);
-#pragma unroll
-            for (u32 q = 0; q < 2; ++q)
-#pragma unroll
-                for (u32 s = 0; s < COUNT / 16; ++s) thin<1, 1>(db[h][q], mine + STEP(q * (COUNT * 128) + s * 2048), mids + STEP(s * 1024), 1);
-            products_commit();
-        }
-        products_wait<0>();
-        settled(dm);
-        const u64 slice = (u64)(crew * gridDim.x + blockIdx.x) * n;
-#pragma unroll
-        for (u32 j = 0; j < R / 8; ++j)
-#pragma unroll
-            for (u32 e = 0; e < 2; ++e) {
-                u32 token = first + COUNT * tile + 16 * ((threadIdx.x >> 5) & 3) + 8 * e + (lane >> 2), k = 8 * j + 2 * (lane & 3);
-                if (token < last && k < rank)
-                    *(float2*)(part_mid + (slice + token) * rank + k) = make_float2(dm[4 * j + 2 * e], dm[4 * j + 2 * e + 1]);
-            }
-    }
-#pragma unroll
-    for (u32 h = 0; h < H; ++h)
-#pragma unroll
-        for (u32 q = 0; q < 2; ++q) {
-            settled(db[h][q]);
-#pragma unroll
-            for (u32 j = 0; j < R / 8; ++j)
-#pragma unroll
-                for (u32 e = 0; e < 2; ++e) {
-                    u32 o = c0 + h * 128 + 64 * q + 16 * ((threadIdx.x >> 5) & 3) + 8 * e + (lane >> 2), k = 8 * j + 2 * (lane & 3);
-                    if (o < width && k < rank)
-                        *(float2*)(part_b + ((u64)blockIdx.y * 2 * width + crew * width + o) * rank + k) =
-                            make_float2(db[h][q][4 * j + 2 * e], db[h][q][4 * j + 2 * e + 1]);
-                }
-        }
-}
-extern "C" __global__ void __launch_bounds__(256, 1) lora_backward_swiglu_sm90(
-    const u16* __restrict__ dout, u32 dout_stride, u16* gate_up, u32 stride, u32 width, const u16* __restrict__ mid, u32 mid_stride, u32 n, u32 rank, u32 run,
-    u32 mid0, u32 mid1, const u16* b0, const u16* b1, u32 stride0, u32 stride1, float* __restrict__ part_mid, float* __restrict__ part_b) {
-    swiglu_body<32, 4, 3>(
-        dout, dout_stride, gate_up, stride, width, mid, mid_stride, n, rank, run, mid0, mid1, b0, b1, stride0, stride1, part_mid, part_b);
-}
 
 // --- sums over a cluster ---------------------------------------------------------------------------------------------------------------
 static __device__ __forceinline__ void cluster_sync() {
@@ -343,31 +212,31 @@ static __device__ __forceinline__ void put(u32 at, float v) { asm volatile("st.s
 
 // --- dA [R, K] += dmid^T [R, n] x [n, K], all members at once -----------------------------------------------------------------------------
 //
-// A block takes 128 columns of x and a run of tokens, a cluster (along y) all runs. `per`: tokens of a run.
+// A block takes 128 columns of x; the blocks of a cluster (along y) take turns in the tiles of tokens.
 template <int R, int STAGES>
 static __device__ __forceinline__ void da_body(
-    const u16* __restrict__ dmid, u32 dmid_stride, const u16* __restrict__ x, u32 x_stride, u32 n, u32 width, u32 per, u32 rank0, u32 rank1,
-    u32 rank2, float* da0, float* da1, float* da2) {
-    constexpr u32 STAGE = TILE + ROWS * R * 2, LINE = 132;
+    const Map& dmid, const Map& x, u32 n, u32 width, u32 rank0, u32 rank1, u32 rank2, float* da0, float* da1, float* da2) {
+    constexpr u32 STAGE = TILE + ROWS * R * 2, LINE = 132, BARS = STAGES * STAGE;
     extern __shared__ u8 memory[];
     const u32 base = (shared_address(memory) + 1023) & ~1023u, lane = threadIdx.x & 31, crew = warpgroup(), rank = rank0 + rank1 + rank2;
-    const u32 c0 = blockIdx.x * 128, first = min(n, blockIdx.y * per), last = min(n, first + per), tiles = (last - first + ROWS - 1) / ROWS;
+    const u32 c0 = blockIdx.x * 128, all = (n + ROWS - 1) / ROWS, tiles = all > blockIdx.y ? (all - blockIdx.y + gridDim.y - 1) / gridDim.y : 0;
+    barriers<STAGES>(base + BARS);
+    __syncthreads();
     wait_for_inputs();
     let_next_start();
     auto fetch = [&](u32 tile) {
-        if (tile < tiles) {
-            u32 at = base + tile % STAGES * STAGE, row = first + tile * ROWS;
-            fetch_tile(at, x, x_stride, row, last, c0, width);
-            fetch_thin<R, ROWS>(at + TILE, dmid, dmid_stride, row, last, rank);
+        if (threadIdx.x == 0 && tile < tiles) {
+            const u32 at = base + tile % STAGES * STAGE, row = (all - 1 - blockIdx.y - tile * gridDim.y) * ROWS, bar = base + BARS + 8 * (tile % STAGES);
+            arrive_expect(bar, STAGE);
+            load_rows<ROWS>(at, x, c0, row, bar);
+            load_thin<R>(at + TILE, dmid, 0, row, bar);
         }
-        copies_end();
     };
     for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
     float sums[R / 2];
     clear(sums);
     for (u32 tile = 0; tile < tiles; ++tile) {
-        copies_wait<STAGES - 2>();
-        fence_async();
+        wait(base + BARS + 8 * (tile % STAGES), tile / STAGES & 1);
         products_wait<0>();
         __syncthreads();
         fetch(tile + STAGES - 1);
@@ -379,7 +248,6 @@ static __device__ __forceinline__ void da_body(
     }
     products_wait<0>();
     settled(sums);
-    copies_wait<0>();
     __syncthreads();
 #pragma unroll
     for (u32 j = 0; j < R / 8; ++j)
@@ -407,12 +275,11 @@ static __device__ __forceinline__ void da_body(
     cluster_sync();
 }
 #define DA(name, R, STAGES)                                                                                                                  \
-    name(const u16* __restrict__ dmid, u32 dmid_stride, const u16* __restrict__ x, u32 x_stride, u32 n, u32 width, u32 per, u32 rank0,       \
-         u32 rank1, u32 rank2, float* da0, float* da1, float* da2) {                                                                         \
-        da_body<R, STAGES>(dmid, dmid_stride, x, x_stride, n, width, per, rank0, rank1, rank2, da0, da1, da2);                               \
+    name(const __grid_constant__ Map dmid, const __grid_constant__ Map x, u32 n, u32 width, u32 rank0, u32 rank1, u32 rank2, float* da0,     \
+         float* da1, float* da2) {                                                                                                           \
+        da_body<R, STAGES>(dmid, x, n, width, rank0, rank1, rank2, da0, da1, da2);                                                           \
     }
 extern "C" __global__ void __launch_bounds__(256, 1) DA(lora_da_sm90_32, 32, 5)
-extern "C" __global__ void __launch_bounds__(256, 2) DA(lora_da_sm90_32_pair, 32, 2)
 extern "C" __global__ void __launch_bounds__(256, 1) DA(lora_da_sm90_64, 64, 4)
 extern "C" __global__ void __launch_bounds__(256, 1) DA(lora_da_sm90_96, 96, 4)
 extern "C" __global__ void __launch_bounds__(256, 1) DA(lora_da_sm90_128, 128, 3)
@@ -422,34 +289,29 @@ extern "C" __global__ void __launch_bounds__(256, 1) DA(lora_da_sm90_128, 128, 3
 // A block takes 128 tokens and a slice of K, a cluster (along y) all slices.
 template <int R, int STAGES>
 static __device__ __forceinline__ void mid_body(
-    const u16* __restrict__ x, u32 x_stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice, u16* __restrict__ out,
-    u32 out_stride) {
-    constexpr u32 STAGE = TILE + R * 128 * 2, LINE = R + 4;
+    const Map& x, const Map& a, u32 n, u32 width, u32 rank, u32 slice, u16* __restrict__ out, u32 out_stride) {
+    constexpr u32 STAGE = TILE + R * 128 * 2, LINE = R + 4, BARS = STAGES * STAGE;
     extern __shared__ u8 memory[];
     const u32 base = (shared_address(memory) + 1023) & ~1023u, lane = threadIdx.x & 31, crew = warpgroup();
     const u32 row = blockIdx.x * ROWS, from = min(width, blockIdx.y * slice), to = min(width, from + slice), tiles = (to - from + 127) / 128;
+    barriers<STAGES>(base + BARS);
+    __syncthreads();
     wait_for_inputs();
     let_next_start();
     auto fetch = [&](u32 tile) {
-        if (tile < tiles) {
-            u32 at = base + tile % STAGES * STAGE, k = from + tile * 128;
-            fetch_tile(at, x, x_stride, row, n, k, to);
-            const u32 r = threadIdx.x >> 4, c = threadIdx.x & 15;
-            const bool inside = k + 8 * c < to;
-#pragma unroll
-            for (u32 i = 0; i < R / 16; ++i) {
-                bool there = inside && r + 16 * i < rank;
-                copy16(at + TILE + panel64(R, r + 16 * i, c), there ? a + (u64)(r + 16 * i) * a_stride + k + 8 * c : a, there);
-            }
+        if (threadIdx.x == 0 && tile < tiles) {
+            const u32 at = base + tile % STAGES * STAGE, k = from + tile * 128, bar = base + BARS + 8 * (tile % STAGES);
+            arrive_expect(bar, STAGE);
+            load_rows<ROWS>(at, x, k, row, bar);
+            load_box(at + TILE, a, k, 0, bar);
+            load_box(at + TILE + R * 128, a, k + 64, 0, bar);
         }
-        copies_end();
     };
     for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
     float sums[R / 2];
     clear(sums);
     for (u32 tile = 0; tile < tiles; ++tile) {
-        copies_wait<STAGES - 2>();
-        fence_async();
+        wait(base + BARS + 8 * (tile % STAGES), tile / STAGES & 1);
         products_wait<0>();
         __syncthreads();
         fetch(tile + STAGES - 1);
@@ -462,7 +324,6 @@ static __device__ __forceinline__ void mid_body(
     }
     products_wait<0>();
     settled(sums);
-    copies_wait<0>();
     __syncthreads();
 #pragma unroll
     for (u32 j = 0; j < R / 8; ++j)
@@ -481,95 +342,10 @@ static __device__ __forceinline__ void mid_body(
     }
     cluster_sync();
 }
-// --- SwiGLU and mid [n, R] of its result ------------------------------------------------------------------------------------------------
-//
-// As above, with x made on the way: a block takes 64 tokens, and its warpgroups halve each step of 64 columns. The result takes the place of the gates in shared
-// memory, where the products find it, and leaves from there.
-template <int R, int STAGES>
-static __device__ __forceinline__ void swiglu_mid_body(
-    const u16* __restrict__ gate_up, u32 stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice, u16* __restrict__ act,
-    u32 act_stride, u16* __restrict__ out, u32 out_stride) {
-    constexpr u32 COUNT = 64, PIECE = COUNT * 128, STAGE = 2 * PIECE + R * 128, LINE = R + 4, SUMS = 4 * COUNT * LINE;
-    static_assert(R == 32, "a thread copies one vector of A");
-    extern __shared__ u8 memory[];
-    const u32 base = (shared_address(memory) + 1023) & ~1023u, lane = threadIdx.x & 31, crew = warpgroup();
-    const u32 row = blockIdx.x * COUNT, from = min(width, blockIdx.y * slice), to = min(width, from + slice), tiles = (to - from + 63) / 64;
-    const u32 r = threadIdx.x >> 3, c = threadIdx.x & 7, place = panel64(COUNT, r, c);
-    wait_for_inputs();
-    let_next_start();
-    auto fetch = [&](u32 tile) {
-        if (tile < tiles) {
-            const u32 at = base + tile % STAGES * STAGE + place, k = from + tile * 64 + 8 * c;
-            const u16* g = gate_up + (u64)(row + r) * stride + k;
-#pragma unroll
-            for (u32 i = 0; i < 2; ++i) {
-                const bool there = k < to && row + r + 32 * i < n;
-                copy16(at + 4096 * i, there ? g + (u64)(32 * i) * stride : gate_up, there);
-                copy16(at + PIECE + 4096 * i, there ? g + (u64)(32 * i) * stride + width : gate_up, there);
-            }
-            const bool there = k < to && r < rank;
-            copy16(at + 2 * PIECE, there ? a + (u64)r * a_stride + k : a, there);
-        }
-        copies_end();
-    };
-    for (u32 s = 0; s < STAGES - 1; ++s) fetch(s);
-    float sums[R / 2];
-    clear(sums);
-    for (u32 tile = 0; tile < tiles; ++tile) {
-        const u32 stage = base + tile % STAGES * STAGE, k = from + tile * 64 + 8 * c;
-        copies_wait<STAGES - 2>();
-#pragma unroll
-        for (u32 i = 0; i < 2; ++i) {
-            float g[8], u[8];
-            unpack8(take(stage + place + 4096 * i), g);
-            unpack8(take(stage + place + PIECE + 4096 * i), u);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) g[j] = g[j] * sigmoid(g[j]) * u[j];
-            const uint4 y = pack8(g);
-            give(stage + place + 4096 * i, y);
-            if (k < to && row + r + 32 * i < n) *(uint4*)(act + (u64)(row + r + 32 * i) * act_stride + k) = y;
-        }
-        fence_async();
-        products_wait<0>();
-        __syncthreads();
-        fetch(tile + STAGES - 1);
-        const u32 rows = place_of(stage + crew * 64), ranks = place_of(stage + 2 * PIECE + crew * 64);
-        products_begin();
-#pragma unroll
-        for (u32 s = 0; s < 2; ++s) thin<0, 0>(sums, rows + STEP(s * 32), ranks + STEP(s * 32), 1);
-        products_commit();
-    }
-    products_wait<0>();
-    settled(sums);
-    copies_wait<0>();
-    __syncthreads();
-#pragma unroll
-    for (u32 j = 0; j < R / 8; ++j)
-#pragma unroll
-        for (u32 e = 0; e < 4; ++e) {
-            u32 t = 16 * ((threadIdx.x >> 5) & 3) + 8 * (e >> 1) + (lane >> 2), q = 8 * j + 2 * (lane & 3) + (e & 1);
-            put(base + crew * SUMS + 4 * (t * LINE + q), sums[4 * j + e]);
-        }
-    cluster_sync();
-    const u32 blocks = cluster_blocks(), share = COUNT / blocks, first = cluster_rank() * share, vectors = rank / 4;
-    for (u32 i = threadIdx.x; i < share * vectors; i += 256) {
-        u32 t = first + i / vectors, q = 4 * (i % vectors);
-        if (row + t >= n) break;
-        float4 sum = sum_far(base + 4 * (t * LINE + q), blocks), more = sum_far(base + SUMS + 4 * (t * LINE + q), blocks);
-        *(uint2*)(out + (u64)(row + t) * out_stride + q) = make_uint2(pack2(sum.x + more.x, sum.y + more.y), pack2(sum.z + more.z, sum.w + more.w));
-    }
-    cluster_sync();
-}
-extern "C" __global__ void __launch_bounds__(256, 2) swiglu_mid_sm90(
-    const u16* __restrict__ gate_up, u32 stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice, u16* __restrict__ act,
-    u32 act_stride, u16* __restrict__ out, u32 out_stride) {
-    swiglu_mid_body<32, 5>(gate_up, stride, n, width, a, a_stride, rank, slice, act, act_stride, out, out_stride);
-}
-
 #define MID(name, R, STAGES)                                                                                                                 \
-    name(const u16* __restrict__ x, u32 x_stride, u32 n, u32 width, const u16* __restrict__ a, u32 a_stride, u32 rank, u32 slice,            \
-         u16* __restrict__ out, u32 out_stride) {                                                                                            \
-        mid_body<R, STAGES>(x, x_stride, n, width, a, a_stride, rank, slice, out, out_stride);                                               \
+    name(const __grid_constant__ Map x, const __grid_constant__ Map a, u32 n, u32 width, u32 rank, u32 slice, u16* __restrict__ out,         \
+         u32 out_stride) {                                                                                                                   \
+        mid_body<R, STAGES>(x, a, n, width, rank, slice, out, out_stride);                                                                   \
     }
 extern "C" __global__ void __launch_bounds__(256, 1) MID(lora_mid_sm90_32, 32, 5)
 extern "C" __global__ void __launch_bounds__(256, 1) MID(lora_mid_sm90_64, 64, 4)

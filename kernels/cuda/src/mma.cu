@@ -38,17 +38,10 @@ static __device__ __forceinline__ u32 panel32(u32 rows, u32 row, u32 c) {
 // Four values, summed over `count` slices of `size` in their order.
 static __device__ __forceinline__ float4 sum_slices(const float* __restrict__ part, u32 count, u64 size) {
     float4 sum = *(const float4*)part;
-    for (u32 s = 1; s < count; s += 8) {
-        // All of them under way before the first is added.
-        float4 v[8];
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i)
-            if (s + i < count) v[i] = *(const float4*)(part + (u64)(s + i) * size);
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i)
-            if (s + i < count) {
-                sum.x += v[i].x; sum.y += v[i].y; sum.z += v[i].z; sum.w += v[i].w;
-            }
+#pragma unroll 4
+    for (u32 s = 1; s < count; ++s) {
+        float4 v = *(const float4*)(part + s * size);
+        sum.x += v.x; sum.y += v.y; sum.z += v.z; sum.w += v.w;
     }
     return sum;
 }

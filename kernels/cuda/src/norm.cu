@@ -166,14 +166,14 @@ static __device__ __forceinline__ void norm_row_backward(
     if (EIGHT) round_row(rows, vectors, to);
 }
 
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_long(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride) {
     norm_row_backward<4, false>(dy, dy_stride, x, x_stride, weight, rstd, vectors, dx, dx_stride, {});
 }
 
 // The same for rows of up to 16384 values: everything a thread needs is under way before the block's sum is waited for.
-extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward_2(
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_backward(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ weight,
     const float* __restrict__ rstd, u32 vectors, uint4* __restrict__ dx, u32 dx_stride) {
     constexpr int VECTORS = 2;

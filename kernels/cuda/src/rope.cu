@@ -1,58 +1,6 @@
 // RMSNorm of each query and key head and rotation by position (half-split RoPE), forward and backward. A head belongs to head_dim / 16
 // neighbouring lanes; each holds eight values of the first half and their eight partners of the second.
 
-struct Place {
-    u64 row;
-    u32 head, lane;  // lane within the head
-    bool real;
-};
-static __device__ __forceinline__ Place place(u64 n, u32 heads, u32 lanes) {
-    u64 t = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    u64 item = t / lanes;
-    Place p;
-    // Threads past the end work on the first head, without storing: shuffles need whole warps.
-    p.real = item < n * heads;
-    if (!p.real) item = 0;
-    p.row = item / heads;
-    p.head = (u32)(item % heads);
-    p.lane = (u32)(t % lanes);
-    return p;
-}
-
-extern "C" __global__ void __launch_bounds__(256) qk_norm_rope(
-    const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight, const float* __restrict__ k_weight,
-    const u32* __restrict__ positions, const float* __restrict__ angles, float eps, u64 n, u32 q_heads, u32 k_heads, u32 lanes,
-    uint4* __restrict__ qk, u32 qk_stride, float* __restrict__ rstd) {
-    u32 heads = q_heads + k_heads, half = lanes * 8;
-    Place p = place(n, heads, lanes);
-    const uint4* x = qkv + p.row * qkv_stride + p.head * 2 * lanes;
-    const float* weight = p.head < q_heads ? q_weight : k_weight;
-    const float* angle = angles + (u64)positions[p.row] * 2 * half + 8 * p.lane;
-    float a[8], b[8], wa[8], wb[8], c[8], s[8];
-    unpack8(x[p.lane], a);
-    unpack8(x[lanes + p.lane], b);
-    load8(weight + 8 * p.lane, wa);
-    load8(weight + half + 8 * p.lane, wb);
-    load8(angle, c);
-    load8(angle + half, s);
-    float squares = 0.0f;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares = fmaf(a[j], a[j], fmaf(b[j], b[j], squares));
-    float r = 1.0f / sqrtf(group_sum(squares, lanes) / (float)(2 * half) + eps);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-        float y1 = a[j] * r * wa[j], y2 = b[j] * r * wb[j];
-        a[j] = y1 * c[j] - y2 * s[j];
-        b[j] = y2 * c[j] + y1 * s[j];
-    }
-    if (p.real) {
-        uint4* out = qk + p.row * qk_stride + p.head * 2 * lanes;
-        out[p.lane] = pack8(a);
-        out[lanes + p.lane] = pack8(b);
-        if (p.lane == 0) rstd[p.row * heads + p.head] = r;
-    }
-}
-
 // The gradient of a head before norm and rotation: this lane's eight values of the first half and of the second.
 static __device__ __forceinline__ void head_backward(
     const uint4* __restrict__ dy, const uint4* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ angle, float r, u32 lane,
@@ -86,24 +34,7 @@ static __device__ __forceinline__ void head_backward(
     second = pack8(b);
 }
 
-extern "C" __global__ void __launch_bounds__(256) qk_norm_rope_backward(
-    const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
-    const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd,
-    u64 n, u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ dqkv, u32 dqkv_stride) {
-    u32 heads = q_heads + k_heads;
-    Place p = place(n, heads, lanes);
-    uint4 first, second;
-    head_backward(
-        dqk + p.row * dqk_stride + p.head * 2 * lanes, qkv + p.row * qkv_stride + p.head * 2 * lanes, p.head < q_heads ? q_weight : k_weight,
-        angles + (u64)positions[p.row] * 16 * lanes, rstd[p.row * heads + p.head], p.lane, lanes, first, second);
-    if (p.real) {
-        uint4* out = dqkv + p.row * dqkv_stride + p.head * 2 * lanes;
-        out[p.lane] = first;
-        out[lanes + p.lane] = second;
-    }
-}
-
-// The same with a block for each row, which also leaves all of the row, with the gradient of v that is there already, in e4m3 (see eight.cu), rows `stride`
+// `qk_norm_rope_backward` with a block for each row, which also leaves all of the row, with the gradient of v that is there already, in e4m3 (see eight.cu), rows `stride`
 // vectors of eight bytes apart. A block has a thread for each lane of each head, and no fewer than v has vectors.
 extern "C" __global__ void __launch_bounds__(1024) qk_norm_rope_backward_8(
     const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
@@ -134,17 +65,17 @@ extern "C" __global__ void __launch_bounds__(1024) qk_norm_rope_backward_8(
     if (has_v) values[behind + threadIdx.x] = eight8(v, by);
 }
 
-// The same for heads whose lanes divide a warp: a warp takes STEP heads for each group of lanes, of the queries or of the keys of one row, so that a thread
-// loads its angles and weights once for all of them and has all of its loads under way at once. `chunks`: warps of a row.
+// A warp takes STEP heads for each group of lanes, of the queries or of the keys of one row, so that a thread loads its angles and weights once for all of
+// them and has all of its loads under way at once.
 template <int STEP, bool BACKWARD>
 static __device__ __forceinline__ void several_heads(
     const uint4* __restrict__ dy, u32 dy_stride, const uint4* __restrict__ x, u32 x_stride, const float* __restrict__ q_weight,
-    const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, float eps, u64 items, u32 q_heads,
+    const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, float eps, u64 n, u32 q_heads,
     u32 k_heads, u32 lanes, uint4* __restrict__ out, u32 out_stride, const float* rstd_in, float* rstd_out) {
     const u32 group = (threadIdx.x & 31) / lanes, groups = 32 / lanes, lane = threadIdx.x & (lanes - 1), half = lanes * 8, heads = q_heads + k_heads;
     const u32 of_queries = (q_heads + STEP * groups - 1) / (STEP * groups), chunks = of_queries + (k_heads + STEP * groups - 1) / (STEP * groups);
     const u64 item = (u64)blockIdx.x * 8 + (threadIdx.x >> 5);
-    if (item >= items * chunks) return;
+    if (item >= n * chunks) return;
     const u64 row = item / chunks;
     const u32 chunk = (u32)(item % chunks);
     const bool key = chunk >= of_queries;
@@ -215,14 +146,14 @@ static __device__ __forceinline__ void several_heads(
         }
     }
 }
-extern "C" __global__ void __launch_bounds__(256, 3) qk_norm_rope_pairs(
+extern "C" __global__ void __launch_bounds__(256, 3) qk_norm_rope(
     const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight, const float* __restrict__ k_weight,
     const u32* __restrict__ positions, const float* __restrict__ angles, float eps, u64 n, u32 q_heads, u32 k_heads, u32 lanes,
     uint4* __restrict__ qk, u32 qk_stride, float* __restrict__ rstd) {
     several_heads<2, false>(
         nullptr, 0, qkv, qkv_stride, q_weight, k_weight, positions, angles, eps, n, q_heads, k_heads, lanes, qk, qk_stride, nullptr, rstd);
 }
-extern "C" __global__ void __launch_bounds__(256, 2) qk_norm_rope_backward_pairs(
+extern "C" __global__ void __launch_bounds__(256, 2) qk_norm_rope_backward(
     const uint4* __restrict__ dqk, u32 dqk_stride, const uint4* __restrict__ qkv, u32 qkv_stride, const float* __restrict__ q_weight,
     const float* __restrict__ k_weight, const u32* __restrict__ positions, const float* __restrict__ angles, const float* __restrict__ rstd,
     u64 n, u32 q_heads, u32 k_heads, u32 lanes, uint4* __restrict__ dqkv, u32 dqkv_stride) {

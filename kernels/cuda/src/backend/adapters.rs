@@ -3,47 +3,13 @@
 use super::linear::{Ranks, shape};
 use super::types::{Batch, Param};
 use super::weights::{Extended, Group};
-use super::{Cuda, Outcome, Precision};
+use super::{Cuda, Outcome};
 use crate::launch::{LoraIn, LoraOut, MOST_SMALL_ROWS, small_scratch};
 use crate::memory::{Floats, Tensor};
 use std::sync::PoisonError;
 use trainer_kernels::ops::{Dropout, LoraGrads, LoraMember, OpsError};
 
 impl Cuda {
-    /// Whether SwiGLU is computed together with what the adapter makes of its result.
-    pub(super) fn fuses_swiglu_mid(
-        &self,
-        n: usize,
-        width: usize,
-        w: &Group,
-        lora: &[Option<LoraMember<'_, Param>>],
-        dropout: Option<Dropout>,
-    ) -> bool {
-        let [Some(down)] = lora else { return false };
-        dropout.is_none_or(|d| d.p == 0.0)
-            && self.options.precision == Precision::Bf16
-            && w.in_features == width
-            && n > MOST_SMALL_ROWS
-            && self.device.fuses_swiglu_mid(down.rank)
-    }
-
-    /// Whether SwiGLU's backward is made together with the adapters' gradients of gate and up.
-    pub(super) fn fuses_swiglu(
-        &self,
-        width: usize,
-        w: &Group,
-        lora: &[Option<LoraMember<'_, Param>>],
-        dropout: Option<Dropout>,
-        grads: &[Option<LoraGrads<'_, Param>>],
-    ) -> bool {
-        let [Some(gate), Some(up)] = lora else { return false };
-        dropout.is_none_or(|d| d.p == 0.0)
-            && self.options.precision == Precision::Bf16
-            && w.members.iter().map(|m| m.out).eq([width, width])
-            && grads.iter().all(Option::is_some)
-            && self.device.fuses_swiglu([gate.rank, up.rank])
-    }
-
     /// All gradients of a group's adapters in one pass over `dy` and one over `x`; false, and nothing done, where ranks are no whole vectors or some
     /// member with an adapter has no gradient.
     #[expect(clippy::too_many_arguments, reason = "what a gradient needs")]
@@ -51,7 +17,6 @@ impl Cuda {
         &self,
         n: usize,
         dy: &Tensor,
-        swiglu: Option<(&Tensor, &mut Tensor)>,
         x: &Tensor,
         mid: &Tensor,
         w: &Group,
@@ -79,10 +44,7 @@ impl Cuda {
         }
         let members: Vec<(usize, usize)> = outs.iter().map(|o| (o.out, o.rank)).collect();
         self.with_partial(self.partial_bytes(n, &members, inner), |scratch| {
-            match swiglu {
-                Some((dout, gate_up)) => self.device.swiglu_lora_backward(n, dout.cols(), dout, gate_up, mid, &mut outs, dmid, scratch)?,
-                None => self.device.lora_backward(n, dy, mid, &mut outs, dmid, scratch)?,
-            }
+            self.device.lora_backward(n, dy, mid, &mut outs, dmid, scratch)?;
             Ok(self.device.lora_da(n, dmid, x, &mut ins, scratch)?)
         })?;
         Ok(true)
@@ -98,10 +60,6 @@ impl Cuda {
         }
         d.lora_mid_scratch_bytes(n, inner, ranks)
             .max(d.lora_backward_scratch_bytes(None, n, &with))
-            .max(match with[..] {
-                [(gate, a), (up, b)] if gate == up && d.fuses_swiglu([a, b]) => d.swiglu_lora_scratch_bytes(n, gate, a),
-                _ => 0,
-            })
             .max(d.lora_da_scratch_bytes(n, inner, ranks))
             .max(4 * small_scratch(n.min(MOST_SMALL_ROWS), inner, ranks))
     }

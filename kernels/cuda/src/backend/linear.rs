@@ -60,14 +60,12 @@ impl Cuda {
         Ok(ranks)
     }
 
-    /// `swiglu`: `x` is still to be made, from gate and up: see [`Self::fuses_swiglu_mid`].
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
     pub(super) fn linear_forward(
         &self,
         batch: &Batch,
         n: usize,
         x: &Tensor,
-        swiglu: Option<(&Tensor, &mut Tensor)>,
         w: &Group,
         lora: &[Option<LoraMember<'_, Param>>],
         dropout: Option<Dropout>,
@@ -96,11 +94,6 @@ impl Cuda {
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
-                    None if swiglu.is_some() => {
-                        if let Some((gate_up, x)) = swiglu {
-                            self.device.swiglu_lora_mid(n, inner, gate_up, e.a(0, r), x, mid)?;
-                        }
-                    }
                     // Before Hopper the library is the faster for this thin product; without it there is a kernel that reads x once.
                     None if matches!(self.products, Products::Own) || self.device.has_thin_products() => {
                         self.with_partial(self.device.lora_mid_scratch_bytes(n, inner, r), |scratch| {
@@ -146,14 +139,12 @@ impl Cuda {
         Ok(())
     }
 
-    /// `swiglu`: `dy` is still to be made, from the gradient of SwiGLU's result and, in place, from gate and up: see [`Self::fuses_swiglu`].
     #[expect(clippy::too_many_arguments, reason = "base and adapter are one operation")]
     pub(super) fn linear_gradient(
         &self,
         batch: &Batch,
         n: usize,
         dy: &Tensor,
-        mut swiglu: Option<(&Tensor, &mut Tensor)>,
         x: &Tensor,
         mid: &Tensor,
         w: &Group,
@@ -186,7 +177,7 @@ impl Cuda {
             batch.check_rows(op, n)?;
         }
         self.with_weights(w, lora, &ranks, |e| {
-            let fused = dropout.is_none() && self.adapter_gradients(n, dy, swiglu.take(), x, mid, w, lora, &ranks, e, grads, dmid)?;
+            let fused = dropout.is_none() && self.adapter_gradients(n, dy, x, mid, w, lora, &ranks, e, grads, dmid)?;
             for (i, ((m, l), g)) in w.members.iter().zip(lora).zip(grads.iter_mut()).enumerate() {
                 let (Some(start), Some(l)) = (ranks.starts.get(i).copied(), l.as_ref()) else { continue };
                 let rank = l.rank;

@@ -357,31 +357,9 @@ impl Ops for Cuda {
         out: &mut Tensor,
         mid: &mut Tensor,
     ) -> Outcome<()> {
-        let done = self.linear_forward(batch, n, x, None, w, lora, dropout, out, mid);
+        let done = self.linear_forward(batch, n, x, w, lora, dropout, out, mid);
         self.forget();
         done
-    }
-
-    fn swiglu_linear(
-        &self,
-        batch: &Batch,
-        n: usize,
-        width: usize,
-        gate_up: &Tensor,
-        x: &mut Tensor,
-        w: &Group,
-        lora: &[Option<LoraMember<'_, Param>>],
-        dropout: Option<Dropout>,
-        out: &mut Tensor,
-        mid: &mut Tensor,
-    ) -> Outcome<()> {
-        if !self.fuses_swiglu_mid(n, width, w, lora, dropout) {
-            self.swiglu(n, width, gate_up, x)?;
-            return self.linear(batch, n, x, w, lora, dropout, out, mid);
-        }
-        // What is made of gate and up is what follows reads.
-        let made = x.columns(0, x.cols())?;
-        self.linear_forward(batch, n, &made, Some((gate_up, x)), w, lora, dropout, out, mid)
     }
 
     fn linear_backward(
@@ -398,34 +376,9 @@ impl Ops for Cuda {
         dmid: &mut Tensor,
         dx: Option<&mut Tensor>,
     ) -> Outcome<()> {
-        let done = self.linear_gradient(batch, n, dy, None, x, mid, w, lora, dropout, grads, dmid, dx);
+        let done = self.linear_gradient(batch, n, dy, x, mid, w, lora, dropout, grads, dmid, dx);
         self.forget();
         done
-    }
-
-    fn swiglu_linear_backward(
-        &self,
-        batch: &Batch,
-        n: usize,
-        width: usize,
-        dout: &Tensor,
-        gate_up: &mut Tensor,
-        x: &Tensor,
-        mid: &Tensor,
-        w: &Group,
-        lora: &[Option<LoraMember<'_, Param>>],
-        dropout: Option<Dropout>,
-        grads: &mut [Option<LoraGrads<'_, Param>>],
-        dmid: &mut Tensor,
-        dx: Option<&mut Tensor>,
-    ) -> Outcome<()> {
-        if !self.fuses_swiglu(width, w, lora, dropout, grads) {
-            self.swiglu_backward(n, width, dout, gate_up)?;
-            return self.linear_backward(batch, n, gate_up, x, mid, w, lora, dropout, grads, dmid, dx);
-        }
-        // The gradients that are made in place are what follows reads.
-        let dy = gate_up.columns(0, gate_up.cols())?;
-        self.linear_gradient(batch, n, &dy, Some((dout, gate_up)), x, mid, w, lora, dropout, grads, dmid, dx)
     }
 
     fn qk_norm_rope(

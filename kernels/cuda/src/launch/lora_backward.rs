@@ -1,17 +1,15 @@
-//! The thin products of adapters over `dy`, in one pass: the gradient of what lies between A and B, and that of B; alone or with SwiGLU's backward, which makes
-//! `dy`. Partial sums lie in the caller's scratch and are added in a fixed order.
+//! The thin products of adapters over `dy`, in one pass: the gradient of what lies between A and B, and that of B. Partial
+//! sums lie in the caller's scratch and are added in a fixed order.
 
-use super::lora_gemm::{ALIGN, MEMBERS, SIDE, TILE, TOKENS, config, rank_of, run_of};
+use super::lora_gemm::{ALIGN, BARRIERS, MEMBERS, SIDE, THIN_BOX, TILE, TOKENS, WIDE_BOX, config, rank_of, run_of, tensor_map};
 use super::{blocks, fail, launch_early, least, rows};
 use crate::Result;
-use crate::device::Device;
+use crate::device::{Arg, Device};
 use crate::matrix::{Matrix, inside, small};
 use crate::memory::{Floats, Tensor};
 
 /// Outputs of a portable block's tile.
 const OUTS: usize = 256;
-/// Columns of gates, and of ups, of a block of the backward with SwiGLU's.
-const SWIGLU_COLUMNS: usize = 512;
 
 /// One projection in [`Device::lora_backward`].
 pub struct LoraOut<'a> {
@@ -46,8 +44,6 @@ pub enum BackwardKernel {
     Hopper1024,
     /// Hopper's own: 32 ranks and 512 outputs.
     Hopper512,
-    /// The same, two blocks on a multiprocessor.
-    Hopper512Pair,
     /// Hopper's own: 64 ranks and 512 outputs.
     HopperWide,
 }
@@ -63,23 +59,29 @@ struct BackwardParts {
     shared: usize,
     /// What the tokens of a run are a multiple of.
     tokens: usize,
+    /// Whether the copy engine fetches dy and mid.
+    by_engine: bool,
 }
 
 impl BackwardKernel {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Short, Self::Long, Self::Deep, Self::Wide, Self::Hopper1024, Self::Hopper512, Self::Hopper512Pair, Self::HopperWide];
+    pub const ALL: [Self; 7] = [Self::Short, Self::Long, Self::Deep, Self::Wide, Self::Hopper1024, Self::Hopper512, Self::HopperWide];
+
+    /// Whether it runs on Hopper alone.
+    pub fn hopper(self) -> bool {
+        self.parts().by_engine
+    }
 
     fn parts(self) -> BackwardParts {
         // Name, ranks, blocks of 256 outputs, tiles of dy in shared memory.
         let portable = |name, ranks: usize, halves: usize, stages: usize| {
             let sums = if halves == 2 { 4 * TOKENS * ranks } else { 0 };
             let shared = 2 * (halves * OUTS * ranks + stages * TOKENS * OUTS + 2 * TOKENS * ranks) + sums;
-            BackwardParts { name, ranks, outs: halves * OUTS, shared, tokens: TOKENS }
+            BackwardParts { name, ranks, outs: halves * OUTS, shared, tokens: TOKENS, by_engine: false }
         };
         let hopper = |name, ranks: usize, outs: usize, stages: usize| {
-            let shared = 2 * (outs * ranks + 2 * SIDE * ranks) + stages * TILE + ALIGN;
-            BackwardParts { name, ranks, outs, shared, tokens: 16 }
+            let shared = 2 * (outs * ranks + 2 * SIDE * ranks) + stages * TILE + BARRIERS + ALIGN;
+            BackwardParts { name, ranks, outs, shared, tokens: SIDE, by_engine: true }
         };
         match self {
             Self::Short => portable("lora_backward_32_1", 32, 1, 2),
@@ -88,7 +90,6 @@ impl BackwardKernel {
             Self::Wide => portable("lora_backward_64_1", 64, 1, 2),
             Self::Hopper1024 => hopper("lora_backward_sm90_32_8", 32, 1024, 4),
             Self::Hopper512 => hopper("lora_backward_sm90_32_4", 32, 512, 4),
-            Self::Hopper512Pair => hopper("lora_backward_sm90_32_4_pair", 32, 512, 2),
             Self::HopperWide => hopper("lora_backward_sm90_64_4", 64, 512, 4),
         }
     }
@@ -284,139 +285,28 @@ impl Device {
                 let [a, b, c] = s;
                 let (n32, part32, run32) = (n as u32, part as u32, run as u32);
                 let grid = config(blocks(op, across, 1)?, runs, parts.shared);
-                launch_early!(
-                    self,
-                    parts.name,
-                    grid,
-                    dy.ptr(),
-                    sy,
-                    mid.ptr(),
-                    sm,
-                    n32,
-                    part32,
-                    run32,
-                    a.out,
-                    b.out,
-                    c.out,
-                    a.mid,
-                    b.mid,
-                    c.mid,
-                    a.dy,
-                    b.dy,
-                    c.dy,
-                    a.b,
-                    b.b,
-                    c.b,
-                    a.stride,
-                    b.stride,
-                    c.stride,
-                    scratch.ptr(),
-                    part_b
-                );
+                let maps = if parts.by_engine {
+                    let long = tensor_map(dy.ptr(), [n, dy.cols(), dy.stride()], WIDE_BOX)?;
+                    Some((long, tensor_map(mid.ptr(), [n, mid.cols(), mid.stride()], THIN_BOX)?))
+                } else {
+                    None
+                };
+                let mut args: Vec<Arg<'_>> = Vec::with_capacity(28);
+                match &maps {
+                    Some((long, thin)) => args.extend([Arg::from(long), thin.into(), n32.into(), part32.into()]),
+                    None => {
+                        args.extend([Arg::from(dy.ptr()), sy.into(), mid.ptr().into(), sm.into(), n32.into(), part32.into(), run32.into()])
+                    }
+                }
+                args.extend([a.out, b.out, c.out, a.mid, b.mid, c.mid, a.dy, b.dy, c.dy].map(Arg::from));
+                args.extend([a.b, b.b, c.b].map(Arg::from));
+                args.extend([a.stride, b.stride, c.stride].map(Arg::from));
+                args.extend([scratch.ptr(), part_b].map(Arg::from));
+                self.launch_early(parts.name, grid, &args)?;
                 let sizes = SumSizes { n: n32, rank: part32, per: parts.outs as u32, runs, db_stride: rank as u32, members: group.len() };
                 self.backward_sum(&sizes, (scratch.ptr(), part_b), (dmid.ptr(), sd), s)?;
             }
         }
         Ok(())
-    }
-
-    /// Whether [`Self::swiglu_lora_backward`] serves a group of gate and up with these ranks.
-    pub fn fuses_swiglu(&self, ranks: [usize; 2]) -> bool {
-        let [gate, up] = ranks;
-        std::env::var_os("LORA_NOFUSE").is_none()
-            && gate == up
-            && gate > 0
-            && gate <= 32
-            && gate.is_multiple_of(8)
-            && self.thin("lora_backward_swiglu_sm90")
-    }
-
-    /// Tokens of a run and the blocks along the width.
-    fn swiglu_run(&self, n: usize, width: usize) -> (usize, usize) {
-        let across = width.div_ceil(SWIGLU_COLUMNS);
-        (run_of(self, n, across, 1, 16), across)
-    }
-
-    /// Bytes of scratch that [`Self::swiglu_lora_backward`] needs.
-    pub fn swiglu_lora_scratch_bytes(&self, n: usize, width: usize, rank: usize) -> usize {
-        let (run, across) = self.swiglu_run(n, width);
-        4 * 2 * rank * (across * n + n.div_ceil(run) * width)
-    }
-
-    /// [`Self::swiglu_backward`] in place and [`Self::lora_backward`] of gate and up, in one pass.
-    ///
-    /// # Errors
-    /// Buffers or sizes that do not fit; members that [`Self::fuses_swiglu`] does not serve.
-    #[expect(clippy::too_many_arguments, reason = "two operations that share an operand")]
-    pub fn swiglu_lora_backward(
-        &self,
-        n: usize,
-        width: usize,
-        dout: &Tensor,
-        gate_up: &mut Tensor,
-        mid: &Tensor,
-        members: &mut [LoraOut<'_>],
-        dmid: &mut Tensor,
-        scratch: &mut Floats,
-    ) -> Result<()> {
-        let op = "swiglu_lora_backward";
-        let [gate, up] = members else { return Err(fail(op, "the members", members.len(), "gate and up")) };
-        if !self.fuses_swiglu([gate.rank, up.rank]) || [gate.dy_from, up.dy_from, gate.out, up.out] != [0, width, width, width] {
-            return Err(fail(
-                op,
-                "a member's rank",
-                gate.rank,
-                "equal ranks of at most 32 that are multiples of 8, and as many outputs as the width",
-            ));
-        }
-        let rank = gate.rank;
-        let (sy, sx) = (8 * rows(op, "dout", dout, n, width)?, 8 * rows(op, "gate_up", gate_up, n, 2 * width)?);
-        let (sm, sd) = (8 * rows(op, "mid", mid, n, mid.cols())?, 8 * rows(op, "dmid", dmid, n, dmid.cols())?);
-        let mut slots = [Slot::default(); MEMBERS];
-        for (slot, m) in slots.iter_mut().zip([&*gate, &*up]) {
-            inside(op, "B", (m.b.rows, m.b.cols), (width, rank))?;
-            least(op, "mid", mid.cols().min(dmid.cols()), m.mid_from.checked_add(rank))?;
-            least(op, "dB", m.db.len(), super::product(&[width, rank]))?;
-            if [width, m.mid_from, m.b.stride].iter().any(|v| !v.is_multiple_of(8)) || !m.b.ptr.is_multiple_of(16) || width == 0 {
-                return Err(fail(op, "the width", width, "a width, columns and a stride of B that are multiples of 8"));
-            }
-            small(op, [n, 2 * width, m.mid_from, m.b.stride])?;
-            let (mid, dy) = (m.mid_from as u32, m.dy_from as u32);
-            *slot = Slot { out: width as u32, mid, dy, stride: m.b.stride as u32, b: m.b.ptr, db: m.db.ptr(), scale: m.scale };
-        }
-        least(op, "scratch", scratch.bytes(), Some(self.swiglu_lora_scratch_bytes(n, width, rank)))?;
-        if n == 0 {
-            return Ok(());
-        }
-        let (run, across) = self.swiglu_run(n, width);
-        let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * (2 * across * n * rank) as u64);
-        let shared = 2 * 2 * SWIGLU_COLUMNS * 32 + 3 * 3 * TILE / 2 + 2 * 2 * 2 * TOKENS * 32 + ALIGN;
-        let grid = config(blocks(op, across, 1)?, runs, shared);
-        let ([a, b, _], rank32) = (slots, rank as u32);
-        launch_early!(
-            self,
-            "lora_backward_swiglu_sm90",
-            grid,
-            dout.ptr(),
-            sy,
-            gate_up.ptr(),
-            sx,
-            width as u32,
-            mid.ptr(),
-            sm,
-            n as u32,
-            rank32,
-            run as u32,
-            a.mid,
-            b.mid,
-            a.b,
-            b.b,
-            a.stride,
-            b.stride,
-            scratch.ptr(),
-            part_b
-        );
-        let sizes = SumSizes { n: n as u32, rank: rank32, per: SWIGLU_COLUMNS as u32, runs, db_stride: rank32, members: 2 };
-        self.backward_sum(&sizes, (scratch.ptr(), part_b), (dmid.ptr(), sd), slots)
     }
 }

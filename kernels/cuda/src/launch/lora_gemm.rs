@@ -1,13 +1,13 @@
-//! The thin products of adapters over `x` at memory speed: `mid = x Aᵀ`, alone or with the SwiGLU that makes `x`, and the gradient of A.
+//! The thin products of adapters over `x` at memory speed: `mid = x Aᵀ`, and the gradient of A.
 //!
 //! Partial sums lie in scratch that the caller makes once ([`Device::lora_mid_scratch_bytes`] and its kin) and are added in a fixed order.
 
 use super::{blocks, fail, launch, least, rows};
 use crate::Result;
-use crate::device::{Arg, Device};
+use crate::device::{Arg, Device, TensorMap};
 use crate::matrix::{Matrix, inside, small};
 use crate::memory::{Floats, Tensor};
-use cudarc::driver::LaunchConfig;
+use cudarc::driver::{LaunchConfig, sys};
 
 /// The most ranks of one launch over x.
 const RANKS: usize = 128;
@@ -21,6 +21,11 @@ pub(super) const TOKENS: usize = 64;
 pub(super) const SIDE: usize = 128;
 pub(super) const TILE: usize = 2 * SIDE * SIDE;
 pub(super) const ALIGN: usize = 1024;
+/// Bytes of the barriers of its stages.
+pub(super) const BARRIERS: usize = 64;
+/// Set to `hopper`, it says that Hopper's own kernels compute the adapters' thin products. Not the default: fed by copies of the threads' own they were right
+/// but no faster than the portable ones, and fed by the copy engine they have not been measured.
+pub const THIN: &str = "TRAINER_CUDA_THIN";
 /// Slices of the width in Hopper's product with A: blocks of a cluster.
 const SLICES: u32 = 4;
 
@@ -79,13 +84,14 @@ pub(super) fn config(x: u32, y: u32, shared_mem_bytes: usize) -> LaunchConfig {
 }
 
 impl Device {
+    /// Whether Hopper's own kernel of this name is to be used: see [`THIN`].
     pub(super) fn thin(&self, name: &'static str) -> bool {
-        self.prefers(name) && std::env::var_os("LORA_OLD").is_none()
+        self.prefers(name) && std::env::var_os(THIN).is_some_and(|v| v == "hopper")
     }
 
     /// Whether [`Self::lora_mid`] is at least as fast as a library's product.
     pub fn has_thin_products(&self) -> bool {
-        self.thin("lora_mid_sm90_32") && std::env::var_os("LORA_MID_LT").is_none()
+        self.thin("lora_mid_sm90_32")
     }
 
     /// Bytes of scratch that [`Self::lora_mid`] needs for `n` tokens.
@@ -125,7 +131,7 @@ impl Device {
     /// [`Self::lora_mid`] by Hopper's kernel: slices of the width in the blocks of a cluster, whatever `n` is.
     fn lora_mid_cluster(&self, n: usize, x: &Tensor, a: Matrix, mid: &mut Tensor) -> Result<()> {
         let op = "lora_mid";
-        let [sx, so] = Self::check_mid(op, n, x, a, mid)?;
+        let [_, so] = Self::check_mid(op, n, x, a, mid)?;
         let (width, rank) = (x.cols(), a.rows);
         let slice = width.div_ceil(SLICES as usize).next_multiple_of(SIDE) as u32;
         for from in (0..rank).step_by(RANKS) {
@@ -139,21 +145,13 @@ impl Device {
             if n == 0 {
                 return Ok(());
             }
-            let grid = config(blocks(op, n, SIDE)?, SLICES, stages * (TILE + 2 * SIDE * padded) + ALIGN);
+            let grid = config(blocks(op, n, SIDE)?, SLICES, stages * (TILE + 2 * SIDE * padded) + BARRIERS + ALIGN);
             let (a_ptr, out) = (a.ptr + 2 * (from * a.stride) as u64, mid.ptr() + 2 * from as u64);
-            let (n, width, stride, rank) = (n as u32, width as u32, a.stride as u32, part as u32);
-            let args: [Arg<'_>; 10] = [
-                x.ptr().into(),
-                sx.into(),
-                n.into(),
-                width.into(),
-                a_ptr.into(),
-                stride.into(),
-                rank.into(),
-                slice.into(),
-                out.into(),
-                so.into(),
-            ];
+            let long = tensor_map(x.ptr(), [n, width, x.stride()], WIDE_BOX)?;
+            let thin = tensor_map(a_ptr, [part, width, a.stride], (64, padded as u32))?;
+            let (n, width, rank) = (n as u32, width as u32, part as u32);
+            let args: [Arg<'_>; 8] =
+                [(&long).into(), (&thin).into(), n.into(), width.into(), rank.into(), slice.into(), out.into(), so.into()];
             self.launch_cluster(name, grid, SLICES, &args)?;
         }
         Ok(())
@@ -198,45 +196,6 @@ impl Device {
             }
         }
         Ok(())
-    }
-
-    /// Whether [`Self::swiglu_lora_mid`] serves an adapter of this rank.
-    pub fn fuses_swiglu_mid(&self, rank: usize) -> bool {
-        rank > 0 && rank <= 32 && rank.is_multiple_of(8) && self.thin("swiglu_mid_sm90") && std::env::var_os("LORA_NOFUSE").is_none()
-    }
-
-    /// [`Self::swiglu`] and [`Self::lora_mid`] of its result, in one pass. Slices of the width are the blocks of a cluster, whatever `n` is.
-    ///
-    /// # Errors
-    /// Buffers or sizes that do not fit; a rank that [`Self::fuses_swiglu_mid`] does not serve.
-    pub fn swiglu_lora_mid(&self, n: usize, width: usize, gate_up: &Tensor, a: Matrix, out: &mut Tensor, mid: &mut Tensor) -> Result<()> {
-        let op = "swiglu_lora_mid";
-        let [so, sm] = Self::check_mid(op, n, out, a, mid)?;
-        let sx = 8 * rows(op, "gate_up", gate_up, n, 2 * width)?;
-        if !self.fuses_swiglu_mid(a.rows) || out.cols() != width {
-            return Err(fail(op, "the rank", a.rows, "a rank of at most 32 that is a multiple of 8, and a result of the width"));
-        }
-        small(op, [2 * width])?;
-        if n == 0 {
-            return Ok(());
-        }
-        let slice = width.div_ceil(SLICES as usize).next_multiple_of(64) as u32;
-        let grid = config(blocks(op, n, TOKENS)?, SLICES, 5 * (2 * 128 * TOKENS + 128 * 32) + ALIGN);
-        let args: [Arg<'_>; 12] = [
-            gate_up.ptr().into(),
-            sx.into(),
-            (n as u32).into(),
-            (width as u32).into(),
-            a.ptr.into(),
-            (a.stride as u32).into(),
-            (a.rows as u32).into(),
-            slice.into(),
-            out.ptr().into(),
-            so.into(),
-            mid.ptr().into(),
-            sm.into(),
-        ];
-        self.launch_cluster("swiglu_mid_sm90", grid, SLICES, &args)
     }
 
     /// Bytes of scratch that [`Self::lora_da`] needs for `n` tokens and members of these ranks, together.
@@ -314,27 +273,24 @@ impl Device {
     fn lora_da_cluster(&self, sizes: [usize; 3], dmid: (u64, u32), x: (u64, u32), members: [(u32, u64); MEMBERS]) -> Result<()> {
         let [n, width, rank] = sizes;
         let across = width.div_ceil(SIDE);
-        let (name, padded, stages, per) = match rank {
-            ..=32 if std::env::var_os("LORA_PAIR").is_some() => ("lora_da_sm90_32_pair", 32, 2, 2),
-            ..=32 => ("lora_da_sm90_32", 32, 5, 1),
-            33..=64 => ("lora_da_sm90_64", 64, 4, 1),
-            65..=96 => ("lora_da_sm90_96", 96, 4, 1),
-            _ => ("lora_da_sm90_128", 128, 3, 1),
+        let (name, padded, stages) = match rank {
+            ..=32 => ("lora_da_sm90_32", 32, 5),
+            33..=64 => ("lora_da_sm90_64", 64, 4),
+            65..=96 => ("lora_da_sm90_96", 96, 4),
+            _ => ("lora_da_sm90_128", 128, 3),
         };
         // The most blocks of a cluster that any card takes.
-        let runs = (self.multiprocessors() as usize * per / across.max(1)).clamp(1, 8);
+        let runs = (self.multiprocessors() as usize / across.max(1)).clamp(1, 8);
         let runs = if runs.is_power_of_two() { runs } else { runs.next_power_of_two() / 2 };
-        let run = n.div_ceil(runs).next_multiple_of(16) as u32;
-        let grid = config(blocks("lora_da", across, 1)?, runs as u32, stages * (TILE + 2 * SIDE * padded) + ALIGN);
+        let grid = config(blocks("lora_da", across, 1)?, runs as u32, stages * (TILE + 2 * SIDE * padded) + BARRIERS + ALIGN);
+        let thin = tensor_map(dmid.0, [n, rank, dmid.1 as usize], THIN_BOX)?;
+        let long = tensor_map(x.0, [n, width, x.1 as usize], WIDE_BOX)?;
         let (n, width, [a, b, c]) = (n as u32, width as u32, members);
-        let args: [Arg<'_>; 13] = [
-            dmid.0.into(),
-            dmid.1.into(),
-            x.0.into(),
-            x.1.into(),
+        let args: [Arg<'_>; 10] = [
+            (&thin).into(),
+            (&long).into(),
             n.into(),
             width.into(),
-            run.into(),
             a.0.into(),
             b.0.into(),
             c.0.into(),
@@ -344,4 +300,36 @@ impl Device {
         ];
         self.launch_cluster(name, grid, runs as u32, &args)
     }
+}
+
+/// Columns and rows of what Hopper's copy engine copies at once: of a long matrix, and of a thin one.
+pub(super) const WIDE_BOX: (u32, u32) = (64, 64);
+pub(super) const THIN_BOX: (u32, u32) = (32, SIDE as u32);
+
+/// Tells the copy engine of a matrix of `[rows, columns, stride]` values, whose boxes are swizzled over their whole width.
+#[expect(unsafe_code, reason = "a call of the driver")]
+pub(super) fn tensor_map(ptr: u64, [rows, cols, stride]: [usize; 3], (width, height): (u32, u32)) -> Result<TensorMap> {
+    use sys::CUtensorMapSwizzle::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B};
+    let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
+    let (sizes, strides) = ([cols as u64, rows as u64], [2 * stride as u64]);
+    // SAFETY: the driver reads two sizes, one stride and two pairs of numbers, and writes the map; the address is not followed here. Every access through
+    // the map is within `rows` rows of `cols` values, which the caller has checked against the buffer.
+    let status = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map.0,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            ptr as *mut std::ffi::c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            [width, height].as_ptr(),
+            [1u32, 1].as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            if width == 32 { CU_TENSOR_MAP_SWIZZLE_64B } else { CU_TENSOR_MAP_SWIZZLE_128B },
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    status.result()?;
+    Ok(map)
 }

@@ -87,7 +87,7 @@ impl Device {
         if n > 0 {
             launch!(
                 self,
-                "qk_norm_rope_pairs",
+                op,
                 h.config,
                 qkv.ptr(),
                 h.wide,
@@ -132,7 +132,7 @@ impl Device {
         if n > 0 {
             launch!(
                 self,
-                "qk_norm_rope_backward_pairs",
+                op,
                 h.config,
                 dqk.ptr(),
                 h.narrow,
