@@ -119,7 +119,6 @@ impl PendingDigest {
 fn file_digest(files: &ModelFiles, name: String) -> Result<FileDigest> {
     let source = files.open(&name)?;
     let mut hash = Sha256::new();
-    // One buffer for all of the file: memory that is new for each piece costs as much as reading into it.
     let mut piece = vec![0; usize::try_from(PIECE.min(source.len())).unwrap_or(0)];
     let mut at = 0;
     while at < source.len() {
