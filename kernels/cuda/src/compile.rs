@@ -128,6 +128,8 @@ pub const SOURCES: &[Source] = &[
         kernels: &[
             "nf4_small_1_1",
             "nf4_small_2_1",
+            "nf4_small_3_4",
+            "nf4_ranks",
             "nf4_small_2_2",
             "nf4_small_2_4",
             "nf4_small_4_4",
@@ -151,7 +153,16 @@ pub const SOURCES: &[Source] = &[
     Source {
         file: "decode.cu",
         text: include_str!("decode.cu"),
-        kernels: &["cache_append", "qk_norm_rope_append", "attention_cached_128", "attention_cached_64", "attention_cached_32", "attention_rotated_128", "attention_rotated_64", "attention_rotated_32"],
+        kernels: &[
+            "cache_append",
+            "qk_norm_rope_append",
+            "attention_cached_128",
+            "attention_cached_64",
+            "attention_cached_32",
+            "attention_rotated_128",
+            "attention_rotated_64",
+            "attention_rotated_32",
+        ],
         only: None,
     },
     Source {

@@ -15,10 +15,12 @@ const WORDS: usize = 15;
 const WARPS: usize = 8;
 /// Bytes of the look-up table.
 const TABLE: usize = 32 << 10;
+/// The word of the first member's tiles and of the blocks that compute units.
+const WORKERS: usize = 13;
 /// Bytes of the tables of scales.
 const MAPS: usize = 4 << 10;
-/// Shared memory of a block from which on kernels have more on its way: that of Hopper and of Blackwell's large cards.
-const LARGE: u32 = 200 << 10;
+/// Bytes of the weights on their way: two groups of 16 rows for each warp.
+const STAGES: usize = WARPS * 2 * 16 * 160;
 /// Values of k of a unit of the adapters' first product.
 const SEGMENT: usize = 512;
 
@@ -80,12 +82,17 @@ struct Shape {
 
 /// The kernel for `n` rows and `features` outputs. Larger tiles share the input among more rows, as long as there are tiles enough for every
 /// multiprocessor; `wanted` is for measurements.
-fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>) -> Shape {
+fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>, swiglu: bool) -> Shape {
+    let (sm, swiglu_free) = (multiprocessors as usize, !swiglu && multiprocessors > 2);
     let enough = |tile: usize, each: usize| wanted.map_or(features >= tile * each * multiprocessors as usize, |w| w >= tile);
     let (plain, swiglu, tile, resident) = match n {
         0..=8 if wanted.is_some() && enough(32, 2) => ("nf4_small_2_1", "nf4_swiglu_2_1", 32, 2),
         0..=8 => ("nf4_small_1_1", "nf4_swiglu_1_1", 16, 2),
         9..=16 => ("nf4_small_2_2", "nf4_swiglu_2_2", 32, 1),
+        // One round of tiles where that is what 48 rows give.
+        17..=32 if swiglu_free && wanted.map_or((32 * sm + 1..=48 * sm - 96).contains(&features), |w| w == 48) => {
+            ("nf4_small_3_4", "", 48, 1)
+        }
         17..=32 if enough(64, 2) => ("nf4_small_4_4", "nf4_swiglu_4_4", 64, 1),
         17..=32 => ("nf4_small_2_4", "nf4_swiglu_2_4", 32, 1),
         _ => ("nf4_small_2_8", "nf4_swiglu_2_8", 32, 1),
@@ -146,7 +153,7 @@ impl Device {
         let fast = members.iter().all(|m| regular(m.weight))
             && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code);
         let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
-        let shape = shape(n, total, self.multiprocessors(), tile);
+        let shape = shape(n, total, self.multiprocessors(), tile, false);
         if fast && self.ranks_fit(n, shape, ranks) {
             let group = self.group(op, n, x, members, shape.tile)?;
             return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out);
@@ -162,20 +169,15 @@ impl Device {
     }
 
     /// Shared memory of a kernel of the tensor cores.
-    fn shared_bytes(&self, n: usize, shape: Shape, ranks: usize) -> usize {
-        let large = self.shared_limit() >= LARGE;
-        // The smallest tiles' weights pass through shared memory; so does x where there are many tokens.
-        let on_their_way = match (shape.tile, n) {
-            (16, _) => WARPS * 2048 * if large { 4 } else { 2 },
-            (_, 17..=32) if large => WARPS * 3 * 32 * 144,
-            _ => 0,
-        };
-        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + on_their_way)
+    fn shared_bytes(n: usize, shape: Shape, ranks: usize) -> usize {
+        // The smallest tiles' weights pass through shared memory.
+        let staged = if shape.tile == 16 { STAGES } else { 0 };
+        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + staged)
     }
 
     /// Whether `x Aᵀ` of so many ranks has room in shared memory.
     fn ranks_fit(&self, n: usize, shape: Shape, ranks: usize) -> bool {
-        self.shared_bytes(n, shape, ranks) + MAPS <= self.shared_limit() as usize
+        Self::shared_bytes(n, shape, ranks) + MAPS <= self.shared_limit() as usize
     }
 
     /// Launches a kernel of the tensor cores: as many blocks as the card holds, each for several tiles.
@@ -196,14 +198,24 @@ impl Device {
         if group.ranks > 0 {
             least(op, "the scratch", mid.len(), Some(small_scratch(n, 64 * steps, group.ranks)))?;
         }
-        let bytes = self.shared_bytes(n, shape, group.ranks);
+        let bytes = Self::shared_bytes(n, shape, group.ranks);
         // Each block of a multiprocessor has a kilobyte beside its own.
         let resident = if 2 * (bytes + MAPS + 1024) <= self.shared_limit() as usize + 1024 { shape.resident } else { 1 };
         let mut config = grid(blocks(op, tiles, 1)?.min(resident * self.multiprocessors()), 1, 256);
         config.shared_mem_bytes = small(op, "the tile", bytes)?;
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
         let (stride, steps) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
-        let words = group.words.as_slice();
+        let mut words = group.words;
+        let units = group.ranks.div_ceil(16) * n.div_ceil(8) * (64 * steps as usize).div_ceil(SEGMENT);
+        if group.ranks > 0 && units > self.multiprocessors() as usize {
+            // More than one for some block: a launch of their own does them all at once.
+            if let Some(tiles_and_workers) = words.get_mut(WORKERS) {
+                *tiles_and_workers &= u64::from(u32::MAX);
+            }
+            let (config, words) = (grid(blocks(op, units, 1)?, 1, 256), words.as_slice());
+            launch_early!(self, "nf4_ranks", config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks);
+        }
+        let words = words.as_slice();
         launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride);
         Ok(())
     }
@@ -211,8 +223,11 @@ impl Device {
     /// Whether [`Self::nf4_swiglu`] takes these weights for `n` rows with adapters of `ranks` in all.
     pub fn nf4_swiglu_fits(&self, n: usize, gate: &DeviceNf4, up: &DeviceNf4, ranks: usize) -> bool {
         n <= MOST_SMALL_ROWS
-            && self.ranks_fit(n, shape(n, 2 * gate.rows, self.multiprocessors(), None), ranks)
-            && regular(gate) && regular(up) && (gate.rows, gate.cols) == (up.rows, up.cols) && gate.host_code == up.host_code
+            && self.ranks_fit(n, shape(n, 2 * gate.rows, self.multiprocessors(), None, true), ranks)
+            && regular(gate)
+            && regular(up)
+            && (gate.rows, gate.cols) == (up.rows, up.cols)
+            && gate.host_code == up.host_code
     }
 
     /// `silu(gate) * up` of both projections (with adapters and biases, as in [`Self::nf4_linear`]; their columns are ignored) in one launch:
@@ -264,7 +279,7 @@ impl Device {
         let width = gate.weight.rows;
         rows(op, "the output", out, n, width)?;
         let members = [gate, up];
-        let shape = shape(n, 2 * width, self.multiprocessors(), tile);
+        let shape = shape(n, 2 * width, self.multiprocessors(), tile, true);
         let group = self.group(op, n, x, &members, shape.tile / 2)?;
         self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out)
     }

@@ -167,7 +167,7 @@ impl Checks<'_> {
                 first = got.get(..104).unwrap_or(&[]).to_vec();
             }
             self.note("nf4_linear, alone or not", format!("{n}x{kind}"), kept, &first, 0.0);
-            for tile in [16, 32, 64] {
+            for tile in [16, 32, 48, 64] {
                 let (mut out, _gap) = self.apart(width, 64, &vec![f32::NAN; n * width])?;
                 d.nf4_linear_tiled(n, &card_x, &small, &mut mid, &mut out, Some(tile))?;
                 let again = columns(&d.read_tensor(n, &out)?, width, 112, 192);
