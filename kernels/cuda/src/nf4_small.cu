@@ -10,14 +10,74 @@
 // The eight warps of a block split k; their sums are added in order. The split depends on k alone, so a token's result depends neither on
 // the other tokens nor on the shape of the tiles.
 
+static __device__ __forceinline__ u32 fresh2(const u16* p) {
+    u16 v;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+
+// RMSNorm of `n` rows of up to 1024 vectors into shared memory, once the input is there. The squares are added as norm.cu's block of threads adds
+// them, whose size depends on the width: threads here stand for up to two of those.
+static __device__ __forceinline__ void normalise_rows(
+    const u16* x, u32 x_stride, u32 n, u32 vectors, const float* __restrict__ norm, float eps, u16* normed) {
+    __shared__ float warps[16];
+    u32 threads = min(max(((vectors + 1) / 2 + 31) & ~31u, 32u), 1024u), tid = threadIdx.x;
+    wait_for_inputs();
+#pragma unroll 1
+    for (u32 row = 0; row < n; ++row) {
+        uint4 v[2][2];
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            u32 thread = tid + 256 * j;
+            if (thread >= threads) break;
+            float squares = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i)
+                if (thread + i * threads < vectors) v[j][i] = fresh16(x + (u64)row * x_stride + 8 * (thread + i * threads));
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i)
+                if (thread + i * threads < vectors) {
+                    float y[8];
+                    unpack8(v[j][i], y);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) squares = fmaf(y[e], y[e], squares);
+                }
+            squares = group_sum(squares, 32);
+            if ((tid & 31) == 0) warps[thread >> 5] = squares;
+        }
+        __syncthreads();
+        float sum = 0.0f;
+        for (u32 w = 0; w < threads >> 5; ++w) sum += warps[w];
+        float r = 1.0f / sqrtf(sum / (float)(vectors * 8) + eps);
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            u32 thread = tid + 256 * j;
+            if (thread >= threads) break;
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i)
+                if (thread + i * threads < vectors) {
+                    u32 at = thread + i * threads;
+                    float y[8], w[8];
+                    unpack8(v[j][i], y);
+                    load8(norm + 8 * at, w);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) y[e] = y[e] * r * w[e];
+                    ((uint4*)normed)[row * vectors + at] = pack8(y);
+                }
+        }
+        __syncthreads();
+    }
+}
+
 // MT tiles of 16 weight rows by NT tiles of 8 tokens in each warp, in groups of D blocks of 64 values: while a group is multiplied, the next one is
 // on its way, across the ends of tiles, which a block takes one after the other. PAIR: the first eight rows of each tile belong to member 0
 // (gate), the others to member 1 (up), and the output is silu(gate) * up. `Out` is u16 (bf16) or float. `blocks` is a multiple of four, and all
 // members share their code points.
-template <int MT, int NT, int D, bool NF4, bool PAIR, bool STAGED, typename Out>
+// NORM: x is not yet normalised, and each block does that for itself (RMSNorm with weights `norm`, to the bits of norm.cu), in shared memory.
+template <int MT, int NT, int D, bool NF4, bool PAIR, bool STAGED, bool NORM, typename Out>
 static __device__ __forceinline__ void small_linear(
     const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, Out* __restrict__ out,
-    u32 out_stride) {
+    u32 out_stride, const float* __restrict__ norm = nullptr, float eps = 0.0f) {
     constexpr u32 ROWS = 16 * MT;
     constexpr int XB = NT >= 8 ? 1 : 2;  // blocks of x in registers
     constexpr int WORDS = NF4 ? 2 : 8;
@@ -25,7 +85,8 @@ static __device__ __forceinline__ void small_linear(
     extern __shared__ __align__(16) u32 shared[];
     __shared__ float maps[NF4 ? 1024 : 1];
     float* partial = (float*)(shared + (NF4 ? LUT_WORDS : 0));
-    u16* low_rank = (u16*)(partial + 2 * WARPS * 8 * PLACES + (STAGED ? WARPS * 1280 : 0));
+    u16* normed = (u16*)(partial + 2 * WARPS * 8 * PLACES + (STAGED ? WARPS * 1280 : 0));
+    u16* low_rank = normed + (NORM ? n * blocks * 64 : 0);
     // No workers: another launch computed the units.
     const u32 workers = min(members.of[0].workers, gridDim.x), units = NF4 && mid && workers > 0 ? rank_units(n, blocks, ranks) : 0;
     u32 tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
@@ -157,27 +218,33 @@ static __device__ __forceinline__ void small_linear(
         uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * 8 + ((i + tid) & 7)] = four;
-        if (blockIdx.x < min(units, workers)) rank_unit(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
+        if (blockIdx.x < min(units, workers)) rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
         __syncthreads();
     }
-    wait_for_inputs();
+    if constexpr (NORM) normalise_rows(x, x_stride, n, blocks * 8, norm, eps, normed);
+    else wait_for_inputs();
     if (NF4 && blockIdx.x < workers) {
 #pragma unroll 1
         for (u32 unit = blockIdx.x; unit < units; unit += workers)
-            rank_unit(members, x, x_stride, n, blocks, mid, ranks, unit, partial, false, true);
+            rank_unit<NORM>(members, NORM ? normed : x, NORM ? blocks * 64 : x_stride, n, blocks, mid, ranks, unit, partial, false, true);
     }
 
     // x of one block: column g of each tile of tokens; columns past the end repeat the last.
     u32 columns[NT];
 #pragma unroll
-    for (int j = 0; j < NT; ++j) columns[j] = min(8 * j + g, n - 1) * x_stride + (NF4 ? 16 : 8) * t;
+    for (int j = 0; j < NT; ++j) columns[j] = min(8 * j + g, n - 1) * (NORM ? blocks * 64 : x_stride) + (NF4 ? 16 : 8) * t;
     uint4 xs[XB][NT][2] = {};
     u32 real = g < n;
     auto fetch_x = [&](uint4 (&to)[NT][2], u32 block) {
 #pragma unroll
         for (int j = 0; j < NT; ++j) {
-            const u16* from = x + (columns[j] + block * 64);
-            if constexpr (NT == 1) {
+            const u16* from = (NORM ? normed : x) + (columns[j] + block * 64);
+            if constexpr (NORM) {
+                if (real) {
+                    to[j][0] = ((const uint4*)from)[0];
+                    to[j][1] = ((const uint4*)from)[1];
+                }
+            } else if constexpr (NT == 1) {
                 // Columns that do not exist stay zero: one token is a single line, not eight copies of it.
                 input16_if(real, from, to[j][0]);
                 input16_if(real, from + (NF4 ? 8 : 32), to[j][1]);
@@ -394,8 +461,14 @@ static __device__ __forceinline__ void small_linear(
                         float y = added(column, place);
                         if (m.bias) y += m.bias[row];
                         u64 to = (u64)(8 * j + column) * out_stride + m.column + row;
-                        if constexpr (sizeof(Out) == 2) out[to] = (u16)pack2(y, 0.0f);
-                        else out[to] = y;
+                        if constexpr (sizeof(Out) == 2) {
+                            u32 rounded = pack2(y, 0.0f);
+                            // Rounded before and after, as where sums have a kernel of their own.
+                            if (NF4 && members.of[0].add) rounded = pack2(low(fresh2(out + to)) + low(rounded), 0.0f);
+                            out[to] = (u16)rounded;
+                        } else {
+                            out[to] = y;
+                        }
                     }
                 }
             }
@@ -404,8 +477,14 @@ static __device__ __forceinline__ void small_linear(
 }
 
 #define ARGS const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks
-#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, OUT>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride)
+#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, false, OUT>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride)
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, false, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_norm_small(ARGS, u16* out, u32 out_stride, const float* norm, float eps) {
+    small_linear<1, 1, 4, true, false, true, true, u16>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride, norm, eps);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_norm_swiglu(ARGS, u16* out, u32 out_stride, const float* norm, float eps) {
+    small_linear<1, 1, 4, true, true, true, true, u16>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride, norm, eps);
+}
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, false, false, u16); }
@@ -428,9 +507,9 @@ extern "C" __global__ void __launch_bounds__(256) nf4_ranks(
     const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks) {
     __shared__ float sums[WARPS * 8 * 20];
     let_next_start();
-    rank_unit(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, sums, true, false);
+    rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, sums, true, false);
     wait_for_inputs();
-    rank_unit(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, sums, false, false);
+    rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, sums, false, false);
 }
 
 // Any shape whose rows are whole groups of eight values and any block size of at least eight: a warp per weight row, in f32. `blocks` counts

@@ -10,7 +10,7 @@ pub const MOST_SMALL_ROWS: usize = 64;
 /// Members of a launch.
 const MOST_MEMBERS: usize = 4;
 /// Words of eight bytes of a member as the kernels lay it out.
-const WORDS: usize = 15;
+const WORDS: usize = 16;
 /// Warps of a block.
 const WARPS: usize = 8;
 /// Bytes of the look-up table.
@@ -21,6 +21,8 @@ const WORKERS: usize = 13;
 const MAPS: usize = 4 << 10;
 /// Bytes of the weights on their way: two groups of 16 rows for each warp.
 const STAGES: usize = WARPS * 2 * 16 * 160;
+/// Most values of a row that a kernel normalises itself.
+pub const LONGEST_NORM: usize = 8192;
 /// Values of k of a unit of the adapters' first product.
 const SEGMENT: usize = 512;
 
@@ -155,10 +157,10 @@ impl Device {
         let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
         let shape = shape(n, total, self.multiprocessors(), tile, false);
         if fast && self.ranks_fit(n, shape, ranks) {
-            let group = self.group(op, n, x, members, shape.tile)?;
-            return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out);
+            let group = self.group(op, n, x, members, shape.tile, false)?;
+            return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out, None);
         }
-        let group = self.group(op, n, x, members, WARPS)?;
+        let group = self.group(op, n, x, members, WARPS, false)?;
         self.small_mid(op, &group, n, x, members, mid)?;
         let config = grid(blocks(op, group.tiles, 1)?, 1, 256);
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
@@ -193,12 +195,13 @@ impl Device {
         x: &Tensor,
         mid: &Floats,
         out: &mut Tensor,
+        norm: Option<(&Floats, f32)>,
     ) -> Result<()> {
         let n = group.n as usize;
         if group.ranks > 0 {
             least(op, "the scratch", mid.len(), Some(small_scratch(n, 64 * steps, group.ranks)))?;
         }
-        let bytes = Self::shared_bytes(n, shape, group.ranks);
+        let bytes = Self::shared_bytes(n, shape, group.ranks) + if norm.is_some() { 2 * n * 64 * steps } else { 0 };
         // Each block of a multiprocessor has a kilobyte beside its own.
         let resident = if 2 * (bytes + MAPS + 1024) <= self.shared_limit() as usize + 1024 { shape.resident } else { 1 };
         let mut config = grid(blocks(op, tiles, 1)?.min(resident * self.multiprocessors()), 1, 256);
@@ -216,8 +219,108 @@ impl Device {
             launch_early!(self, "nf4_ranks", config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks);
         }
         let words = words.as_slice();
-        launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride);
+        match norm {
+            None => launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride),
+            Some((weight, eps)) => {
+                least(op, "the norm's weight", weight.len(), Some(64 * steps as usize))?;
+                let norm = weight.ptr();
+                launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride, norm, eps);
+            }
+        }
         Ok(())
+    }
+
+    /// Whether [`Self::nf4_norm_linear`], [`Self::nf4_norm_swiglu`] and [`Self::nf4_linear_add`] take these members for `n` rows: one row alone, of
+    /// at most 8192 values where it is normalised.
+    pub fn nf4_folds(&self, n: usize, members: &[SmallMember<'_>]) -> bool {
+        let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
+        let Some(cols) = members.first().map(|m| m.weight.cols) else { return false };
+        let shape = shape(n, 0, self.multiprocessors(), None, false);
+        n == 1
+            && members.iter().all(|m| regular(m.weight) && m.weight.cols == cols)
+            && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code)
+            && Self::shared_bytes(n, shape, ranks) + 2 * n * cols + 8192 <= self.shared_limit() as usize
+    }
+
+    /// [`Self::nf4_linear`] of the RMSNorm of `x`, to the bits of [`Self::rms_norm`] before it.
+    ///
+    /// # Errors
+    /// Buffers that do not fit, and members for which [`Self::nf4_folds`] is false.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    pub fn nf4_norm_linear(
+        &self,
+        n: usize,
+        x: &Tensor,
+        norm: &Floats,
+        eps: f32,
+        members: &[SmallMember<'_>],
+        mid: &mut Floats,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let op = "nf4_norm_linear";
+        self.check_norm(op, n, norm, members)?;
+        least(op, "the output's rows", out.rows(), Some(n))?;
+        for m in members {
+            least(op, "the output's columns", out.cols(), m.column.checked_add(m.weight.rows))?;
+        }
+        let (shape, cols) = (shape(n, 0, self.multiprocessors(), None, false), norm.len());
+        let group = self.group(op, n, x, members, shape.tile, false)?;
+        self.small(op, "nf4_norm_small", shape, &group, group.tiles, cols / 64, x, mid, out, Some((norm, eps)))
+    }
+
+    /// [`Self::nf4_swiglu`] of the RMSNorm of `x`, to the bits of [`Self::rms_norm`] before it.
+    ///
+    /// # Errors
+    /// Buffers that do not fit, and members for which [`Self::nf4_folds`] is false.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    pub fn nf4_norm_swiglu(
+        &self,
+        n: usize,
+        x: &Tensor,
+        norm: &Floats,
+        eps: f32,
+        gate: SmallMember<'_>,
+        up: SmallMember<'_>,
+        mid: &mut Floats,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let (op, members) = ("nf4_norm_swiglu", [gate, up]);
+        self.check_norm(op, n, norm, &members)?;
+        if gate.weight.rows != up.weight.rows {
+            return Err(fail(op, "up's outputs", up.weight.rows, gate.weight.rows));
+        }
+        rows(op, "the output", out, n, gate.weight.rows)?;
+        let (shape, cols) = (shape(n, 0, self.multiprocessors(), None, false), norm.len());
+        let group = self.group(op, n, x, &members, shape.tile / 2, false)?;
+        self.small(op, "nf4_norm_swiglu", shape, &group, group.tiles / 2, cols / 64, x, mid, out, Some((norm, eps)))
+    }
+
+    /// `sum += ` [`Self::nf4_linear`] of one member, to the bits of that and [`Self::add`] after it.
+    ///
+    /// # Errors
+    /// Buffers that do not fit, and a member for which [`Self::nf4_folds`] is false.
+    pub fn nf4_linear_add(&self, n: usize, x: &Tensor, member: SmallMember<'_>, mid: &mut Floats, sum: &mut Tensor) -> Result<()> {
+        let (op, members) = ("nf4_linear_add", [member]);
+        self.check_folds(op, n, &members)?;
+        rows(op, "the sum", sum, n, member.weight.rows)?;
+        let shape = shape(n, 0, self.multiprocessors(), None, false);
+        let member = [SmallMember { column: 0, ..member }];
+        let group = self.group(op, n, x, &member, shape.tile, true)?;
+        self.small(op, shape.plain, shape, &group, group.tiles, member[0].weight.cols / 64, x, mid, sum, None)
+    }
+
+    fn check_norm(&self, op: &'static str, n: usize, norm: &Floats, members: &[SmallMember<'_>]) -> Result<()> {
+        if norm.len() > LONGEST_NORM || members.iter().any(|m| m.weight.cols != norm.len()) {
+            return Err(fail(op, "the norm's weight", norm.len(), format_args!("as many as the input's columns, at most {LONGEST_NORM}")));
+        }
+        self.check_folds(op, n, members)
+    }
+
+    fn check_folds(&self, op: &'static str, n: usize, members: &[SmallMember<'_>]) -> Result<()> {
+        if self.nf4_folds(n, members) {
+            return Ok(());
+        }
+        Err(fail(op, "the number of rows", n, "1, with weights and ranks that the kernel takes"))
     }
 
     /// Whether [`Self::nf4_swiglu`] takes these weights for `n` rows with adapters of `ranks` in all.
@@ -280,12 +383,12 @@ impl Device {
         rows(op, "the output", out, n, width)?;
         let members = [gate, up];
         let shape = shape(n, 2 * width, self.multiprocessors(), tile, true);
-        let group = self.group(op, n, x, &members, shape.tile / 2)?;
-        self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out)
+        let group = self.group(op, n, x, &members, shape.tile / 2, false)?;
+        self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out, None)
     }
 
-    /// Checks the members' sizes and lays them out for the kernels, `tile` rows of a member to a tile.
-    fn group(&self, op: &'static str, n: usize, x: &Tensor, members: &[SmallMember<'_>], tile: usize) -> Result<Group> {
+    /// Checks the members' sizes and lays them out for the kernels, `tile` rows of a member to a tile. `add`: to what the output holds.
+    fn group(&self, op: &'static str, n: usize, x: &Tensor, members: &[SmallMember<'_>], tile: usize, add: bool) -> Result<Group> {
         if n > MOST_SMALL_ROWS {
             return Err(fail(op, "the number of rows", n, format_args!("at most {MOST_SMALL_ROWS}")));
         }
@@ -326,6 +429,7 @@ impl Device {
                 pair(small(op, "a member's rows", w.rows)?, small(op, "a column", m.column)?),
                 pair(small(op, "a rank", rank)?, small(op, "the ranks", group.ranks)?),
                 pair(small(op, "the tiles", tiles)?, self.multiprocessors()),
+                pair(u32::from(add), 0),
                 pair(w.fit.to_bits(), (1.0 / w.fit).to_bits()),
             ];
             words.copy_from_slice(&fields);
