@@ -497,7 +497,9 @@ impl Ops for Cuda {
     }
 
     fn folds_norms(&self, n: usize) -> bool {
-        n == 1 && std::env::var_os("DECODE_FOLD").is_some()
+        // The kernels are there and checked; whether they pay is not measured yet.
+        let _ = n;
+        false
     }
 
     fn norm_linear(
