@@ -721,6 +721,71 @@ pub trait Ops: Send + Sync {
         self.attention_cached(batch, n, layer, shape, qk, cache, out)
     }
 
+    /// Whether [`Ops::norm_linear`], [`Ops::norm_linear_swiglu`] and [`Ops::linear_add`] are faster for `n` rows than their parts in other groupings.
+    fn folds_norms(&self, n: usize) -> bool {
+        let _ = n;
+        false
+    }
+
+    /// [`Ops::rms_norm`] of `x` and [`Ops::linear`] of its result without dropout, to the same bits; `h` and `rstd` are room that may be used.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    fn norm_linear(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        x: &Self::Tensor,
+        norm: &Self::Vector,
+        eps: f32,
+        h: &mut Self::Tensor,
+        rstd: &mut Self::Stats,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        out: &mut Self::Tensor,
+        mid: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.rms_norm(n, x, norm, eps, h, rstd)?;
+        self.linear(batch, n, h, w, lora, None, out, mid)
+    }
+
+    /// [`Ops::rms_norm`] of `x` and [`Ops::linear_swiglu`] of its result, to the same bits; `h`, `rstd` and `gate_up` are room that may be used.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    fn norm_linear_swiglu(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        width: usize,
+        x: &Self::Tensor,
+        norm: &Self::Vector,
+        eps: f32,
+        h: &mut Self::Tensor,
+        rstd: &mut Self::Stats,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        gate_up: &mut Self::Tensor,
+        mid: &mut Self::Tensor,
+        out: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.rms_norm(n, x, norm, eps, h, rstd)?;
+        self.linear_swiglu(batch, n, width, h, w, lora, gate_up, mid, out)
+    }
+
+    /// [`Ops::linear`] without dropout and [`Ops::add`] of its result to `x_acc`, to the same bits; `delta` is room that may be used.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    fn linear_add(
+        &self,
+        batch: &Self::Batch,
+        n: usize,
+        x: &Self::Tensor,
+        w: &Self::Group,
+        lora: &[Option<LoraMember<'_, Self::Param>>],
+        delta: &mut Self::Tensor,
+        mid: &mut Self::Tensor,
+        x_acc: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.linear(batch, n, x, w, lora, None, delta, mid)?;
+        self.add(n, x_acc, delta)
+    }
+
     /// [`Ops::linear`] of a group of gate and up without dropout, and [`Ops::swiglu`] of its result. `gate_up`, `[n, 2 * width]`, may be left as it is.
     #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
     fn linear_swiglu(

@@ -111,6 +111,9 @@ impl<'a, B: Ops> Forward<'a, B> {
         let (ops, dims) = (self.model.ops(), self.model.dims());
         ops.embed(self.batch, self.model.embedding(), &mut b.x).at(|| "embedding".into())?;
         let first = self.model.layers().first().ok_or_else(|| absent("layer"))?;
+        if ops.folds_norms(self.n) {
+            return Ok(());
+        }
         ops.rms_norm(self.n, &b.x, &first.input_norm, dims.eps, &mut b.h, &mut b.rstd).at(|| "layer 0, first norm".into())
     }
 
@@ -121,8 +124,15 @@ impl<'a, B: Ops> Forward<'a, B> {
         let layer = self.model.layers().get(number).ok_or_else(|| absent("layer"))?;
         let module = number * PROJECTIONS;
         let at = |what: &str| format!("layer {number}, {what}");
+        let folds = ops.folds_norms(n);
         let lora = self.members::<3>(module + QKV);
-        ops.linear(self.batch, n, &b.h, &layer.qkv, &lora, None, &mut b.qkv, &mut b.mid_h).at(|| at("q, k, v"))?;
+        if folds {
+            let (h, rstd, norm) = (&mut b.h, &mut b.rstd, &layer.input_norm);
+            ops.norm_linear(self.batch, n, &b.x, norm, dims.eps, h, rstd, &layer.qkv, &lora, &mut b.qkv, &mut b.mid_h)
+        } else {
+            ops.linear(self.batch, n, &b.h, &layer.qkv, &lora, None, &mut b.qkv, &mut b.mid_h)
+        }
+        .at(|| at("q, k, v"))?;
         let (q_norm, k_norm) = (&layer.q_norm, &layer.k_norm);
         if let Some(Attend::Cached(cache)) = attend {
             let (qk, rstd, out) = (&mut b.qk, &mut b.rstd_qk, &mut b.attended);
@@ -137,6 +147,17 @@ impl<'a, B: Ops> Forward<'a, B> {
             ops.attention(self.batch, n, shape, &b.qk, &b.qkv, &mut b.attended, &mut b.lse).at(|| at("attention"))?;
         }
         let lora = self.members::<1>(module + O);
+        if folds {
+            let (delta, mid) = (&mut b.delta, &mut b.mid_attended);
+            ops.linear_add(self.batch, n, &b.attended, &layer.o, &lora, delta, mid, &mut b.x).at(|| at("o"))?;
+            let (h, rstd, norm) = (&mut b.h, &mut b.rstd, &layer.post_norm);
+            let (w, lora, wide, mid) = (&layer.gate_up, self.members::<2>(module + GATE_UP), &mut b.gate_up, &mut b.mid_h);
+            ops.norm_linear_swiglu(self.batch, n, dims.intermediate, &b.x, norm, dims.eps, h, rstd, w, &lora, wide, mid, &mut b.activated)
+                .at(|| at("gate, up, swiglu"))?;
+            let (w, lora) = (&layer.down, self.members::<1>(module + DOWN));
+            let (delta, mid) = (&mut b.delta, &mut b.mid_activated);
+            return ops.linear_add(self.batch, n, &b.activated, w, &lora, delta, mid, &mut b.x).at(|| at("down"));
+        }
         ops.linear(self.batch, n, &b.attended, &layer.o, &lora, None, &mut b.delta, &mut b.mid_attended).at(|| at("o"))?;
         ops.add_rms_norm(n, &mut b.x, &b.delta, &layer.post_norm, dims.eps, &mut b.h, &mut b.rstd).at(|| at("second norm"))?;
         let lora = self.members::<2>(module + GATE_UP);

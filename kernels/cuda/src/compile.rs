@@ -147,6 +147,10 @@ pub const SOURCES: &[Source] = &[
         kernels: &[
             "nf4_small_1_1",
             "nf4_small_2_1",
+            "nf4_small_3_4",
+            "nf4_ranks",
+            "nf4_norm_small",
+            "nf4_norm_swiglu",
             "nf4_small_2_2",
             "nf4_small_2_4",
             "nf4_small_4_4",

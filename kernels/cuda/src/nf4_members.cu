@@ -23,6 +23,8 @@ struct Member {
     u32 mid;              // column of the adapter's input
     u32 tiles;
     u32 workers;          // of the first member: blocks that compute units of the adapters' first product, no more than run at the same time
+    u32 add;              // of the first member: the result is added to what the output holds
+    u32 unused;
     float fit;            // the code points times this are near to bf16 values
     float unfit;          // its reciprocal
 };
@@ -49,17 +51,18 @@ static __device__ __forceinline__ void input16_if(u32 real, const u16* p, uint4&
     asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
                  : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w) : "l"(p), "r"(real));
 }
+// Past the first-level cache, which may hold what was there before.
+static __device__ __forceinline__ uint4 fresh16(const u16* p) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
 static __device__ __forceinline__ float input(const float* p) {
     float v;
     asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
     return v;
 }
 // Not from the first-level cache, which may hold what was there before.
-static __device__ __forceinline__ uint4 fresh16(const u16* p) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
 static __device__ __forceinline__ float fresh(const float* p) {
     float v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p));
@@ -91,6 +94,8 @@ static __device__ __forceinline__ const float* rank_row(const Members& members, 
     while (which < 3 && rank >= members.of[which].rank) rank -= members.of[which++].rank;
     return members.of[which].a + (u64)rank * k;
 }
+// With SHARED, `x` is in shared memory.
+template <bool SHARED>
 static __device__ __forceinline__ void rank_unit(
     const Members& members, const u16* x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u32 unit, float* sums, bool prefetch, bool counted) {
     u32 k = blocks * 64, segments = (k + SEGMENT - 1) / SEGMENT, groups = (n + 7) / 8;
@@ -115,7 +120,8 @@ static __device__ __forceinline__ void rank_unit(
         for (int s = 0; s < 4; ++s) {
             v[0][s] = *(const float4*)(a0 + 16 * s);
             v[1][s] = *(const float4*)(a1 + 16 * s);
-            asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(b[s].x), "=r"(b[s].y) : "l"(column + 16 * s));
+            if (SHARED) b[s] = *(const uint2*)(column + 16 * s);
+            else asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(b[s].x), "=r"(b[s].y) : "l"(column + 16 * s));
         }
 #pragma unroll
         for (int s = 0; s < 4; ++s) {

@@ -10,36 +10,85 @@
 // The eight warps of a block split k; their sums are added in order. The split depends on k alone, so a token's result depends neither on
 // the other tokens nor on the shape of the tiles.
 
+static __device__ __forceinline__ u32 fresh2(const u16* p) {
+    u16 v;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+
+// RMSNorm of `n` rows of up to 1024 vectors into shared memory, once the input is there. The squares are added as norm.cu's block of threads adds
+// them, whose size depends on the width: threads here stand for up to two of those.
+static __device__ __forceinline__ void normalise_rows(
+    const u16* x, u32 x_stride, u32 n, u32 vectors, const float* __restrict__ norm, float eps, u16* normed) {
+    __shared__ float warps[16];
+    u32 threads = min(max(((vectors + 1) / 2 + 31) & ~31u, 32u), 1024u), tid = threadIdx.x;
+    wait_for_inputs();
+#pragma unroll 1
+    for (u32 row = 0; row < n; ++row) {
+        uint4 v[2][2];
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            u32 thread = tid + 256 * j;
+            if (thread >= threads) break;
+            float squares = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i)
+                if (thread + i * threads < vectors) v[j][i] = fresh16(x + (u64)row * x_stride + 8 * (thread + i * threads));
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i)
+                if (thread + i * threads < vectors) {
+                    float y[8];
+                    unpack8(v[j][i], y);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) squares = fmaf(y[e], y[e], squares);
+                }
+            squares = group_sum(squares, 32);
+            if ((tid & 31) == 0) warps[thread >> 5] = squares;
+        }
+        __syncthreads();
+        float sum = 0.0f;
+        for (u32 w = 0; w < threads >> 5; ++w) sum += warps[w];
+        float r = 1.0f / sqrtf(sum / (float)(vectors * 8) + eps);
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            u32 thread = tid + 256 * j;
+            if (thread >= threads) break;
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i)
+                if (thread + i * threads < vectors) {
+                    u32 at = thread + i * threads;
+                    float y[8], w[8];
+                    unpack8(v[j][i], y);
+                    load8(norm + 8 * at, w);
+#pragma unroll
+                    for (int e = 0; e < 8; ++e) y[e] = y[e] * r * w[e];
+                    ((uint4*)normed)[row * vectors + at] = pack8(y);
+                }
+        }
+        __syncthreads();
+    }
+}
+
 // MT tiles of 16 weight rows by NT tiles of 8 tokens in each warp, in groups of D blocks of 64 values: while a group is multiplied, the next one is
 // on its way, across the ends of tiles, which a block takes one after the other. PAIR: the first eight rows of each tile belong to member 0
 // (gate), the others to member 1 (up), and the output is silu(gate) * up. `Out` is u16 (bf16) or float. `blocks` is a multiple of four, and all
 // members share their code points.
-// Weights on their way of a STAGED warp: groups of 16 rows of 128 bytes.
-#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
-#define STAGES 4u
-#define LARGE true
-#else
-#define STAGES 2u
-#define LARGE false  // not enough shared memory for more
-#endif
-// Blocks of x on their way of a warp of many tokens.
-#define X_STAGES 3u
-
-template <int MT, int NT, int D, bool NF4, bool PAIR, bool STAGED, typename Out>
+// NORM: x is not yet normalised, and each block does that for itself (RMSNorm with weights `norm`, to the bits of norm.cu), in shared memory.
+template <int MT, int NT, int D, bool NF4, bool PAIR, bool STAGED, bool NORM, typename Out>
 static __device__ __forceinline__ void small_linear(
     const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, Out* __restrict__ out,
-    u32 out_stride) {
+    u32 out_stride, const float* __restrict__ norm = nullptr, float eps = 0.0f) {
     constexpr u32 ROWS = 16 * MT;
-    constexpr bool RING = LARGE && NF4 && NT == 4;  // x passes through shared memory
-    constexpr int XB = NT >= 4 && (RING || NT >= 8) ? 1 : 2;  // blocks of x in registers
-    constexpr u32 X_ROW = 144, X_SLOT = 8 * NT * X_ROW;  // bytes: rows of a pair of tokens then fall into different banks
+    constexpr int XB = NT >= 8 ? 1 : 2;  // blocks of x in registers
     constexpr int WORDS = NF4 ? 2 : 8;
     constexpr u32 PLACES = ROWS + 4;     // keeps the writes of partial sums free of conflicts
     extern __shared__ __align__(16) u32 shared[];
     __shared__ float maps[NF4 ? 1024 : 1];
     float* partial = (float*)(shared + (NF4 ? LUT_WORDS : 0));
-    u16* low_rank = (u16*)(partial + 2 * WARPS * 8 * PLACES + (STAGED ? WARPS * STAGES * 512 : RING ? WARPS * X_STAGES * X_SLOT / 4 : 0));
-    const u32 units = NF4 && mid ? rank_units(n, blocks, ranks) : 0, workers = min(members.of[0].workers, gridDim.x);
+    u16* normed = (u16*)(partial + 2 * WARPS * 8 * PLACES + (STAGED ? WARPS * 1280 : 0));
+    u16* low_rank = normed + (NORM ? n * blocks * 64 : 0);
+    // No workers: another launch computed the units.
+    const u32 workers = min(members.of[0].workers, gridDim.x), units = NF4 && mid && workers > 0 ? rank_units(n, blocks, ranks) : 0;
     u32 tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
     let_next_start();
@@ -61,20 +110,11 @@ static __device__ __forceinline__ void small_linear(
     };
 
     // What comes next: a tile, a block of it, the addresses of its rows, and its first loads.
-    // The blocks that compute units of the adapters' first product, the first ones, are those that may have a tile less.
-    const u32 begin = gridDim.x - 1 - blockIdx.x;
-    u32 next_tile = begin, next = first;
+    u32 next_tile = blockIdx.x, next = first;
     bool more = first < last && next_tile < total;
     int next_which = 0;
     u32 source[STAGED ? 4 : 2 * MT];  // bytes from the weight's start
     u32 scale_at[MT][2];
-    auto prefetch_b = [&](u32 tile, int which) {
-        if (!(NF4 && mid && tid < ROWS)) return;
-        const Member& m = members.of[PAIR ? (int)(tid >> 3 & 1) : which];
-        const float* b = m.lora + (u64)row_of(tile, tid, m.rows) * m.rank;
-        if (m.lora)
-            for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
-    };
     auto aim = [&](u32 tile) {
         next_which = find(tile);
         u32 thread = tid;
@@ -89,55 +129,30 @@ static __device__ __forceinline__ void small_linear(
                 if (!STAGED) source[2 * i + h] = row * (u32)m.row_bytes + (NF4 ? 8 : 16) * t;
                 scale_at[i][h] = row * blocks + (t & (D - 1));
             }
-        if (!STAGED) prefetch_b(tile, next_which);
-    };
-    // Staged weights are further ahead than their scales, which are in the second-level cache by then.
-    u32 far_tile = next_tile, far = first;
-    bool far_more = more;
-    int far_which = 0;
-    auto aim_far = [&](u32 tile) {
-        far_which = find(tile);
-        u32 thread = tid;
-        asm volatile("" : "+r"(thread));
+        if constexpr (STAGED) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const Member& m = members.of[PAIR ? i / 2 : far_which];
-            source[STAGED ? i : 0] = row_of(tile, 4 * i + (thread >> 3 & 3), m.rows) * (u32)m.row_bytes + 16 * (thread & 7);
+            for (int i = 0; i < 4; ++i) {
+                const Member& m = members.of[PAIR ? i / 2 : next_which];
+                source[i] = row_of(tile, 4 * i + (thread >> 3 & 3), m.rows) * (u32)m.row_bytes + 16 * (thread & 7);
+            }
         }
-        prefetch_b(tile, far_which);
-#pragma unroll
-        for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
-            const Member& m = members.of[PAIR ? h : far_which];
-            u32 row = row_of(tile, 0, m.rows), shift = m.block_shift - 6;
-            u32 from = row * blocks >> shift, to = min(row + ROWS / (PAIR ? 2 : 1), m.rows) * blocks >> shift, size = m.codes ? 1 : 4;
-            const u8* scales = m.codes ? m.codes : (const u8*)m.absmax;
-            for (u32 at = from * size + thread * 128; at < to * size; at += 32 * WARPS * 128) asm volatile("prefetch.global.L2 [%0];" :: "l"(scales + at));
-            if (m.codes && thread == 128 + 32 * h) asm volatile("prefetch.global.L2 [%0];" :: "l"(m.absmax + (from >> m.nested_shift)));
+        if (NF4 && mid && tid < ROWS) {
+            const Member& m = members.of[PAIR ? (int)(tid >> 3 & 1) : next_which];
+            const float* b = m.lora + (u64)row_of(tile, tid, m.rows) * m.rank;
+            if (m.lora)
+                for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
         }
     };
-    // Staged: a warp's own places in shared memory, each a group of 16 rows of 128 bytes, whose four parts are in another order in each of four
-    // rows (reads of eight bytes by four rows of four lanes then fall into different banks). Whole lines are asked for that way, and no registers
-    // wait for them.
-    const u32 stage_base = STAGED ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * STAGES * 2048 : 0;
-    u32 here_slot = 0, far_slot = 0;
+    // Staged: a warp's own two places in shared memory, each a group of 16 rows of 128 bytes, 160 apart (reads of eight bytes by four rows of
+    // four lanes then fall into different banks). Whole lines are asked for that way, and no registers wait for them.
+    u32 stage = STAGED ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * 5120 : 0;
+    const u32 stage_base = stage;
     auto fetch_stage = [&]() {
-        if (far_more) {
-            u32 row = lane >> 3, to = stage_base + far_slot * 2048 + row * 128 + (((lane >> 1 & 3) ^ row) << 5 | (lane & 1) << 4);
 #pragma unroll
-            for (int i = 0; i < (STAGED ? 4 : 0); ++i) {
-                const u8* from = members.of[PAIR ? i / 2 : far_which].weight + (source[i] + far * 32);
-                asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(to + 512 * i), "l"(from) : "memory");
-            }
-            far += D;
-            if (far >= last) {
-                far = first;
-                far_tile += gridDim.x;
-                far_more = far_tile < total;
-                if (far_more) aim_far(far_tile);
-            }
+        for (int i = 0; i < (STAGED ? 4 : 0); ++i) {
+            const u8* from = members.of[PAIR ? i / 2 : next_which].weight + (source[i] + next * 32);
+            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(stage + (4 * i + (lane >> 3)) * 160 + 16 * (lane & 7)), "l"(from) : "memory");
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
-        far_slot = far_slot + 1 == STAGES ? 0 : far_slot + 1;
     };
     u32 ring[STAGED ? 1 : D][MT][2][WORDS];
     auto fetch = [&](int d, int i) {
@@ -181,8 +196,7 @@ static __device__ __forceinline__ void small_linear(
     if (next_tile < total) aim(next_tile);
     if (more) {
         if constexpr (STAGED) {
-            aim_far(far_tile);
-            for (u32 i = 0; i + 1 < STAGES; ++i) fetch_stage();
+            fetch_stage();
         } else {
 #pragma unroll
             for (int d = 0; d < D; ++d)
@@ -191,6 +205,7 @@ static __device__ __forceinline__ void small_linear(
         }
         if (NF4) fetch_scales();
     }
+    if (STAGED) asm volatile("cp.async.commit_group;" ::: "memory");
 
     if constexpr (NF4) {
 #pragma unroll
@@ -203,27 +218,33 @@ static __device__ __forceinline__ void small_linear(
         uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * 8 + ((i + tid) & 7)] = four;
-        if (blockIdx.x < min(units, workers)) rank_unit(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
+        if (blockIdx.x < min(units, workers)) rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
         __syncthreads();
     }
-    wait_for_inputs();
+    if constexpr (NORM) normalise_rows(x, x_stride, n, blocks * 8, norm, eps, normed);
+    else wait_for_inputs();
     if (NF4 && blockIdx.x < workers) {
 #pragma unroll 1
         for (u32 unit = blockIdx.x; unit < units; unit += workers)
-            rank_unit(members, x, x_stride, n, blocks, mid, ranks, unit, partial, false, true);
+            rank_unit<NORM>(members, NORM ? normed : x, NORM ? blocks * 64 : x_stride, n, blocks, mid, ranks, unit, partial, false, true);
     }
 
     // x of one block: column g of each tile of tokens; columns past the end repeat the last.
     u32 columns[NT];
 #pragma unroll
-    for (int j = 0; j < NT; ++j) columns[j] = min(8 * j + g, n - 1) * x_stride + (NF4 ? 16 : 8) * t;
+    for (int j = 0; j < NT; ++j) columns[j] = min(8 * j + g, n - 1) * (NORM ? blocks * 64 : x_stride) + (NF4 ? 16 : 8) * t;
     uint4 xs[XB][NT][2] = {};
     u32 real = g < n;
     auto fetch_x = [&](uint4 (&to)[NT][2], u32 block) {
 #pragma unroll
         for (int j = 0; j < NT; ++j) {
-            const u16* from = x + (columns[j] + block * 64);
-            if constexpr (NT == 1) {
+            const u16* from = (NORM ? normed : x) + (columns[j] + block * 64);
+            if constexpr (NORM) {
+                if (real) {
+                    to[j][0] = ((const uint4*)from)[0];
+                    to[j][1] = ((const uint4*)from)[1];
+                }
+            } else if constexpr (NT == 1) {
                 // Columns that do not exist stay zero: one token is a single line, not eight copies of it.
                 input16_if(real, from, to[j][0]);
                 input16_if(real, from + (NF4 ? 8 : 32), to[j][1]);
@@ -234,34 +255,6 @@ static __device__ __forceinline__ void small_linear(
         }
     };
     if (XB == 2 && more) fetch_x(xs[0], first);
-    // x of a warp's own k, a few blocks ahead, over and over for each tile.
-    const u32 x_base = RING ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * X_STAGES * X_SLOT : 0;
-    u32 x_at = first, x_slot = 0, x_here = 0;
-    auto ask_x = [&]() {
-        u32 to = x_base + x_slot * X_SLOT + (lane >> 3) * X_ROW + 16 * (lane & 7);
-        const u16* from = x + (x_at * 64 + 8 * (lane & 7));
-#pragma unroll
-        for (u32 i = 0; i < 2 * NT; ++i)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to + 4 * i * X_ROW), "l"(from + min(4 * i + (lane >> 3), n - 1) * x_stride) : "memory");
-        asm volatile("cp.async.commit_group;" ::: "memory");
-        x_slot = x_slot + 1 == X_STAGES ? 0 : x_slot + 1;
-        if (++x_at >= last) x_at = first;
-    };
-    auto next_x = [&](uint4 (&to)[NT][2]) {
-        asm volatile("cp.async.wait_group %0;" :: "n"(X_STAGES - 2) : "memory");
-        __syncwarp();
-        u32 from = x_base + x_here * X_SLOT + g * X_ROW + 32 * t;
-        x_here = x_here + 1 == X_STAGES ? 0 : x_here + 1;
-        ask_x();
-#pragma unroll
-        for (int j = 0; j < NT; ++j)
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(to[j][e].x), "=r"(to[j][e].y), "=r"(to[j][e].z), "=r"(to[j][e].w)
-                             : "r"(from + 8 * j * X_ROW + 16 * e));
-    };
-    if (RING && first < last)
-        for (u32 i = 0; i + 1 < X_STAGES; ++i) ask_x();
 
     const char* lut = (const char*)shared;
     u32 lane4 = lane * 4, buffer = 0;
@@ -271,7 +264,7 @@ static __device__ __forceinline__ void small_linear(
     };
     bool gathered = false;
 #pragma unroll 1
-    for (u32 linear = begin; linear < total; linear += gridDim.x) {
+    for (u32 linear = blockIdx.x; linear < total; linear += gridDim.x) {
         u32 tile = linear;
         int which = find(tile);
         float sum[MT][NT][4];
@@ -288,8 +281,8 @@ static __device__ __forceinline__ void small_linear(
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 const Member& m = members.of[PAIR ? r : which];
-                u32 at = 16 * warp + 4 * t;
-                bool there = mid && m.lora && 16 * warp < m.rank;
+                u32 chunk = 16 * ((warp + (PAIR ? 4 * r : 0)) % WARPS), at = chunk + 4 * t;
+                bool there = mid && m.lora && chunk < m.rank;
                 const float* b = m.lora + (u64)row_of(tile, 8 * r + g, m.rows) * m.rank + at;
 #pragma unroll
                 for (int e = 0; e < 4; ++e) early[r][e] = there && at + e < m.rank ? input(b + e) : 0.0f;
@@ -319,19 +312,19 @@ static __device__ __forceinline__ void small_linear(
                 if (more) aim(next_tile);
             }
             if (NF4 && more) fetch_scales();
-            u32 here = 0;
+            u32 here = stage;
             if constexpr (STAGED) {
-                asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 2) : "memory");
+                // The other place was read in the group before.
+                stage = stage_base + (stage == stage_base ? 2560 : 0);
                 __syncwarp();
-                here = stage_base + here_slot * 2048 + g * 128 + 8 * t;
-                here_slot = here_slot + 1 == STAGES ? 0 : here_slot + 1;
-                // Into the place that was read in the group before.
-                fetch_stage();
+                if (more) fetch_stage();
+                asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 1;" ::: "memory");
+                __syncwarp();
+                here += g * 160 + 8 * t;
             }
 #pragma unroll
             for (int d = 0; d < D; ++d) {
-                if constexpr (RING) next_x(xs[0]);
-                else if (XB == 1) fetch_x(xs[0], at + d);
+                if (XB == 1) fetch_x(xs[0], at + d);
                 if (XB == 2) {
                     if (d + 1 < D) fetch_x(xs[(d + 1) & (XB - 1)], at + d + 1);
                     else if (more) fetch_x(xs[0], next);
@@ -342,7 +335,7 @@ static __device__ __forceinline__ void small_linear(
                     if constexpr (STAGED) {
 #pragma unroll
                         for (int h = 0; h < 2; ++h)
-                            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w[h][0]), "=r"(w[h][1]) : "r"(here + 1024 * h + 32 * (d ^ (g & 3))));
+                            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w[h][0]), "=r"(w[h][1]) : "r"(here + 1280 * h + 32 * d));
                     } else {
 #pragma unroll
                         for (int h = 0; h < 2; ++h)
@@ -397,8 +390,10 @@ static __device__ __forceinline__ void small_linear(
             for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
                 const Member& m = members.of[PAIR ? h : which];
                 if (!m.lora) continue;
+                // Up's ranks begin at another warp than gate's.
+                u32 chunk = 16 * ((warp + 4 * h) % WARPS);
 #pragma unroll 1
-                for (u32 k = 16 * warp; k < m.rank; k += 16 * WARPS) {
+                for (u32 k = chunk; k < m.rank; k += 16 * WARPS) {
                     u32 at = k + 4 * t;
                     u32 a[MT][4];
 #pragma unroll
@@ -410,7 +405,7 @@ static __device__ __forceinline__ void small_linear(
 #pragma unroll
                             for (int e = 0; e < 4; ++e) {
                                 bool there = (!PAIR || r == h) && at + e < m.rank;
-                                if (MT == 1 && k == 16 * warp) v[e] = there ? early[MT == 1 ? r : 0][e] : 0.0f;
+                                if (MT == 1 && k == chunk) v[e] = there ? early[MT == 1 ? r : 0][e] : 0.0f;
                                 else v[e] = there ? input(b + at + e) : 0.0f;
                             }
                             a[i][r] = pack2(v[0], v[1]);
@@ -466,22 +461,34 @@ static __device__ __forceinline__ void small_linear(
                         float y = added(column, place);
                         if (m.bias) y += m.bias[row];
                         u64 to = (u64)(8 * j + column) * out_stride + m.column + row;
-                        if constexpr (sizeof(Out) == 2) out[to] = (u16)pack2(y, 0.0f);
-                        else out[to] = y;
+                        if constexpr (sizeof(Out) == 2) {
+                            u32 rounded = pack2(y, 0.0f);
+                            // Rounded before and after, as where sums have a kernel of their own.
+                            if (NF4 && members.of[0].add) rounded = pack2(low(fresh2(out + to)) + low(rounded), 0.0f);
+                            out[to] = (u16)rounded;
+                        } else {
+                            out[to] = y;
+                        }
                     }
                 }
             }
         }
     }
-    if (RING) asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 #define ARGS const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks
-#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, OUT>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride)
+#define BODY(MT, NT, D, NF4, PAIR, STAGED, OUT) small_linear<MT, NT, D, NF4, PAIR, STAGED, false, OUT>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride)
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, false, true, u16); }
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_norm_small(ARGS, u16* out, u32 out_stride, const float* norm, float eps) {
+    small_linear<1, 1, 4, true, false, true, true, u16>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride, norm, eps);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) nf4_norm_swiglu(ARGS, u16* out, u32 out_stride, const float* norm, float eps) {
+    small_linear<1, 1, 4, true, true, true, true, u16>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride, norm, eps);
+}
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_small_2_1(ARGS, u16* out, u32 out_stride) { BODY(2, 1, 4, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_2(ARGS, u16* out, u32 out_stride) { BODY(2, 2, 4, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_4(ARGS, u16* out, u32 out_stride) { BODY(2, 4, 4, true, false, false, u16); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_3_4(ARGS, u16* out, u32 out_stride) { BODY(3, 4, 2, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_4_4(ARGS, u16* out, u32 out_stride) { BODY(4, 4, 2, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 1) nf4_small_2_8(ARGS, u16* out, u32 out_stride) { BODY(2, 8, 2, true, false, false, u16); }
 extern "C" __global__ void __launch_bounds__(256, 2) nf4_swiglu_1_1(ARGS, u16* out, u32 out_stride) { BODY(1, 1, 4, true, true, true, u16); }
@@ -494,6 +501,16 @@ extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_1(ARGS, float* o
 extern "C" __global__ void __launch_bounds__(256, 2) bf16_small_2(ARGS, float* out, u32 out_stride) { BODY(1, 2, 2, false, false, false, float); }
 extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_4(ARGS, float* out, u32 out_stride) { BODY(2, 4, 2, false, false, false, float); }
 extern "C" __global__ void __launch_bounds__(256, 1) bf16_small_8(ARGS, float* out, u32 out_stride) { BODY(2, 8, 2, false, false, false, float); }
+
+// The adapters' first product for launches that have more units than blocks: a block per unit.
+extern "C" __global__ void __launch_bounds__(256) nf4_ranks(
+    const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks) {
+    __shared__ float sums[WARPS * 8 * 20];
+    let_next_start();
+    rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, sums, true, false);
+    wait_for_inputs();
+    rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, sums, false, false);
+}
 
 // Any shape whose rows are whole groups of eight values and any block size of at least eight: a warp per weight row, in f32. `blocks` counts
 // groups of eight here.

@@ -52,11 +52,17 @@ static __device__ __forceinline__ void normalise(
     if (EIGHT) round_row(rows, vectors, to);
 }
 
+// The weights, which no kernel of a step writes, on their way to the second-level cache.
+static __device__ __forceinline__ void expect_weights(const float* weight, u32 vectors) {
+    for (u32 at = 4 * threadIdx.x; at < vectors; at += 4 * blockDim.x) asm volatile("prefetch.global.L2 [%0];" :: "l"(weight + 8 * at));
+}
+
 template <int VECTORS, bool EIGHT>
 static __device__ __forceinline__ void norm_row(
     const uint4* x, u32 x_stride, const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride,
     float* __restrict__ rstd, Eight to) {
     let_next_start();
+    expect_weights(weight, vectors);
     wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
     float v[VECTORS][8];
@@ -86,6 +92,7 @@ static __device__ __forceinline__ void add_norm_row(
     const uint4* x, u32 x_stride, const uint4* delta, u32 delta_stride, uint4* sum, u32 sum_stride,
     const float* __restrict__ weight, float eps, u32 vectors, uint4* __restrict__ out, u32 out_stride, float* __restrict__ rstd, Eight to) {
     let_next_start();
+    expect_weights(weight, vectors);
     wait_for_inputs();
     x += (u64)blockIdx.x * x_stride;
     delta += (u64)blockIdx.x * delta_stride;

@@ -4,9 +4,9 @@ use super::fp8::Beside;
 use super::types::{Batch, Param};
 use super::weights::{Frozen, Group};
 use super::{Cuda, Outcome, Products};
-use crate::launch::{MOST_SMALL_ROWS, SmallLora, SmallMember, small_scratch};
+use crate::launch::{LONGEST_NORM, MOST_SMALL_ROWS, SmallLora, SmallMember, small_scratch};
 use crate::matrix::{Float, Matrix, Op, Out};
-use crate::memory::Tensor;
+use crate::memory::{Floats, Tensor};
 use trainer_kernels::ops::{Dropout, LoraGrads, LoraMember, OpsError};
 
 /// Ranks of a call, and where each member's columns start in `mid`: at multiples of eight.
@@ -304,6 +304,53 @@ impl Cuda {
         let bytes = 4 * small_scratch(n, w.in_features, ranks).max(1);
         self.with_partial(bytes, |mid| Ok(self.device.nf4_swiglu(n, x, gate, up, mid, out)?))?;
         Ok(true)
+    }
+
+    /// One row straight from packed weights, normalised before (`norm`) or added to `out`; false, and nothing done, where no kernel serves that.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    pub(super) fn folded(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        norm: Option<(&Floats, f32)>,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        out: &mut Tensor,
+        swiglu: bool,
+    ) -> Outcome<bool> {
+        let op = "a folded product";
+        if batch.has_targets || norm.is_some_and(|(weight, _)| weight.len() > LONGEST_NORM) {
+            return Ok(false);
+        }
+        self.ranks(op, w, lora)?;
+        check_tensor(op, "x", x, n, w.in_features)?;
+        let Some((members, ranks)) = Self::small_members(w, lora) else { return Ok(false) };
+        if !self.device.nf4_folds(n, &members) {
+            return Ok(false);
+        }
+        let d = &self.device;
+        let bytes = 4 * small_scratch(n, w.in_features, ranks).max(1);
+        let done = self.with_partial(bytes, |mid| match (norm, swiglu, members.as_slice()) {
+            (Some((norm, eps)), true, &[gate, up]) if gate.weight.rows == up.weight.rows => {
+                d.nf4_norm_swiglu(n, x, norm, eps, gate, up, mid, out)?;
+                Ok(true)
+            }
+            (Some((norm, eps)), false, members) => {
+                check_tensor(op, "out", out, n, w.out_features)?;
+                d.nf4_norm_linear(n, x, norm, eps, members, mid, out)?;
+                Ok(true)
+            }
+            (None, false, &[member]) => {
+                d.nf4_linear_add(n, x, member, mid, out)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        })?;
+        if done {
+            self.forget();
+        }
+        Ok(done)
     }
 }
 

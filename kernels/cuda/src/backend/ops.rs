@@ -536,6 +536,73 @@ impl Ops for Cuda {
         self.rotate_and_attend(batch, n, layer, shape, qkv, (q_weight, k_weight), eps, theta, qk, cache, out)
     }
 
+    fn folds_norms(&self, n: usize) -> bool {
+        // 299 against 293 tokens a second for 8B's shape on an H100.
+        n == 1
+    }
+
+    fn norm_linear(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        norm: &Floats,
+        eps: f32,
+        h: &mut Tensor,
+        rstd: &mut Floats,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        out: &mut Tensor,
+        mid: &mut Tensor,
+    ) -> Outcome<()> {
+        if self.folded(batch, n, x, Some((norm, eps)), w, lora, out, false)? {
+            return Ok(());
+        }
+        self.rms_norm(n, x, norm, eps, h, rstd)?;
+        self.linear(batch, n, h, w, lora, None, out, mid)
+    }
+
+    fn norm_linear_swiglu(
+        &self,
+        batch: &Batch,
+        n: usize,
+        width: usize,
+        x: &Tensor,
+        norm: &Floats,
+        eps: f32,
+        h: &mut Tensor,
+        rstd: &mut Floats,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        gate_up: &mut Tensor,
+        mid: &mut Tensor,
+        out: &mut Tensor,
+    ) -> Outcome<()> {
+        if self.folded(batch, n, x, Some((norm, eps)), w, lora, out, true)? {
+            return Ok(());
+        }
+        self.rms_norm(n, x, norm, eps, h, rstd)?;
+        self.linear_swiglu(batch, n, width, h, w, lora, gate_up, mid, out)
+    }
+
+    fn linear_add(
+        &self,
+        batch: &Batch,
+        n: usize,
+        x: &Tensor,
+        w: &Group,
+        lora: &[Option<LoraMember<'_, Param>>],
+        delta: &mut Tensor,
+        mid: &mut Tensor,
+        x_acc: &mut Tensor,
+    ) -> Outcome<()> {
+        if self.folded(batch, n, x, None, w, lora, x_acc, false)? {
+            return Ok(());
+        }
+        self.linear(batch, n, x, w, lora, None, delta, mid)?;
+        self.add(n, x_acc, delta)
+    }
+
     fn linear_swiglu(
         &self,
         batch: &Batch,

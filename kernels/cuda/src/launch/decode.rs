@@ -10,15 +10,19 @@ pub const MOST_SMALL_ROWS: usize = 64;
 /// Members of a launch.
 const MOST_MEMBERS: usize = 4;
 /// Words of eight bytes of a member as the kernels lay it out.
-const WORDS: usize = 15;
+const WORDS: usize = 16;
 /// Warps of a block.
 const WARPS: usize = 8;
 /// Bytes of the look-up table.
 const TABLE: usize = 32 << 10;
+/// The word of the first member's tiles and of the blocks that compute units.
+const WORKERS: usize = 13;
 /// Bytes of the tables of scales.
 const MAPS: usize = 4 << 10;
-/// Shared memory of a block from which on kernels have more on its way: that of Hopper and of Blackwell's large cards.
-const LARGE: u32 = 200 << 10;
+/// Bytes of the weights on their way: two groups of 16 rows for each warp.
+const STAGES: usize = WARPS * 2 * 16 * 160;
+/// Most values of a row that a kernel normalises itself.
+pub const LONGEST_NORM: usize = 8192;
 /// Values of k of a unit of the adapters' first product.
 const SEGMENT: usize = 512;
 
@@ -80,12 +84,17 @@ struct Shape {
 
 /// The kernel for `n` rows and `features` outputs. Larger tiles share the input among more rows, as long as there are tiles enough for every
 /// multiprocessor; `wanted` is for measurements.
-fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>) -> Shape {
+fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>, swiglu: bool) -> Shape {
+    let (sm, swiglu_free) = (multiprocessors as usize, !swiglu && multiprocessors > 2);
     let enough = |tile: usize, each: usize| wanted.map_or(features >= tile * each * multiprocessors as usize, |w| w >= tile);
     let (plain, swiglu, tile, resident) = match n {
         0..=8 if wanted.is_some() && enough(32, 2) => ("nf4_small_2_1", "nf4_swiglu_2_1", 32, 2),
         0..=8 => ("nf4_small_1_1", "nf4_swiglu_1_1", 16, 2),
         9..=16 => ("nf4_small_2_2", "nf4_swiglu_2_2", 32, 1),
+        // One round of tiles where that is what 48 rows give.
+        17..=32 if swiglu_free && wanted.map_or((32 * sm + 1..=48 * sm - 96).contains(&features), |w| w == 48) => {
+            ("nf4_small_3_4", "", 48, 1)
+        }
         17..=32 if enough(64, 2) => ("nf4_small_4_4", "nf4_swiglu_4_4", 64, 1),
         17..=32 => ("nf4_small_2_4", "nf4_swiglu_2_4", 32, 1),
         _ => ("nf4_small_2_8", "nf4_swiglu_2_8", 32, 1),
@@ -146,12 +155,12 @@ impl Device {
         let fast = members.iter().all(|m| regular(m.weight))
             && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code);
         let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
-        let shape = shape(n, total, self.multiprocessors(), tile);
+        let shape = shape(n, total, self.multiprocessors(), tile, false);
         if fast && self.ranks_fit(n, shape, ranks) {
-            let group = self.group(op, n, x, members, shape.tile)?;
-            return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out);
+            let group = self.group(op, n, x, members, shape.tile, false)?;
+            return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out, None);
         }
-        let group = self.group(op, n, x, members, WARPS)?;
+        let group = self.group(op, n, x, members, WARPS, false)?;
         self.small_mid(op, &group, n, x, members, mid)?;
         let config = grid(blocks(op, group.tiles, 1)?, 1, 256);
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
@@ -162,20 +171,15 @@ impl Device {
     }
 
     /// Shared memory of a kernel of the tensor cores.
-    fn shared_bytes(&self, n: usize, shape: Shape, ranks: usize) -> usize {
-        let large = self.shared_limit() >= LARGE;
-        // The smallest tiles' weights pass through shared memory; so does x where there are many tokens.
-        let on_their_way = match (shape.tile, n) {
-            (16, _) => WARPS * 2048 * if large { 4 } else { 2 },
-            (_, 17..=32) if large => WARPS * 3 * 32 * 144,
-            _ => 0,
-        };
-        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + on_their_way)
+    fn shared_bytes(n: usize, shape: Shape, ranks: usize) -> usize {
+        // The smallest tiles' weights pass through shared memory.
+        let staged = if shape.tile == 16 { STAGES } else { 0 };
+        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + staged)
     }
 
     /// Whether `x Aᵀ` of so many ranks has room in shared memory.
     fn ranks_fit(&self, n: usize, shape: Shape, ranks: usize) -> bool {
-        self.shared_bytes(n, shape, ranks) + MAPS <= self.shared_limit() as usize
+        Self::shared_bytes(n, shape, ranks) + MAPS <= self.shared_limit() as usize
     }
 
     /// Launches a kernel of the tensor cores: as many blocks as the card holds, each for several tiles.
@@ -191,27 +195,138 @@ impl Device {
         x: &Tensor,
         mid: &Floats,
         out: &mut Tensor,
+        norm: Option<(&Floats, f32)>,
     ) -> Result<()> {
         let n = group.n as usize;
         if group.ranks > 0 {
             least(op, "the scratch", mid.len(), Some(small_scratch(n, 64 * steps, group.ranks)))?;
         }
-        let bytes = self.shared_bytes(n, shape, group.ranks);
+        let bytes = Self::shared_bytes(n, shape, group.ranks) + if norm.is_some() { 2 * n * 64 * steps } else { 0 };
         // Each block of a multiprocessor has a kilobyte beside its own.
         let resident = if 2 * (bytes + MAPS + 1024) <= self.shared_limit() as usize + 1024 { shape.resident } else { 1 };
         let mut config = grid(blocks(op, tiles, 1)?.min(resident * self.multiprocessors()), 1, 256);
         config.shared_mem_bytes = small(op, "the tile", bytes)?;
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
         let (stride, steps) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
-        let words = group.words.as_slice();
-        launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride);
+        let mut words = group.words;
+        let units = group.ranks.div_ceil(16) * n.div_ceil(8) * (64 * steps as usize).div_ceil(SEGMENT);
+        if group.ranks > 0 && units > self.multiprocessors() as usize {
+            // More than one for some block: a launch of their own does them all at once.
+            if let Some(tiles_and_workers) = words.get_mut(WORKERS) {
+                *tiles_and_workers &= u64::from(u32::MAX);
+            }
+            let (config, words) = (grid(blocks(op, units, 1)?, 1, 256), words.as_slice());
+            launch_early!(self, "nf4_ranks", config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks);
+        }
+        let words = words.as_slice();
+        match norm {
+            None => launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride),
+            Some((weight, eps)) => {
+                least(op, "the norm's weight", weight.len(), Some(64 * steps as usize))?;
+                let norm = weight.ptr();
+                launch_early!(self, name, config, words, x.ptr(), group.x_stride, group.n, steps, mid, ranks, out.ptr(), stride, norm, eps);
+            }
+        }
         Ok(())
+    }
+
+    /// Whether [`Self::nf4_norm_linear`], [`Self::nf4_norm_swiglu`] and [`Self::nf4_linear_add`] take these members for `n` rows: one row alone, of
+    /// at most 8192 values where it is normalised.
+    pub fn nf4_folds(&self, n: usize, members: &[SmallMember<'_>]) -> bool {
+        let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
+        let Some(cols) = members.first().map(|m| m.weight.cols) else { return false };
+        let shape = shape(n, 0, self.multiprocessors(), None, false);
+        n == 1
+            && members.iter().all(|m| regular(m.weight) && m.weight.cols == cols)
+            && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code)
+            && Self::shared_bytes(n, shape, ranks) + 2 * n * cols + 8192 <= self.shared_limit() as usize
+    }
+
+    /// [`Self::nf4_linear`] of the RMSNorm of `x`, to the bits of [`Self::rms_norm`] before it.
+    ///
+    /// # Errors
+    /// Buffers that do not fit, and members for which [`Self::nf4_folds`] is false.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    pub fn nf4_norm_linear(
+        &self,
+        n: usize,
+        x: &Tensor,
+        norm: &Floats,
+        eps: f32,
+        members: &[SmallMember<'_>],
+        mid: &mut Floats,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let op = "nf4_norm_linear";
+        self.check_norm(op, n, norm, members)?;
+        least(op, "the output's rows", out.rows(), Some(n))?;
+        for m in members {
+            least(op, "the output's columns", out.cols(), m.column.checked_add(m.weight.rows))?;
+        }
+        let (shape, cols) = (shape(n, 0, self.multiprocessors(), None, false), norm.len());
+        let group = self.group(op, n, x, members, shape.tile, false)?;
+        self.small(op, "nf4_norm_small", shape, &group, group.tiles, cols / 64, x, mid, out, Some((norm, eps)))
+    }
+
+    /// [`Self::nf4_swiglu`] of the RMSNorm of `x`, to the bits of [`Self::rms_norm`] before it.
+    ///
+    /// # Errors
+    /// Buffers that do not fit, and members for which [`Self::nf4_folds`] is false.
+    #[expect(clippy::too_many_arguments, reason = "a fused operation has the arguments of all of its parts")]
+    pub fn nf4_norm_swiglu(
+        &self,
+        n: usize,
+        x: &Tensor,
+        norm: &Floats,
+        eps: f32,
+        gate: SmallMember<'_>,
+        up: SmallMember<'_>,
+        mid: &mut Floats,
+        out: &mut Tensor,
+    ) -> Result<()> {
+        let (op, members) = ("nf4_norm_swiglu", [gate, up]);
+        self.check_norm(op, n, norm, &members)?;
+        if gate.weight.rows != up.weight.rows {
+            return Err(fail(op, "up's outputs", up.weight.rows, gate.weight.rows));
+        }
+        rows(op, "the output", out, n, gate.weight.rows)?;
+        let (shape, cols) = (shape(n, 0, self.multiprocessors(), None, false), norm.len());
+        let group = self.group(op, n, x, &members, shape.tile / 2, false)?;
+        self.small(op, "nf4_norm_swiglu", shape, &group, group.tiles / 2, cols / 64, x, mid, out, Some((norm, eps)))
+    }
+
+    /// `sum += ` [`Self::nf4_linear`] of one member, to the bits of that and [`Self::add`] after it.
+    ///
+    /// # Errors
+    /// Buffers that do not fit, and a member for which [`Self::nf4_folds`] is false.
+    pub fn nf4_linear_add(&self, n: usize, x: &Tensor, member: SmallMember<'_>, mid: &mut Floats, sum: &mut Tensor) -> Result<()> {
+        let (op, members) = ("nf4_linear_add", [member]);
+        self.check_folds(op, n, &members)?;
+        rows(op, "the sum", sum, n, member.weight.rows)?;
+        let shape = shape(n, 0, self.multiprocessors(), None, false);
+        let member = [SmallMember { column: 0, ..member }];
+        let group = self.group(op, n, x, &member, shape.tile, true)?;
+        self.small(op, shape.plain, shape, &group, group.tiles, member[0].weight.cols / 64, x, mid, sum, None)
+    }
+
+    fn check_norm(&self, op: &'static str, n: usize, norm: &Floats, members: &[SmallMember<'_>]) -> Result<()> {
+        if norm.len() > LONGEST_NORM || members.iter().any(|m| m.weight.cols != norm.len()) {
+            return Err(fail(op, "the norm's weight", norm.len(), format_args!("as many as the input's columns, at most {LONGEST_NORM}")));
+        }
+        self.check_folds(op, n, members)
+    }
+
+    fn check_folds(&self, op: &'static str, n: usize, members: &[SmallMember<'_>]) -> Result<()> {
+        if self.nf4_folds(n, members) {
+            return Ok(());
+        }
+        Err(fail(op, "the number of rows", n, "1, with weights and ranks that the kernel takes"))
     }
 
     /// Whether [`Self::nf4_swiglu`] takes these weights for `n` rows with adapters of `ranks` in all.
     pub fn nf4_swiglu_fits(&self, n: usize, gate: &DeviceNf4, up: &DeviceNf4, ranks: usize) -> bool {
         n <= MOST_SMALL_ROWS
-            && self.ranks_fit(n, shape(n, 2 * gate.rows, self.multiprocessors(), None), ranks)
+            && self.ranks_fit(n, shape(n, 2 * gate.rows, self.multiprocessors(), None, true), ranks)
             && regular(gate)
             && regular(up)
             && (gate.rows, gate.cols) == (up.rows, up.cols)
@@ -267,13 +382,13 @@ impl Device {
         let width = gate.weight.rows;
         rows(op, "the output", out, n, width)?;
         let members = [gate, up];
-        let shape = shape(n, 2 * width, self.multiprocessors(), tile);
-        let group = self.group(op, n, x, &members, shape.tile / 2)?;
-        self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out)
+        let shape = shape(n, 2 * width, self.multiprocessors(), tile, true);
+        let group = self.group(op, n, x, &members, shape.tile / 2, false)?;
+        self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out, None)
     }
 
-    /// Checks the members' sizes and lays them out for the kernels, `tile` rows of a member to a tile.
-    fn group(&self, op: &'static str, n: usize, x: &Tensor, members: &[SmallMember<'_>], tile: usize) -> Result<Group> {
+    /// Checks the members' sizes and lays them out for the kernels, `tile` rows of a member to a tile. `add`: to what the output holds.
+    fn group(&self, op: &'static str, n: usize, x: &Tensor, members: &[SmallMember<'_>], tile: usize, add: bool) -> Result<Group> {
         if n > MOST_SMALL_ROWS {
             return Err(fail(op, "the number of rows", n, format_args!("at most {MOST_SMALL_ROWS}")));
         }
@@ -314,6 +429,7 @@ impl Device {
                 pair(small(op, "a member's rows", w.rows)?, small(op, "a column", m.column)?),
                 pair(small(op, "a rank", rank)?, small(op, "the ranks", group.ranks)?),
                 pair(small(op, "the tiles", tiles)?, self.multiprocessors()),
+                pair(u32::from(add), 0),
                 pair(w.fit.to_bits(), (1.0 / w.fit).to_bits()),
             ];
             words.copy_from_slice(&fields);

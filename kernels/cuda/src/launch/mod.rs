@@ -28,7 +28,7 @@ mod sampling;
 pub use adamw::{AdamwEntry, AdamwList, DeviceState};
 pub use attention::{AttentionScratch, Sequences};
 pub use cached::{CachedScratch, KvCache, SPLIT, kv_cache_bytes};
-pub use decode::{MOST_SMALL_ROWS, SmallLora, SmallMember, small_scratch};
+pub use decode::{LONGEST_NORM, MOST_SMALL_ROWS, SmallLora, SmallMember, small_scratch};
 pub use eight::{Eight, stride_eight};
 pub use eight_adapters::{Side, beside_eight, factor_counts};
 pub use elementwise::{LONGEST_PAIR, SumScratch};

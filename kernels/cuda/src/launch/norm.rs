@@ -189,7 +189,7 @@ impl Device {
         match eight(op, to, n, width)? {
             _ if n == 0 => {}
             None if width <= LONGEST_EIGHT => launch_early!(self, op, config, dy, sy, x, sx, w, rstd, v, dx, sd),
-            None => launch!(self, "rms_norm_backward_long", config, dy, sy, x, sx, w, rstd, v, dx, sd),
+            None => launch_early!(self, "rms_norm_backward_long", config, dy, sy, x, sx, w, rstd, v, dx, sd),
             Some((q, s, sq)) => launch_early!(self, "rms_norm_backward_8", config, dy, sy, x, sx, w, rstd, v, dx, sd, q, s, sq),
         }
         Ok(())

@@ -173,12 +173,29 @@ impl Checks<'_> {
                 first = got.get(..104).unwrap_or(&[]).to_vec();
             }
             self.note("nf4_linear, alone or not", format!("{n}x{kind}"), kept, &first, 0.0);
-            for tile in [16, 32, 64] {
+            for tile in [16, 32, 48, 64] {
                 let (mut out, _gap) = self.apart(width, 64, &vec![f32::NAN; n * width])?;
                 d.nf4_linear_tiled(n, &card_x, &small, &mut mid, &mut out, Some(tile))?;
                 let again = columns(&d.read_tensor(n, &out)?, width, 112, 192);
                 self.note("nf4_linear, other tiles", format!("{n}x{kind}"), &again, &columns(&got, width, 112, 192), 0.0);
             }
+        }
+        // One row with its norm before or the residual stream after: the bits of separate kernels.
+        let norm_weight = d.floats(&self.random.values(cols))?;
+        if d.nf4_folds(1, &small) {
+            let (mut h, mut rstd) = (self.poison(1, cols)?, self.poison_floats(1)?);
+            d.rms_norm(1, &card_x, &norm_weight, 1e-6, &mut h, &mut rstd)?;
+            let (mut apart, mut folded) = (self.poison(1, width)?, self.poison(1, width)?);
+            d.nf4_linear(1, &h, &small, &mut mid, &mut apart)?;
+            d.nf4_norm_linear(1, &card_x, &norm_weight, 1e-6, &small, &mut mid, &mut folded)?;
+            let (got, want) = (d.read_tensor(1, &folded)?, d.read_tensor(1, &apart)?);
+            self.note("nf4_norm_linear", kind.clone(), got.get(..104).unwrap_or(&[]), want.get(..104).unwrap_or(&[]), 0.0);
+            let stream = self.random.values(104);
+            let (mut delta, mut apart, mut folded) = (self.poison(1, 104)?, d.tensor(104, &stream)?, d.tensor(104, &stream)?);
+            d.nf4_linear(1, &card_x, &[members[0].member(0)], &mut mid, &mut delta)?;
+            d.add(1, &mut apart, &delta)?;
+            d.nf4_linear_add(1, &card_x, members[0].member(0), &mut mid, &mut folded)?;
+            self.note("nf4_linear_add", kind.clone(), &d.read_tensor(1, &folded)?, &d.read_tensor(1, &apart)?, 0.0);
         }
         // Without adapters, no scratch is needed; recorded, the result is the same.
         let plain = [SmallMember { lora: None, ..members[0].member(0) }];
@@ -200,6 +217,12 @@ impl Checks<'_> {
         // Gates of about the size that makes the activation curved.
         let x: Vec<f32> = x.iter().map(|v| bf16::from_f32(v * 2.0 / (cols as f32).sqrt()).to_f32()).collect();
         let card_x = d.tensor(cols, &x)?;
+        let (mut h, mut rstd) = (self.poison(1, cols)?, self.poison_floats(1)?);
+        d.rms_norm(1, &card_x, &norm_weight, 1e-6, &mut h, &mut rstd)?;
+        let (mut apart, mut folded) = (self.poison(1, 104)?, self.poison(1, 104)?);
+        d.nf4_swiglu(1, &h, gate.member(0), up.member(0), &mut mid, &mut apart)?;
+        d.nf4_norm_swiglu(1, &card_x, &norm_weight, 1e-6, gate.member(0), up.member(0), &mut mid, &mut folded)?;
+        self.note("nf4_norm_swiglu", kind.clone(), &d.read_tensor(1, &folded)?, &d.read_tensor(1, &apart)?, 0.0);
         for n in [1, 8, 13, 32, 50] {
             let (g, u) = (gate.reference(n, &x, cols), up.reference(n, &x, cols));
             let want: Vec<f32> = g.iter().zip(&u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
