@@ -28,9 +28,9 @@ fn project(sandbox: &Sandbox) {
     }
     packed.finish().unwrap();
     let columns: [(&str, ArrayRef); 3] = [
-        ("question", Arc::new(StringArray::from(problems))),
-        ("score", Arc::new(Float64Array::from_iter_values((0..ROWS).map(|i| if i < ROWS { 1.0 } else { 0.0 })))),
-        ("answer", Arc::new(StringArray::from(solutions))),
+        ("question", Arc::new(StringArray::from_iter_values(problems.iter().map(String::as_str).chain(["?"])))),
+        ("score", Arc::new(Float64Array::from_iter_values(std::iter::repeat_n(1.0, ROWS).chain([0.25])))),
+        ("answer", Arc::new(StringArray::from_iter_values(solutions.iter().map(String::as_str).chain(["!"])))),
     ];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let file = std::fs::File::create(sandbox.path("table.arrow")).unwrap();

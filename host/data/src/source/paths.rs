@@ -130,11 +130,7 @@ fn expand(
         let Some(name) = found.file_name().map(|n| n.to_string_lossy().into_owned()) else { continue };
         let hidden = name.starts_with(['.', '_']);
         match (part.as_str(), rest.is_empty()) {
-            ("**", _) if found.is_dir() => {
-                if !hidden {
-                    expand(source, &found, parts, format, files, depth + 1)?;
-                }
-            }
+            ("**", _) if found.is_dir() && !hidden => expand(source, &found, parts, format, files, depth + 1)?,
             // `**` at the end means every data file below.
             ("**", true) if found.is_file() && is_data(&found, format) => files.push(found),
             ("**", _) => {}

@@ -1,8 +1,8 @@
 //! `trainer data stat`
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::io::IsTerminal;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -185,13 +185,13 @@ impl Progress {
         if self.shown && self.last.elapsed() >= INTERVAL {
             (self.last, self.drawn) = (Instant::now(), true);
             let of = rows.map(|n| format!(" ({} rows)", count(n))).unwrap_or_default();
-            eprint!("\r\x1b[2K{} samples counted, in source {source}{of}", count(self.seen));
+            let _ = write!(std::io::stderr(), "\r\x1b[2K{} samples counted, in source {source}{of}", count(self.seen));
         }
     }
 
     fn finish(&self) {
         if self.drawn {
-            eprint!("\r\x1b[2K");
+            let _ = write!(std::io::stderr(), "\r\x1b[2K");
         }
     }
 }

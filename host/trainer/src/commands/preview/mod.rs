@@ -170,9 +170,8 @@ fn packing(recipe: &Recipe, samples: &[Sample]) -> Result<Packing> {
         Some(tokens) => pack(samples, tokens)?,
         None => batches(samples, 1)?,
     };
-    let lengths = |b: &trainer_data::MicroBatch| {
-        b.cu_seqlens.windows(2).map(|w| w.iter().rev().copied().reduce(|b, a| b - a).unwrap_or(0) as usize).collect()
-    };
+    let length = |w: &[u32]| w.last().zip(w.first()).map_or(0, |(end, start)| end.saturating_sub(*start) as usize);
+    let lengths = |b: &trainer_data::MicroBatch| b.cu_seqlens.windows(2).map(length).collect();
     Ok(Packing {
         max_tokens,
         samples_per_step: recipe.samples_per_step(),
