@@ -3,6 +3,7 @@
 //! Every test has a folder and a cache of its own. Runs that several tests look at are made once.
 
 mod custom_data;
+mod data;
 mod determinism;
 mod devices;
 mod dry_run;
@@ -11,5 +12,7 @@ mod generate;
 mod locked;
 mod main_job;
 mod plugins;
+mod preview;
 mod resume;
+mod sources;
 mod support;

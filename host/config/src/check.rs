@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Problem;
-use crate::recipe::Recipe;
+use crate::recipe::{self, Recipe};
 use crate::section::nearest;
 use crate::tree::Node;
 use crate::values::DataPath;
@@ -80,6 +80,26 @@ fn sources(recipe: &Recipe, report: &mut Report<'_>) {
         if matches!(&source.path, DataPath::Path(p) if p.as_os_str().is_empty()) {
             report(&key("path"), "missing, but required".to_owned(), Some("a file, a folder, a glob, or \"builtin:math_train\""));
         }
+        if matches!(source.path, DataPath::Holdout(_)) {
+            report(&key("path"), "`holdout:` is for eval.data; training never sees those rows".to_owned(), None);
+        }
+        for (j, filter) in source.filter.iter().enumerate() {
+            let at = format!("data.sources[{i}].filter[{j}]");
+            if filter.column.is_empty() {
+                report(&format!("{at}.column"), "missing, but required".to_owned(), Some("name the column that the condition is about"));
+            }
+            let recipe::Filter { is, is_not, contains, min, max, min_length, max_length, present, column: _ } = filter;
+            let lists = is.0.is_empty() && is_not.0.is_empty() && contains.is_empty();
+            if lists && min.is_none() && max.is_none() && min_length.is_none() && max_length.is_none() && present.is_none() {
+                report(&at, "a filter without a condition".to_owned(), Some("set one, such as is, min, max_length or present"));
+            }
+        }
+        if source.columns.iter().any(|(name, column)| name.is_empty() || column.is_empty()) {
+            report(&key("columns"), "an empty name is no column".to_owned(), None);
+        }
+        if source.holdout_by.is_some() && source.holdout == 0.0 {
+            report(&key("holdout_by"), "without a holdout it does nothing".to_owned(), Some("set holdout to a share, such as 0.01"));
+        }
         if source.formatter.as_str().is_empty() {
             report(
                 &key("formatter"),
@@ -92,6 +112,17 @@ fn sources(recipe: &Recipe, report: &mut Report<'_>) {
 
 fn eval(recipe: &Recipe, report: &mut Report<'_>) {
     let eval = &recipe.eval;
+    if let DataPath::Holdout(name) = &eval.data {
+        match recipe.data.sources.iter().find(|s| s.name == *name) {
+            Some(source) if source.holdout > 0.0 => {}
+            Some(_) => report("eval.data", format!("source {name:?} holds no rows out"), Some("set its holdout to a share, such as 0.01")),
+            None => {
+                let near =
+                    nearest(name, recipe.data.sources.iter().map(|s| s.name.as_str())).map(|n| format!("did you mean \"holdout:{n}\"?"));
+                report("eval.data", format!("there is no source called {name:?}"), near.as_deref());
+            }
+        }
+    }
     let mut seen = BTreeSet::new();
     for (i, metric) in eval.metrics.iter().enumerate() {
         if !seen.insert(metric) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Settings, Thinking};
+use crate::values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Scalars, Settings, Thinking};
 
 section! {
     /// The whole recipe. Everything has a default: an empty file is the main job on the embedded nano model.
@@ -120,6 +120,8 @@ section! {
         pub max_seq_length: usize = 8192, |n| (2..=1 << 24).contains(n), "from 2 to 16777216";
         /// What becomes of a longer sample.
         pub too_long: TooLong = TooLong::Error;
+        /// Which end is cut off where a longer sample is truncated. A special token is never cut through.
+        pub truncation_side: TruncationSide = TruncationSide::Right;
         /// Whether samples of a micro-batch lie end to end without padding. Results are the same; off is slower and only useful for comparison.
         pub packing: bool = true;
         /// What becomes of text in the data that looks like a special token, such as `<|im_end|>`.
@@ -150,8 +152,18 @@ choices! {
         Error = "error",
         /// It is skipped and counted.
         Drop = "drop",
-        /// Its end is cut off and it is counted.
+        /// What is too much is cut off and it is counted.
         Truncate = "truncate",
+    }
+}
+
+choices! {
+    /// Which end of a longer sample is cut off.
+    pub enum TruncationSide {
+        /// The end: the first tokens are kept.
+        Right = "right",
+        /// The beginning: the last tokens are kept.
+        Left = "left",
     }
 }
 
@@ -170,10 +182,26 @@ section! {
     pub struct Source {
         /// Its name, unique in the recipe; metrics and the mixing policy refer to it. Required.
         pub name: String = String::new();
-        /// A file, a folder, a glob such as `"data/*.parquet"`, or `"builtin:math_train"`, `"builtin:chat_train"`, `"builtin:math_test"`, `"builtin:tools_eval"`. Required.
+        /// A file, a folder, a glob such as `"data/*.parquet"` or `"data/**/train-*.jsonl.gz"`, or `"builtin:math_train"`, `"builtin:chat_train"`, `"builtin:math_test"`, `"builtin:tools_eval"`. Required.
         pub path: DataPath = DataPath::Path(PathBuf::new());
         /// The file format.
         pub format: SourceFormat = SourceFormat::Auto;
+        /// Conditions that rows must pass to be taken; see `[[data.sources.filter]]`.
+        pub filter: Vec<Filter> = Vec::new();
+        /// What the formatter sees: its name for each column, and the column's own or a JSON Pointer, such as `{ problem = "question", solution = "/meta/answer" }`. Without any, rows as they are.
+        pub columns: BTreeMap<String, String> = BTreeMap::new();
+        /// At most so many rows: the first that pass the filter. Absent: all.
+        pub limit: Option<u64> = None, |n| n.is_none_or(|n| n > 0), "at least 1";
+        /// How much more often than its rows say the source counts in the mix: the mixing policy sees its number of rows times this.
+        pub weight: f64 = 1.0, |w| w.is_finite() && *w > 0.0, "a finite number greater than 0";
+        /// The share of its rows that is kept out of training, by a hash of each row's content; `eval.data = "holdout:NAME"` evaluates on them.
+        pub holdout: f64 = 0.0, |s| (0.0..1.0).contains(s), "at least 0 and less than 1";
+        /// The column, or JSON Pointer, whose value is hashed for `holdout`, so that rows with the same value stay on one side. Absent: the whole row.
+        pub holdout_by: Option<String> = None;
+        /// Whether a pass over the rows is in random order.
+        pub shuffle: bool = true;
+        /// Reads the files from the front, in memory that does not depend on their size, and shuffles within windows of so many rows. 0: rows are read at random and shuffled as a whole.
+        pub shuffle_window: u32 = 0;
         /// The dataset-formatter plugin that turns its rows into conversations. Required.
         pub formatter: PluginName = PluginName::default();
         /// The formatter's settings for this source, over those in `[plugins.NAME]`.
@@ -187,11 +215,34 @@ impl Source {
         let source = |name: &str, file: &str, formatter: &str| Self {
             name: name.to_owned(),
             path: DataPath::Builtin(file.to_owned()),
-            format: SourceFormat::Auto,
             formatter: PluginName::new(formatter),
-            settings: Settings::default(),
+            ..Self::default()
         };
         vec![source("math", "math_train", "math_mix"), source("chat", "chat_train", "sharegpt")]
+    }
+}
+
+section! {
+    /// A condition on one value of a row. All that is set must hold. A value that is missing or null passes only `is_not` and `present = false`.
+    pub struct Filter {
+        /// A column's name, or a JSON Pointer such as `/messages/0/role`. Required.
+        pub column: String = String::new();
+        /// One of these texts, numbers or truth values.
+        pub is: Scalars = Scalars::default();
+        /// None of these.
+        pub is_not: Scalars = Scalars::default();
+        /// A text that holds one of these.
+        pub contains: Vec<String> = Vec::new();
+        /// A number no smaller.
+        pub min: Option<f64> = None;
+        /// A number no larger.
+        pub max: Option<f64> = None;
+        /// A text of at least so many characters, or a list of so many items.
+        pub min_length: Option<u64> = None;
+        /// A text of at most so many characters, or a list of so many items.
+        pub max_length: Option<u64> = None;
+        /// Whether there must be a value other than null, or must be none.
+        pub present: Option<bool> = None;
     }
 }
 
@@ -200,7 +251,7 @@ choices! {
     pub enum SourceFormat {
         /// By the file's extension.
         Auto = "auto",
-        /// JSON Lines: one object a line.
+        /// JSON Lines: one object a line. Text formats may be compressed (gzip, Zstandard).
         Jsonl = "jsonl",
         /// One JSON array of objects, or one object.
         Json = "json",
@@ -208,6 +259,8 @@ choices! {
         Parquet = "parquet",
         /// Comma-separated values with a header.
         Csv = "csv",
+        /// Arrow IPC: a file (Feather) or a stream.
+        Arrow = "arrow",
     }
 }
 
@@ -320,7 +373,7 @@ choices! {
 section! {
     /// The evaluation before and after training, and what `trainer eval` uses for a run.
     pub struct Eval {
-        /// The rows: as the `path` of a source.
+        /// The rows: as the `path` of a source, or `"holdout:NAME"`: those that the source of that name keeps out of training.
         pub data: DataPath = DataPath::Builtin("math_test".to_owned());
         /// The format of their file.
         pub format: SourceFormat = SourceFormat::Auto;

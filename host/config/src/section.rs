@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Origin, Problem};
 use crate::tree::{Data, Node};
-use crate::values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Settings, Thinking};
+use crate::values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Scalars, Settings, Thinking};
 
 /// What reading needs and gathers.
 pub(crate) struct Context<'a> {
@@ -329,6 +329,9 @@ impl Setting for DataPath {
 
     fn read(cx: &mut Context<'_>, key: &str, node: &Node) -> Option<Self> {
         let Data::String(text) = &node.data else { return cx.wrong(node, key, "a path, a glob or \"builtin:NAME\"") };
+        if let Some(source) = text.strip_prefix(Self::HOLDOUT) {
+            return Some(Self::Holdout(source.to_owned()));
+        }
         let Some(name) = text.strip_prefix(Self::PREFIX) else { return cx.path(node, key, text).map(Self::Path) };
         if Self::BUILTIN.contains(&name) {
             return Some(Self::Builtin(name.to_owned()));
@@ -450,7 +453,8 @@ impl<T: Setting> Setting for Vec<T> {
     }
 
     fn sections(key: &str, out: &mut Vec<SectionDoc>) {
-        T::sections(&format!("[{key}]"), out);
+        // One pair of brackets around the whole, however deep lists lie in lists.
+        T::sections(&format!("[{}]", key.replace(['[', ']'], "")), out);
     }
 }
 
@@ -492,6 +496,21 @@ impl<K: MapKey, T: Setting> Setting for BTreeMap<K, T> {
 
     fn sections(key: &str, out: &mut Vec<SectionDoc>) {
         T::sections(&format!("{key}.NAME"), out);
+    }
+}
+
+impl Setting for Scalars {
+    fn kind() -> String {
+        "text, number, true or false, or a list of them".to_owned()
+    }
+
+    fn read(cx: &mut Context<'_>, key: &str, node: &Node) -> Option<Self> {
+        let value = json(cx, key, node)?;
+        let items = if let serde_json::Value::Array(items) = value { items } else { vec![value] };
+        if items.iter().any(|v| v.is_object() || v.is_array()) {
+            return cx.wrong(node, key, "a text, a number, true, false, or a list of them");
+        }
+        Some(Self(items))
     }
 }
 

@@ -77,11 +77,18 @@ impl Serialize for Count {
     }
 }
 
+/// Texts, numbers and truth values to compare with; one may stand without brackets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Scalars(pub Vec<serde_json::Value>);
+
 /// Where rows come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataPath {
     /// `builtin:NAME`: an embedded file of the nano data.
     Builtin(String),
+    /// `holdout:NAME`: the rows that a source keeps out of training. Only for evaluation.
+    Holdout(String),
     /// A file, a folder or a glob.
     Path(PathBuf),
 }
@@ -89,6 +96,8 @@ pub enum DataPath {
 impl DataPath {
     /// What a recipe writes before the name of an embedded file.
     pub const PREFIX: &str = "builtin:";
+    /// What `eval.data` writes before the name of a source.
+    pub const HOLDOUT: &str = "holdout:";
     /// The embedded files.
     pub const BUILTIN: [&str; 4] = ["math_train", "chat_train", "math_test", "tools_eval"];
 }
@@ -97,6 +106,7 @@ impl std::fmt::Display for DataPath {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Builtin(name) => write!(f, "{}{name}", Self::PREFIX),
+            Self::Holdout(name) => write!(f, "{}{name}", Self::HOLDOUT),
             Self::Path(path) => write!(f, "{}", path.display()),
         }
     }

@@ -75,26 +75,70 @@ fn adapter() -> impl Strategy<Value = Adapter> {
     })
 }
 
+/// A source's settings about its rows.
+fn rows() -> impl Strategy<Value = Source> {
+    let scalars = || {
+        let one = prop_oneof![
+            any::<bool>().prop_map(serde_json::Value::from),
+            "[a-z]{0,4}".prop_map(serde_json::Value::from),
+            any::<i64>().prop_map(serde_json::Value::from)
+        ];
+        prop::collection::vec(one, 0..3).prop_map(Scalars)
+    };
+    let filter = ("[a-z/]{1,5}", scalars(), scalars(), prop::option::of(-1e6..1e6f64), prop::option::of(0..9u64), any::<bool>());
+    let filter = filter.prop_map(|(column, is, is_not, min, max_length, present)| Filter {
+        column,
+        is,
+        is_not,
+        min,
+        max_length,
+        present: Some(present),
+        ..Filter::default()
+    });
+    let columns = prop::collection::btree_map("[a-z]{1,4}", "[a-z/]{1,4}", 0..3);
+    (prop::collection::vec(filter, 0..3), columns, prop::option::of(1..99u64), positive(), 0.01..1.0f64, any::<bool>(), 0..9u32).prop_map(
+        |(filter, columns, limit, weight, holdout, shuffle, shuffle_window)| Source {
+            filter,
+            columns,
+            limit,
+            weight,
+            holdout,
+            holdout_by: limit.map(|_| "a".to_owned()),
+            shuffle,
+            shuffle_window,
+            ..Source::default()
+        },
+    )
+}
+
 fn data() -> impl Strategy<Value = Data> {
-    let source =
-        (".{1,8}".prop_filter("printable", |n| !n.chars().any(char::is_control)), data_path(), one_of(SourceFormat::ALL), settings());
+    let source = (
+        ".{1,8}".prop_filter("printable", |n| !n.chars().any(char::is_control)),
+        data_path(),
+        one_of(SourceFormat::ALL),
+        settings(),
+        rows(),
+    );
     let sources = prop::collection::vec(source, 1..4).prop_map(|sources| {
         let named = sources.into_iter().enumerate();
         named
-            .map(|(i, (name, path, format, settings))| Source {
+            .map(|(i, (name, path, format, settings, rows))| Source {
                 name: format!("{i}{name}"),
                 path,
                 format,
                 formatter: PluginName::new("sharegpt"),
                 settings,
+                ..rows
             })
             .collect::<Vec<_>>()
     });
-    (one_of(TrainOn::ALL), 2..1_000_000usize, one_of(TooLong::ALL), any::<bool>(), 0..i64::MAX as u64, count(0), sources).prop_map(
-        |(train_on, max_seq_length, too_long, packing, max_bad_rows, workers, sources)| Data {
+    let longer = (one_of(TooLong::ALL), one_of(TruncationSide::ALL));
+    (one_of(TrainOn::ALL), 2..1_000_000usize, longer, any::<bool>(), 0..i64::MAX as u64, count(0), sources).prop_map(
+        |(train_on, max_seq_length, (too_long, truncation_side), packing, max_bad_rows, workers, sources)| Data {
             train_on,
             max_seq_length,
             too_long,
+            truncation_side,
             packing,
             max_bad_rows,
             workers,
@@ -228,6 +272,7 @@ fn the_resolved_main_job_is_this_text() {
     train_on = "assistant"
     max_seq_length = 8192
     too_long = "error"
+    truncation_side = "right"
     packing = true
     special_tokens = "plain"
     max_bad_rows = 0
@@ -237,7 +282,14 @@ fn the_resolved_main_job_is_this_text() {
     name = "math"
     path = "builtin:math_train"
     format = "auto"
+    filter = []
+    weight = 1.0
+    holdout = 0.0
+    shuffle = true
+    shuffle_window = 0
     formatter = "math_mix"
+
+    [data.sources.columns]
 
     [data.sources.settings]
 
@@ -245,7 +297,14 @@ fn the_resolved_main_job_is_this_text() {
     name = "chat"
     path = "builtin:chat_train"
     format = "auto"
+    filter = []
+    weight = 1.0
+    holdout = 0.0
+    shuffle = true
+    shuffle_window = 0
     formatter = "sharegpt"
+
+    [data.sources.columns]
 
     [data.sources.settings]
 

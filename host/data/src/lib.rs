@@ -14,9 +14,10 @@
 //!     fn epoch_length(&mut self) -> Result<Option<u64>, DataError>;             // draws in a pass over the mix
 //!     fn waited(&self) -> Duration;                                             // how long next_samples has blocked
 //! }
+//! impl Tracer { fn next(&mut self) -> ...; fn row(&mut self, source: u32, ordinal: u64) -> ...; } // rows with everything that became of them
 //! pub fn pack(samples: &[Sample], max_tokens: usize) -> Result<Vec<MicroBatch>, DataError>;      // greedy, in order, no padding
 //! pub fn batches(samples: &[Sample], batch: usize) -> Result<Vec<MicroBatch>, DataError>;        // `batch` samples each
-//! impl Source { fn open(spec: SourceSpec) -> Result<Source, DataError>; fn len(&self) -> Option<u64>; fn files(&self) -> &[FileInfo]; fn rows(&self) -> Rows<'_>; }
+//! impl Source { fn open(spec: SourceSpec) -> Result<Source, DataError>; fn len(&self) -> u64; fn files(&self) -> &[FileInfo]; fn rows(&self) -> Rows<'_>; }
 //! ```
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -29,13 +30,16 @@ pub mod pipeline;
 pub mod plugins;
 pub mod source;
 pub mod stages;
+mod survey;
 
 pub use error::{BadKind, BadRow, DataError, MaxBadRows, StageError};
 pub use order::Permutation;
 pub use pack::{MicroBatch, Sample, batches, pack};
 pub use pipeline::{
-    Counters, FeedbackPlan, NoTarget, PendingFeedback, Pipeline, PipelineSpec, PipelineState, SourceInput, SourcePosition, TooLong, TrainOn,
+    Counters, Fate, FeedbackPlan, NoTarget, PendingFeedback, Pipeline, PipelineSpec, PipelineState, RowTrace, SampleTrace, SourceInput,
+    SourcePosition, TooLong, Tracer, TrainOn, TruncationSide,
 };
 pub use plugins::{PluginMixer, TextEncoder};
-pub use source::{Access, FileInfo, Format, Order, Row, Source, SourceData, SourceSpec, read_rows};
+pub use source::{Access, FileInfo, Filter, Format, Holdout, Order, Row, RowView, Source, SourceData, SourceSpec, read_rows};
 pub use stages::{Draw, FormatOutcome, MixerFactory, MixerSetup, RowFormatter, SampleTemplate, SegmentEncoder, SourceLoss, SourceMixer};
+pub use survey::{Drawn, count_draws, each_sample};

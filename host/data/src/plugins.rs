@@ -51,7 +51,7 @@ fn segment(segment: template::Segment) -> RenderedSegment {
         template::Piece::Text(text) => Piece::Text(text),
         template::Piece::Special(token) => Piece::Special(token),
     };
-    RenderedSegment { piece, generated: segment.generated, weight: segment.weight }
+    RenderedSegment { piece, generated: segment.generated, weight: segment.weight, message: segment.source_message }
 }
 
 /// The tokenizer of a model as the pipeline uses it.
@@ -83,7 +83,7 @@ impl SegmentEncoder for TextEncoder {
             })
             .collect();
         let encoded = self.tokenizer.encode_segments(&borrowed, self.mode).map_err(|e| StageError::Row(e.to_string()))?;
-        Ok(Tokens { ids: encoded.ids, weights: encoded.weights })
+        Ok(Tokens { ids: encoded.ids, weights: encoded.weights, segments: encoded.segments })
     }
 }
 

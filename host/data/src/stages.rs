@@ -38,6 +38,8 @@ pub struct RenderedSegment {
     pub generated: bool,
     /// Loss weight from the data; 1 where it says nothing.
     pub weight: f32,
+    /// Index of the message that it comes from; none for what the template adds around all messages.
+    pub message: Option<u32>,
 }
 
 /// Why one conversation cannot be rendered.
@@ -56,13 +58,15 @@ pub trait SampleTemplate: Send + Sync {
     fn render(&self, conversations: &[Conversation]) -> Result<Vec<Result<Vec<Vec<RenderedSegment>>, RenderFault>>, StageError>;
 }
 
-/// Ids with the loss weight of each as a target; equally long.
+/// Ids with the loss weight of each as a target and the segment that each begins in; equally long.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tokens {
     /// Token ids.
     pub ids: Vec<u32>,
     /// Loss weight of each id.
     pub weights: Vec<f32>,
+    /// Index of the segment that holds each id's first byte.
+    pub segments: Vec<u32>,
 }
 
 /// Weighted text to tokens.

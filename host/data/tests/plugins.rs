@@ -113,7 +113,7 @@ fn reference_dirty_rows_are_counted_with_their_places() {
         ("chat_dirty.parquet", &chat),
     ] {
         let source = source(&format!("dataset/dirty/{name}"));
-        let rows = source.len().unwrap();
+        let rows = source.len();
         let input = SourceInput { source, formatter: Arc::clone(formatter) };
         let mut spec = spec(vec![input], template.clone());
         (spec.max_bad_rows, spec.bad_examples, spec.train_on) = (u64::MAX, usize::MAX, TrainOn::Assistant);

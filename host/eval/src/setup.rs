@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trainer_config::{DataPath, Recipe, SourceFormat};
+use trainer_config::Recipe;
 use trainer_data::Source;
 use trainer_engine::{Adapter, Finish, GenOptions, GenRequest, Generator, Model};
 use trainer_kernels::ops::Ops;
@@ -233,8 +233,8 @@ impl Rows {
     ///
     /// # Errors
     /// A file that cannot be read, or a broken row: evaluation data has no place for those.
-    pub fn read(path: &DataPath, format: SourceFormat, limit: Option<u64>) -> Result<Self, EvalError> {
-        let source: Source = eval_source(path, format)?;
+    pub fn read(recipe: &Recipe, limit: Option<u64>) -> Result<Self, EvalError> {
+        let source: Source = eval_source(recipe)?;
         let limit = limit.map_or(MAX_ROWS, |n| usize::try_from(n).unwrap_or(MAX_ROWS));
         let mut rows = Vec::new();
         for row in source.rows().take(limit) {
@@ -244,7 +244,12 @@ impl Rows {
             rows.push((place, json));
         }
         let files = source.files().iter().map(|f| component(&f.name, &f.sha256)).collect();
-        Ok(Self { data: DataUse { path: path.to_string(), files }, sha256: source_digest(&source), length: source.len(), rows })
+        Ok(Self {
+            data: DataUse { path: recipe.eval.data.to_string(), files },
+            sha256: source_digest(&source),
+            length: Some(source.len()),
+            rows,
+        })
     }
 }
 
@@ -299,7 +304,7 @@ impl Panel {
             enable_thinking: e.enable_thinking.get(),
             seed: recipe.train.seed,
         };
-        let rows = Rows::read(&e.data, e.format, e.limit)?;
+        let rows = Rows::read(recipe, e.limit)?;
         Ok(Self { metrics, rows, plugins: components, max_bad_rows: recipe.data.max_bad_rows, slots: e.batch, decoding })
     }
 

@@ -73,6 +73,14 @@ pub enum RuntimeError {
         /// What there is.
         known: Vec<&'static str>,
     },
+    /// `holdout:NAME` without such a source.
+    #[error(
+        "eval.data = \"holdout:{name}\": the recipe has no source of that name that holds rows out; set its `holdout` to a share, such as 0.01"
+    )]
+    NoHoldout {
+        /// The name.
+        name: String,
+    },
     /// The adapter's settings or values do not fit.
     #[error("adapter {path}: {message}", path = path.display())]
     Adapter {

@@ -3,6 +3,7 @@
 //! Training, evaluation and generation need the same things in the same way, so they are put together once, here.
 
 mod adapter;
+mod data_path;
 mod device;
 mod doctor;
 mod error;
@@ -12,13 +13,14 @@ mod plugins;
 mod sources;
 
 pub use adapter::adapter_digest;
+pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec};
 pub use device::{
     Backend, DeviceInfo, DeviceKind, Gauge, KernelTime, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, limit_in_bytes,
     open_device, open_device_as, unusable,
 };
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
-pub use model::{Base, load_base, model_files};
+pub use model::{Base, load_base, load_tokenizer, model_files};
 pub use planning::{PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
 pub use plugins::{PluginArg, Plugins, apply_plugin, compiler_command, find_plugin};
-pub use sources::{eval_source, open_sources, source_digest, source_spec};
+pub use sources::{eval_source, open_sources, source_digest};

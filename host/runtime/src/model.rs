@@ -39,6 +39,25 @@ pub fn model_files(source: &ModelSource) -> ModelFiles {
     }
 }
 
+fn tokenizer_of(files: &ModelFiles) -> Result<Tokenizer, RuntimeError> {
+    Ok(match files {
+        ModelFiles::Dir(path) => Tokenizer::from_dir(path)?,
+        ModelFiles::Embedded(_) => {
+            let read = |name: &str| files.read(name, TOKENIZER_LIMIT);
+            let json = read("tokenizer.json")?.unwrap_or_default();
+            Tokenizer::from_bytes(&json, read("tokenizer_config.json")?.as_deref(), read("generation_config.json")?.as_deref())?
+        }
+    })
+}
+
+/// Loads a model's tokenizer without its weights.
+///
+/// # Errors
+/// Files that are missing or broken.
+pub fn load_tokenizer(source: &ModelSource) -> Result<Arc<Tokenizer>, RuntimeError> {
+    Ok(Arc::new(tokenizer_of(&model_files(source))?))
+}
+
 /// Loads a base model. Plain weights are quantized while loading where the recipe says so; with `defer` those in bfloat16 stay in their files, and
 /// are quantized when and where a device takes them ([`trainer_kernels::ops::Ops::reads_weights`]).
 ///
@@ -56,14 +75,7 @@ type Parts = (ModelConfig, Tokenizer, ModelWeights, Vec<u32>);
 fn read_base(files: &ModelFiles, quantization: Quantization, defer: bool) -> Result<Parts, RuntimeError> {
     let config = ModelConfig::read(files)?;
     let generation = GenerationConfig::read(files)?;
-    let tokenizer = match files {
-        ModelFiles::Dir(path) => Tokenizer::from_dir(path)?,
-        ModelFiles::Embedded(_) => {
-            let read = |name: &str| files.read(name, TOKENIZER_LIMIT);
-            let json = read("tokenizer.json")?.unwrap_or_default();
-            Tokenizer::from_bytes(&json, read("tokenizer_config.json")?.as_deref(), read("generation_config.json")?.as_deref())?
-        }
-    };
+    let tokenizer = tokenizer_of(files)?;
     let quantize = match quantization {
         Quantization::Nf4 => Quantize::Nf4Double,
         Quantization::None => Quantize::None,

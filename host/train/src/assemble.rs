@@ -6,12 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trainer_config::{
-    DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting, SpecialTokens,
-};
-use trainer_data::{
-    FeedbackPlan, MicroBatch, Pipeline, PipelineSpec, PipelineState, PluginMixer, Sample, Source, SourceInput, TextEncoder, batches, pack,
-};
+use trainer_config::{DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting};
+use trainer_data::{MicroBatch, Pipeline, PipelineState, Sample, Source, batches, pack};
 use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Recompute, Schedule, TrainOptions, Trainer};
 use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
@@ -21,10 +17,9 @@ use trainer_model::{AdapterBias, AdapterConfig, ModelConfig, ModelDigest, ModelF
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
-    Base, DeviceInfo, DeviceKind, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command,
-    limit_in_bytes, load_base, model_files, open_sources, plan_again, source_digest,
+    Base, DataParts, DeviceInfo, DeviceKind, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command,
+    default_workers, limit_in_bytes, load_base, model_files, open_sources, pipeline_spec, plan_again, source_digest,
 };
-use trainer_text::SpecialMode;
 
 use crate::error::TrainError;
 use crate::events::{Banner, Event, PluginInfo, SourceInfo, When};
@@ -257,39 +252,14 @@ impl<O: Ops> Assembly<O> {
     /// Data or plugins that do not fit the state.
     pub fn pipeline(&self, state: Option<&PipelineState>) -> Result<Pipeline, TrainError> {
         let recipe = &self.recipe;
-        let mut inputs = Vec::new();
-        for ((source, plugin), setting) in self.sources.iter().zip(&self.formatters).zip(&recipe.data.sources) {
-            let settings = serde_json::Value::Object(recipe.settings_of(&setting.formatter, &setting.settings));
-            inputs.push(SourceInput { source: source.clone(), formatter: Arc::new(plugin.formatter(&settings)?) });
-        }
-        let mode = match recipe.data.special_tokens {
-            SpecialTokens::Plain => SpecialMode::Plain,
-            SpecialTokens::Parse => SpecialMode::Parse,
+        let parts = DataParts {
+            mixer: &self.mixer,
+            formatters: &self.formatters,
+            sources: &self.sources,
+            template: &self.speaker.template,
+            tokenizer: &self.base.tokenizer,
         };
-        let mix_settings = serde_json::Value::Object(recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings));
-        let mut spec = PipelineSpec::new(
-            inputs,
-            Arc::new(PluginMixer { plugin: self.mixer.clone(), settings: mix_settings }),
-            self.speaker.template.clone(),
-            Arc::new(TextEncoder { tokenizer: self.base.tokenizer.clone(), mode }),
-            recipe.train.seed,
-        );
-        spec.train_on = match recipe.data.train_on {
-            trainer_config::TrainOn::Assistant => trainer_data::TrainOn::Assistant,
-            trainer_config::TrainOn::All => trainer_data::TrainOn::All,
-        };
-        spec.max_seq_length = recipe.data.max_seq_length;
-        spec.too_long = match recipe.data.too_long {
-            trainer_config::TooLong::Error => trainer_data::TooLong::Error,
-            trainer_config::TooLong::Drop => trainer_data::TooLong::Drop,
-            trainer_config::TooLong::Truncate => trainer_data::TooLong::Truncate,
-        };
-        spec.max_bad_rows = recipe.data.max_bad_rows;
-        if recipe.mix.feedback_lag > 0 {
-            let samples_per_step = u32::try_from(recipe.samples_per_step()).unwrap_or(u32::MAX);
-            spec.feedback = Some(FeedbackPlan { lag: recipe.mix.feedback_lag, samples_per_step });
-        }
-        spec.workers = Some(recipe.data.workers.or_else(default_workers));
+        let spec = pipeline_spec(recipe, &parts)?;
         Ok(match state {
             Some(state) => Pipeline::resume(spec, state)?,
             None => Pipeline::new(spec)?,
@@ -396,7 +366,7 @@ impl<O: Ops> Assembly<O> {
                 .map(|(s, source)| SourceInfo {
                     name: s.name.clone(),
                     path: s.path.to_string(),
-                    rows: source.len(),
+                    rows: Some(source.len()),
                     formatter: s.formatter.to_string(),
                 })
                 .collect(),
@@ -471,7 +441,7 @@ fn deciding_limits(plugin: &Plugin) -> serde_json::Value {
 }
 
 fn source_lock(name: &str, path: &DataPath, source: &Source) -> SourceLock {
-    SourceLock { name: name.to_owned(), path: path.to_string(), sha256: source_digest(source), rows: source.len() }
+    SourceLock { name: name.to_owned(), path: path.to_string(), sha256: source_digest(source), rows: Some(source.len()) }
 }
 
 fn mixer_setup(recipe: &Recipe, sources: &[Arc<Source>]) -> MixerSetup {
@@ -479,7 +449,7 @@ fn mixer_setup(recipe: &Recipe, sources: &[Arc<Source>]) -> MixerSetup {
         settings: serde_json::Value::Object(recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings)),
         sources: sources
             .iter()
-            .map(|s| MixSource { name: s.name().to_owned(), length: s.len(), random_access: s.random_access() })
+            .map(|s| MixSource { name: s.name().to_owned(), length: Some(s.mix_length()), random_access: s.random_access() })
             .collect(),
         seed: recipe.train.seed,
         feedback_lag: recipe.mix.feedback_lag,
@@ -605,8 +575,4 @@ fn weights_name<O: Ops>(recipe: &Recipe, planned: &Planned, ops: &O) -> String {
 /// Digests of the files of an adapter to start from.
 fn adapter_files(folder: &Path) -> Result<BTreeMap<String, String>, TrainError> {
     Ok(ModelDigest::of(&ModelFiles::dir(folder))?.files.into_iter().map(|f| (f.name, f.sha256)).collect())
-}
-
-fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get()).saturating_sub(1).max(1)
 }

@@ -50,6 +50,8 @@ pub struct RunSummary {
     pub losses: Vec<(u64, f64)>,
     /// Training tokens per second, over the steps of this process.
     pub tokens_per_second: f64,
+    /// The share of those steps' time in which training waited for data.
+    pub data_wait_share: f64,
     /// The evaluation before training.
     pub before: Option<Report>,
     /// The evaluation after training.
@@ -60,6 +62,8 @@ pub struct RunSummary {
     pub skipped: BTreeMap<String, u64>,
     /// Bad rows.
     pub bad_rows: u64,
+    /// Samples that were cut to `data.max_seq_length`.
+    pub truncated: u64,
     /// What was written, relative to the directory, and what it is.
     pub files: Vec<(PathBuf, &'static str)>,
 }
@@ -130,6 +134,7 @@ struct Run<'a, O: Ops> {
     resumed_after: Option<u64>,
     tokens: u64,
     seconds: f64,
+    waited: f64,
 }
 
 impl<'a, O: Ops> Run<'a, O> {
@@ -154,7 +159,7 @@ impl<'a, O: Ops> Run<'a, O> {
             }
         };
         let losses = read_journal::<StepMetrics>(&dir.metrics_path())?.into_iter().map(|m| (m.step, m.loss)).collect();
-        Ok(Self { assembly, dir, work, pipeline, metrics, timings, losses, stop, resumed_after, tokens: 0, seconds: 0.0 })
+        Ok(Self { assembly, dir, work, pipeline, metrics, timings, losses, stop, resumed_after, tokens: 0, seconds: 0.0, waited: 0.0 })
     }
 
     fn go(mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<RunSummary, TrainError> {
@@ -183,11 +188,13 @@ impl<'a, O: Ops> Run<'a, O> {
             steps,
             losses: std::mem::take(&mut self.losses),
             tokens_per_second: if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 },
+            data_wait_share: if self.seconds > 0.0 { self.waited / self.seconds } else { 0.0 },
             before,
             after: None,
             sample: None,
             skipped: self.pipeline.counters().skipped.clone(),
             bad_rows: self.pipeline.counters().bad_rows(),
+            truncated: self.pipeline.counters().truncated,
             files: Vec::new(),
         };
         if !summary.complete {
@@ -305,6 +312,7 @@ impl<'a, O: Ops> Run<'a, O> {
         self.losses.push((info.step, info.loss));
         self.tokens += info.tokens;
         self.seconds += seconds;
+        self.waited += info.waited.as_secs_f64();
         Ok(())
     }
 

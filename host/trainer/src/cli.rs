@@ -38,6 +38,11 @@ pub enum Command {
     },
     /// Check a device: every kernel against its reference on the CPU, and whole models against reference data.
     Selftest(SelftestArgs),
+    /// Show every token that training will see, with its loss weight, before it does.
+    Preview(PreviewArgs),
+    /// Look at the training data as a whole.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Show how a run would use the device's memory, part by part.
     Plan(PlanArgs),
     /// The compiler child: reads a component, writes machine code. Not for people.
@@ -260,6 +265,51 @@ pub struct PlanArgs {
     pub json: Option<PathBuf>,
 }
 
+/// `trainer preview`
+#[derive(Debug, Args)]
+pub struct PreviewArgs {
+    /// The recipe, a TOML file. Absent: the defaults.
+    pub recipe: Option<PathBuf>,
+    /// The flags over it.
+    #[command(flatten)]
+    pub over: RecipeArgs,
+    /// How many rows, in the order in which the run draws them.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub rows: u64,
+    /// Only rows of this source.
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Only this row, numbered as in errors: the line of a text file or the row of a table, from 1; FILE:ROW where the source has several files.
+    #[arg(long, value_name = "ROW")]
+    pub row: Option<String>,
+    /// As one page that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// `trainer data`
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Go through all rows and count: lengths, targets, what is left out and why, duplicates, and the mix as it will be drawn.
+    Stat(DataStatArgs),
+}
+
+/// `trainer data stat`
+#[derive(Debug, Args)]
+pub struct DataStatArgs {
+    /// The recipe, a TOML file. Absent: the defaults.
+    pub recipe: Option<PathBuf>,
+    /// The flags over it.
+    #[command(flatten)]
+    pub over: RecipeArgs,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
 /// `trainer bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -289,6 +339,9 @@ pub struct BenchArgs {
     /// What large products are computed in on a card: bf16 or fp8.
     #[arg(long, value_name = "TYPE", requires = "shape")]
     pub precision: Option<String>,
+    /// Take so many rows through the data path, on all cores, in place of the short measurements (data).
+    #[arg(long, value_name = "N", conflicts_with = "shape", value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
+    pub rows: Option<u64>,
     /// Tokens of each prompt (decode, default 128).
     #[arg(long, value_name = "N", requires = "shape")]
     pub prompt: Option<usize>,

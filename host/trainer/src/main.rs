@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, PluginCommand};
+use cli::{Cli, Command, DataCommand, PluginCommand};
 
 fn main() -> ExitCode {
     // The first look fixes the process's start.
@@ -33,6 +33,8 @@ fn main() -> ExitCode {
         Command::Doctor { json } => commands::doctor::run(json.as_deref()),
         Command::Selftest(args) => commands::selftest::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
+        Command::Data(DataCommand::Stat(args)) => commands::data::stat::run(&args),
+        Command::Preview(args) => commands::preview::run(&args),
         Command::CompileComponent { .. } => Ok(ExitCode::SUCCESS),
     };
     match result {

@@ -72,7 +72,11 @@ impl Decider {
         resume: Option<(Standing, Vec<PendingFeedback>)>,
     ) -> Result<Self, DataError> {
         let sources: Vec<Arc<Source>> = inputs.iter().map(|i| Arc::clone(&i.source)).collect();
-        let listed = sources.iter().map(|s| MixerSource { name: s.name().to_owned(), length: s.len(), random_access: s.random_access() });
+        let listed = sources.iter().map(|s| MixerSource {
+            name: s.name().to_owned(),
+            length: Some(s.mix_length()),
+            random_access: s.random_access(),
+        });
         let setup = MixerSetup { sources: listed.collect(), seed, feedback_lag: plan.map_or(0, |p| p.lag) };
         let snapshot = resume.as_ref().map(|(s, _)| s.mixer.as_slice());
         let mut mixer = factory.open(&setup, snapshot).map_err(mixer_error)?;
@@ -175,31 +179,32 @@ impl Decider {
             else {
                 return Err(refuse(format!("it drew from source {}, but there are {count} (counting from 0)", draw.source)));
             };
-            let at = match (draw.ordinal, stream, source.len()) {
-                (Some(ordinal), _, Some(len)) if ordinal < len => At::Ordinal(ordinal),
-                (Some(ordinal), _, Some(len)) => {
-                    return Err(refuse(format!("it drew row {ordinal} of source `{}`, which has {len} (counting from 0)", source.name())));
-                }
-                (Some(_), _, None) => {
+            let at = match (draw.ordinal, stream) {
+                (Some(_), Some(_)) => {
                     return Err(refuse(format!(
                         "it chose a row of source `{}`, which is streamed and cannot be read at random",
                         source.name()
                     )));
                 }
-                (None, Some(stream), _) => {
+                // A source that counts more than once has its rows as often.
+                (Some(ordinal), None) if ordinal < source.mix_length().max(source.len()) => At::Ordinal(ordinal % source.len().max(1)),
+                (Some(ordinal), None) => {
+                    let len = source.mix_length();
+                    return Err(refuse(format!("it drew row {ordinal} of source `{}`, which has {len} (counting from 0)", source.name())));
+                }
+                (None, Some(stream)) => {
                     let (row, pass, next) = stream.next()?;
                     *position = SourcePosition { pass, next };
                     At::Row(Box::new(row))
                 }
-                (None, None, Some(len)) => {
-                    if position.next >= len {
+                (None, None) => {
+                    if position.next >= source.len() {
                         *position = SourcePosition { pass: position.pass.saturating_add(1), next: 0 };
                     }
                     let ordinal = source.permuted(self.setup.seed, position.pass, position.next);
                     position.next += 1;
                     At::Ordinal(ordinal)
                 }
-                (None, None, None) => return Err(refuse(format!("source `{}` can be read in no way", source.name()))),
             };
             made.push((draw.source, position.clone()));
             tasks.push(Task { source: draw.source, at });

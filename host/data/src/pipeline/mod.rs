@@ -7,6 +7,7 @@ mod decide;
 mod pool;
 mod spec;
 mod state;
+mod trace;
 mod worker;
 
 #[cfg(test)]
@@ -15,20 +16,21 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use self::spec::{FeedbackPlan, NoTarget, PipelineSpec, SourceInput, TooLong, TrainOn};
+pub use self::spec::{FeedbackPlan, NoTarget, PipelineSpec, SourceInput, TooLong, TrainOn, TruncationSide};
 pub use self::state::{Counters, PendingFeedback, PipelineState, SourcePosition};
+pub use self::trace::{Fate, RowTrace, SampleTrace, Tracer};
 
 use self::decide::{Decider, Standing};
 use self::pool::Pool;
 use self::worker::{Failure, Outcome, Stages};
 use crate::error::{DataError, MaxBadRows};
 use crate::pack::Sample;
+use crate::source::RowView;
 use crate::stages::SourceLoss;
 
 /// The format of `PipelineState`.
 const STATE_VERSION: u32 = 1;
-/// Draws without a sample that end a run over streamed sources, or over very short ones.
-const BARREN_STREAMED: u64 = 100_000;
+/// Draws without a sample that end a run over very short sources.
 const BARREN_SHORTEST: u64 = 1_000;
 
 /// A stream of samples that can be stopped and continued at any of them.
@@ -101,7 +103,7 @@ impl Pipeline {
         let decider = Decider::new(spec.mixer.clone(), &spec.sources, spec.seed, spec.feedback, spec.max_draws, resume)?;
         let workers = spec.worker_count();
         let pool = Pool::new(Stages::new(&spec), workers)?;
-        let rows = spec.sources.iter().try_fold(0u64, |sum, s| s.source.len().map(|n| sum.saturating_add(n)));
+        let rows = spec.sources.iter().fold(0u64, |sum, s| sum.saturating_add(s.source.len()));
         // With the read-ahead below a batch, one batch must still not hold all of it, or the threads would take turns.
         let fair = spec.read_ahead.div_ceil(workers.max(1));
         Ok(Self {
@@ -112,7 +114,7 @@ impl Pipeline {
             batch: spec.format_batch.min(fair).max(1),
             bad_examples: spec.bad_examples,
             max_bad_rows: spec.max_bad_rows,
-            barren_limit: rows.map_or(BARREN_STREAMED, |n| n.saturating_mul(2).max(BARREN_SHORTEST)),
+            barren_limit: if spec.may_be_barren { u64::MAX } else { rows.saturating_mul(2).max(BARREN_SHORTEST) },
             feedback: spec.feedback,
             decider,
             pool,
@@ -393,11 +395,15 @@ fn describe(spec: &PipelineSpec) -> String {
             hash.update(format!("{:?}", file.format));
         }
         hash.update(format!("{:?}{:?}", input.source.order(), input.source.access()));
+        // What never stood in a recipe is not in the digest, so that older states stay readable.
+        if *input.source.view() != RowView::default() {
+            hash.update(serde_json::to_string(input.source.view()).unwrap_or_default());
+        }
         let digest = hash.finalize().iter().take(8).fold(String::new(), |mut t, b| {
             let _ = write!(t, "{b:02x}");
             t
         });
-        let length = input.source.len().map_or_else(|| "streamed".to_owned(), |n| n.to_string());
+        let length = input.source.len();
         let _ = writeln!(text, "{} {length} {digest}", input.source.name());
     }
     text
@@ -414,7 +420,7 @@ fn check_state(spec: &PipelineSpec, state: &PipelineState, data: &str) -> Result
     if state.data != data {
         return refuse(format!("the data has changed: it was\n{}and is now\n{data}(name, rows, digest of each source)", state.data));
     }
-    let known = |i: usize| spec.sources.get(i).and_then(|s| s.source.len());
+    let known = |i: usize| spec.sources.get(i).map(|s| s.source.len());
     if state.sources.len() != spec.sources.len() || state.sources.iter().enumerate().any(|(i, p)| known(i).is_some_and(|n| p.next > n)) {
         return refuse("the positions in it do not fit the sources; the file is damaged".to_owned());
     }

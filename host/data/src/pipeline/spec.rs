@@ -27,9 +27,30 @@ pub enum TooLong {
     Error,
     /// The sample is left out, and counted.
     Drop,
-    /// The first `max_seq_length` tokens are kept, and counted. A special token is one id, so none is ever cut.
+    /// `max_seq_length` tokens are kept, and it is counted. A special token is one id, so none is ever cut.
     #[default]
     Truncate,
+}
+
+/// Which end of a sample that is too long is cut off; named as in Hugging Face's tokenizers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncationSide {
+    /// The end: the first tokens are kept.
+    #[default]
+    Right,
+    /// The beginning: the last tokens are kept.
+    Left,
+}
+
+impl TruncationSide {
+    /// The tokens of a sample of `length` that are within `limit`.
+    pub fn kept(self, length: usize, limit: usize) -> std::ops::Range<usize> {
+        match self {
+            Self::Right => 0..limit.min(length),
+            Self::Left => length.saturating_sub(limit)..length,
+        }
+    }
 }
 
 /// What becomes of a sample without a single target token.
@@ -85,6 +106,8 @@ pub struct PipelineSpec {
     pub max_seq_length: usize,
     /// What becomes of longer ones.
     pub too_long: TooLong,
+    /// Which end of them is cut off where they are truncated.
+    pub truncation_side: TruncationSide,
     /// What becomes of samples without targets.
     pub no_target: NoTarget,
     /// How many bad rows the run survives; 0: the first one stops it.
@@ -93,6 +116,8 @@ pub struct PipelineSpec {
     pub bad_examples: usize,
     /// The end of the stream in draws (epochs x `Pipeline::epoch_length`); none: as long as the policy decides.
     pub max_draws: Option<u64>,
+    /// Whether data of which no row gives a sample is no error: for looking at it.
+    pub may_be_barren: bool,
     /// Feedback to the policy, if the run gives any.
     pub feedback: Option<FeedbackPlan>,
     /// Worker threads; 0: everything happens in the caller. None: the machine's cores less one, at least one.
@@ -121,10 +146,12 @@ impl PipelineSpec {
             train_on: TrainOn::default(),
             max_seq_length: 2048,
             too_long: TooLong::default(),
+            truncation_side: TruncationSide::default(),
             no_target: NoTarget::default(),
             max_bad_rows: 0,
             bad_examples: 20,
             max_draws: None,
+            may_be_barren: false,
             feedback: None,
             workers: None,
             read_ahead: 512,

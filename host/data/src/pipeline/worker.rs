@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::spec::{NoTarget, PipelineSpec, SourceInput, TooLong, TrainOn};
+use super::spec::{NoTarget, PipelineSpec, SourceInput, TooLong, TrainOn, TruncationSide};
+use super::trace::{RowTrace, SampleTrace};
 use crate::conversation::{Conversation, Piece};
 use crate::error::{BadKind, BadRow, DataError, StageError};
 use crate::source::Row;
@@ -44,6 +45,8 @@ pub(super) struct Outcome {
     pub(super) row: u64,
     pub(super) formatted: bool,
     pub(super) result: Result<Vec<Result<Prepared, String>>, Failure>,
+    /// What there was on the way, where it is kept.
+    pub(super) trace: Option<Box<RowTrace>>,
 }
 
 impl Outcome {
@@ -69,7 +72,10 @@ pub(super) struct Stages {
     train_on: TrainOn,
     max_seq_length: usize,
     too_long: TooLong,
+    truncation_side: TruncationSide,
     no_target: NoTarget,
+    /// Whether what there is on the way of a row is kept for showing it.
+    traced: bool,
 }
 
 /// A row on its way through a batch.
@@ -80,6 +86,7 @@ struct Item {
     row: u64,
     formatted: bool,
     state: State,
+    trace: Option<Box<RowTrace>>,
 }
 
 enum State {
@@ -109,8 +116,15 @@ impl Stages {
             train_on: spec.train_on,
             max_seq_length: spec.max_seq_length,
             too_long: spec.too_long,
+            truncation_side: spec.truncation_side,
             no_target: spec.no_target,
+            traced: false,
         }
+    }
+
+    /// The same, keeping what there is on the way.
+    pub(super) fn traced(spec: &PipelineSpec) -> Self {
+        Self { traced: true, ..Self::new(spec) }
     }
 
     /// One outcome per task, in order.
@@ -135,13 +149,13 @@ impl Stages {
         }
         items
             .into_iter()
-            .map(|Item { source, file, row, formatted, state, name }| {
+            .map(|Item { source, file, row, formatted, state, name, trace }| {
                 let result = match state {
                     State::Done(result) => result,
                     // Every stage finishes every row it was given.
                     _ => Err(Failure::Fatal(DataError::Worker(format!("a row of source `{name}` was left unfinished")))),
                 };
-                Outcome { source, file, row, formatted, result }
+                Outcome { source, file, row, formatted, result, trace }
             })
             .collect()
     }
@@ -159,12 +173,19 @@ impl Stages {
             Ok(Row { file, row, json: Err(bad) }) => (file, row, State::Done(Err(Failure::Bad(bad)))),
             Err(error) => (Arc::from(""), 0, State::Done(Err(Failure::Fatal(error)))),
         };
-        Item { source: task.source, name, file, row, formatted: false, state }
+        let trace = self.traced.then(|| {
+            let json = if let State::Json(json) = &state { Some(json.clone()) } else { None };
+            Box::new(RowTrace::new(task.source, file.clone(), row, json))
+        });
+        Item { source: task.source, name, file, row, formatted: false, state, trace }
     }
 
     fn render(&self, batch: Vec<(&mut Item, Conversation)>) {
         let (mut items, mut conversations) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for (item, conversation) in batch {
+            if let Some(trace) = &mut item.trace {
+                trace.conversation = Some(conversation.clone());
+            }
             let weight = conversation.weight;
             if weight.is_finite() && weight >= 0.0 {
                 items.push((item, weight));
@@ -210,7 +231,7 @@ impl Stages {
         }
         let mut parts = Vec::with_capacity(samples.len());
         for segments in samples {
-            match self.tokenize(factor, segments) {
+            match self.tokenize(factor, segments, item.trace.as_deref_mut()) {
                 Ok(part) => parts.push(part),
                 Err(Refusal::Bad(kind, message)) => return item.bad(kind, String::new(), message),
                 Err(Refusal::Fatal(message)) => return item.fatal("tokenizer", message),
@@ -219,9 +240,15 @@ impl Stages {
         item.state = State::Done(Ok(parts));
     }
 
-    fn tokenize(&self, factor: f32, segments: Vec<RenderedSegment>) -> Result<Result<Prepared, String>, Refusal> {
+    fn tokenize(
+        &self,
+        factor: f32,
+        segments: Vec<RenderedSegment>,
+        mut trace: Option<&mut RowTrace>,
+    ) -> Result<Result<Prepared, String>, Refusal> {
+        let kept = trace.is_some().then(|| segments.clone());
         let mut weighted: Vec<(Piece, f32)> = Vec::with_capacity(segments.len());
-        for RenderedSegment { piece, generated, weight } in segments {
+        for RenderedSegment { piece, generated, weight, message: _ } in segments {
             let weight = match self.train_on {
                 TrainOn::Assistant if !generated => 0.0,
                 _ => weight * factor,
@@ -235,8 +262,12 @@ impl Stages {
             StageError::Row(message) => Refusal::Bad(BadKind::Tokenize, message),
             StageError::Fatal(message) => Refusal::Fatal(message),
         })?;
-        if tokens.ids.len() != tokens.weights.len() {
-            return Err(Refusal::Fatal(format!("{} ids with {} weights", tokens.ids.len(), tokens.weights.len())));
+        if tokens.ids.len() != tokens.weights.len() || tokens.ids.len() != tokens.segments.len() {
+            let (ids, weights, segments) = (tokens.ids.len(), tokens.weights.len(), tokens.segments.len());
+            return Err(Refusal::Fatal(format!("{ids} ids with {weights} weights and {segments} segments")));
+        }
+        if let (Some(trace), Some(segments)) = (&mut trace, kept) {
+            trace.samples.push(SampleTrace::new(segments, tokens.clone()));
         }
         let (length, limit) = (tokens.ids.len(), self.max_seq_length);
         let truncated = length > limit;
@@ -248,8 +279,14 @@ impl Stages {
             }
             TooLong::Drop => return Ok(Err("longer than max_seq_length".to_owned())),
             TooLong::Truncate => {
-                tokens.ids.truncate(limit);
-                tokens.weights.truncate(limit);
+                let kept = self.truncation_side.kept(length, limit);
+                tokens.ids.truncate(kept.end);
+                tokens.weights.truncate(kept.end);
+                tokens.ids.drain(..kept.start);
+                tokens.weights.drain(..kept.start);
+                if let Some(sample) = trace.and_then(|t| t.samples.last_mut()) {
+                    sample.kept = kept;
+                }
             }
         }
         // Nothing predicts the first token.

@@ -74,8 +74,9 @@ fn list(out: &mut Vec<u8>, items: &dyn Array, depth: usize, fault: &mut Fault) -
 }
 
 fn bytes(out: &mut Vec<u8>, value: &[u8]) -> Result<(), String> {
-    let text = std::str::from_utf8(value)
-        .map_err(|_| "bytes that are not text, which JSON cannot hold; choose the source's `columns` without this one".to_owned())?;
+    let text = std::str::from_utf8(value).map_err(|_| {
+        "bytes that are not text, which JSON cannot hold; name the columns that are wanted in the source's `columns`".to_owned()
+    })?;
     string(out, text);
     Ok(())
 }
@@ -181,7 +182,11 @@ fn value(out: &mut Vec<u8>, array: &dyn Array, row: usize, depth: usize, fault: 
             let key = integer(dictionary.keys(), row).ok_or_else(|| "a dictionary key that is no position".to_owned())?;
             value(out, dictionary.values().as_ref(), key, depth + 1, fault)?;
         }
-        other => return Err(format!("a value of type {other}, which is not supported; choose the source's `columns` without this one")),
+        other => {
+            return Err(format!(
+                "a value of type {other}, which is not supported; name the columns that are wanted in the source's `columns`"
+            ));
+        }
     }
     Ok(())
 }

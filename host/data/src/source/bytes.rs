@@ -14,6 +14,8 @@ pub(crate) enum ByteSource {
     File { file: Arc<File>, len: u64 },
     /// Within the program.
     Embedded(&'static [u8]),
+    /// Unpacked into memory.
+    Memory(Arc<[u8]>),
 }
 
 impl ByteSource {
@@ -27,6 +29,7 @@ impl ByteSource {
         match self {
             Self::File { len, .. } => *len,
             Self::Embedded(bytes) => bytes.len() as u64,
+            Self::Memory(bytes) => bytes.len() as u64,
         }
     }
 
@@ -44,24 +47,29 @@ impl ByteSource {
     pub(crate) fn read_range(&self, start: u64, end: u64) -> io::Result<Vec<u8>> {
         let len = end.checked_sub(start).filter(|_| end <= self.len()).and_then(|len| usize::try_from(len).ok());
         let len = len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a range outside the file"))?;
+        if let Self::File { file, .. } = self {
+            let mut out = vec![0; len];
+            read_exact_at(file, &mut out, start)?;
+            return Ok(out);
+        }
+        let start = usize::try_from(start).unwrap_or(usize::MAX);
+        let part = start.checked_add(len).and_then(|end| self.in_memory().get(start..end));
+        part.map(<[u8]>::to_vec).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a range outside the data"))
+    }
+
+    /// What is not in a file.
+    fn in_memory(&self) -> &[u8] {
         match self {
-            Self::Embedded(bytes) => {
-                let start = usize::try_from(start).unwrap_or(usize::MAX);
-                let part = start.checked_add(len).and_then(|end| bytes.get(start..end));
-                part.map(<[u8]>::to_vec).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a range outside the data"))
-            }
-            Self::File { file, .. } => {
-                let mut out = vec![0; len];
-                read_exact_at(file, &mut out, start)?;
-                Ok(out)
-            }
+            Self::File { .. } => &[],
+            Self::Embedded(bytes) => bytes,
+            Self::Memory(bytes) => bytes,
         }
     }
 
     fn read_some(&self, at: u64, out: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Embedded(bytes) => {
-                let mut rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+            Self::Embedded(_) | Self::Memory(_) => {
+                let mut rest = usize::try_from(at).ok().and_then(|at| self.in_memory().get(at..)).unwrap_or_default();
                 rest.read(out)
             }
             Self::File { file, len, .. } => {

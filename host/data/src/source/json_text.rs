@@ -252,6 +252,125 @@ impl Parser<'_> {
     }
 }
 
+/// The text of a value by the name of its column or, from a `/` on, by a JSON Pointer, in an object that was checked. Of a repeated key the last counts.
+pub(crate) fn raw_at<'a>(object: &'a str, column: &str) -> Option<&'a str> {
+    let Some(pointer) = column.strip_prefix('/') else { return member(object, column) };
+    pointer.split('/').try_fold(object, |value, part| {
+        let part = part.replace("~1", "/").replace("~0", "~");
+        if value.starts_with('[') { element(value, &part) } else { member(value, &part) }
+    })
+}
+
+/// The outermost column that a name or a JSON Pointer leads through.
+pub(crate) fn first_part(column: &str) -> String {
+    match column.strip_prefix('/') {
+        None => column.to_owned(),
+        Some(pointer) => pointer.split('/').next().unwrap_or_default().replace("~1", "/").replace("~0", "~"),
+    }
+}
+
+/// The text of a member of an object that was checked.
+pub(crate) fn member<'a>(object: &'a str, name: &str) -> Option<&'a str> {
+    let mut p = Parser { text: object.as_bytes(), at: 0 };
+    let mut found = None;
+    p.open(b'{')?;
+    while p.peek() == Some(b'"') {
+        let key = p.span(object)?;
+        p.space();
+        p.at += 1;
+        p.space();
+        let value = p.span(object)?;
+        let quoted = key.get(1..key.len().saturating_sub(1))?;
+        let same = if quoted.contains('\\') { serde_json::from_str::<String>(key).is_ok_and(|k| k == name) } else { quoted == name };
+        if same {
+            found = Some(value);
+        }
+        p.next_item();
+    }
+    found
+}
+
+/// The text of an item of an array that was checked.
+fn element<'a>(array: &'a str, index: &str) -> Option<&'a str> {
+    let index: usize = index.parse().ok()?;
+    let mut p = Parser { text: array.as_bytes(), at: 0 };
+    p.open(b'[')?;
+    for _ in 0..index {
+        if p.peek() == Some(b']') {
+            return None;
+        }
+        p.span(array)?;
+        p.next_item();
+    }
+    if p.peek() == Some(b']') { None } else { p.span(array) }
+}
+
+/// A text as a JSON string.
+pub(crate) fn escape_key(name: &str) -> String {
+    serde_json::Value::from(name).to_string()
+}
+
+impl Parser<'_> {
+    /// Goes into an object or array.
+    fn open(&mut self, bracket: u8) -> Option<()> {
+        self.space();
+        if self.peek() != Some(bracket) {
+            return None;
+        }
+        self.at += 1;
+        self.space();
+        Some(())
+    }
+
+    /// Goes past a comma.
+    fn next_item(&mut self) {
+        self.space();
+        if self.peek() == Some(b',') {
+            self.at += 1;
+        }
+        self.space();
+    }
+
+    /// The text of the value that begins here, in a text that was checked, and moves past it.
+    fn span<'a>(&mut self, text: &'a str) -> Option<&'a str> {
+        let start = self.at;
+        let mut depth = 0usize;
+        loop {
+            match self.peek()? {
+                b'"' => {
+                    self.at += 1;
+                    loop {
+                        match self.peek()? {
+                            b'\\' => self.at += 2,
+                            b'"' => break,
+                            _ => self.at += 1,
+                        }
+                    }
+                    self.at += 1;
+                }
+                b'{' | b'[' => {
+                    depth += 1;
+                    self.at += 1;
+                }
+                b'}' | b']' => {
+                    depth = depth.checked_sub(1)?;
+                    self.at += 1;
+                }
+                b',' | b':' | b' ' | b'\t' | b'\r' | b'\n' => self.at += 1,
+                // A number or a word.
+                _ => {
+                    while self.peek().is_some_and(|b| !matches!(b, b',' | b':' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n')) {
+                        self.at += 1;
+                    }
+                }
+            }
+            if depth == 0 {
+                return text.get(start..self.at);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

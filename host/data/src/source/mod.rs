@@ -2,27 +2,36 @@
 
 mod arrow_json;
 mod bytes;
+mod ipc;
 mod json_text;
 mod parquet;
 mod paths;
+mod rowview;
 mod scan;
+mod select;
 mod spec;
 mod stream;
+mod table;
 mod text;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::rowview::{Filter, Holdout, RowView};
 pub use self::spec::{Access, Format, Order, SourceData, SourceSpec};
 pub use self::stream::Rows;
 pub(crate) use self::stream::Windowed;
 
 use self::bytes::ByteSource;
-use self::parquet::{ChunkCache, ParquetFile};
 use self::scan::ScanError;
-use self::text::{RowFault, TextFile, TextKind};
+use self::select::Selection;
+use self::spec::unpacked_name;
+use self::table::{ChunkCache, Table};
+use self::text::{RowFault, TextFile, TextKind, TextStream};
+use self::unpack::{Packing, unpack};
 use crate::error::{BadRow, DataError};
 use crate::order::{Permutation, Shard, ShardedOrder};
 
@@ -54,7 +63,7 @@ pub struct FileInfo {
     pub bytes: u64,
     /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// Rows, where counted; a streamed text file is not.
+    /// Rows.
     pub rows: Option<u64>,
     /// Blank lines that were passed over.
     pub blank_lines: u64,
@@ -64,8 +73,8 @@ pub struct FileInfo {
 pub(crate) enum Reader {
     Text(TextFile),
     /// A text file that is only read from the front.
-    Front(ByteSource, TextKind),
-    Parquet(Arc<ParquetFile>),
+    Front(ByteSource, Option<Packing>, TextKind),
+    Table(Arc<Table>),
 }
 
 /// An open source.
@@ -76,10 +85,15 @@ pub struct Source {
     access: Access,
     files: Vec<FileInfo>,
     readers: Vec<Reader>,
-    /// First row of each file in the source's file order; empty when streamed.
+    /// First row of each file among all rows, in file order.
     starts: Vec<u64>,
-    len: Option<u64>,
+    /// Rows that are taken.
+    len: u64,
     cache: ChunkCache,
+    /// The rows that are taken, if not all are.
+    selection: Selection,
+    view: RowView,
+    weight: f64,
     /// Where a full permutation would thrash: the runs of rows that are read at once.
     shards: Option<Vec<Shard>>,
     /// The order of the pass last asked for; passes come one after another.
@@ -87,8 +101,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens all files: finds the rows of text files (one reading each, 8 bytes of memory a row), reads the metadata of parquet files, and
-    /// hashes every file. Errors: paths that lead nowhere, a file that is not of its format, a source without rows.
+    /// Opens all files: finds the rows of text files (one reading each, 8 bytes of memory a row), reads the metadata of tables, and
+    /// hashes every file; looks at every row where the view chooses among them. Errors: paths that lead nowhere, a file that is not of its format, a source without rows.
     pub fn open(spec: SourceSpec) -> Result<Self, DataError> {
         let source_name = spec.name.clone();
         if let Access::Stream { window: 0 } = spec.access {
@@ -98,17 +112,18 @@ impl Source {
             SourceData::Paths(paths) => paths::resolve(&spec.name, paths, spec.format)?.into_iter().map(|p| (p, None)).collect(),
             SourceData::Embedded { name, bytes } => vec![(PathBuf::from(name), Some(*bytes))],
         };
-        let (mut files, mut readers, mut starts, mut len) = (Vec::new(), Vec::new(), Vec::new(), Some(0u64));
+        if !(spec.weight.is_finite() && spec.weight > 0.0) {
+            let message = format!("its weight is {}; it must be a finite number above 0", spec.weight);
+            return Err(DataError::Source { source_name, message });
+        }
+        let (mut files, mut readers, mut starts, mut all) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
         for (path, embedded) in inputs {
             let (info, reader) = open_file(&spec, &path, embedded)?;
-            starts.push(len.unwrap_or(0));
-            len = match (len, info.rows) {
-                (Some(a), Some(b)) => Some(a.checked_add(b).ok_or_else(|| DataError::Source {
-                    source_name: source_name.clone(),
-                    message: "more rows than can be counted".to_owned(),
-                })?),
-                _ => None,
-            };
+            starts.push(all);
+            all = all.checked_add(info.rows.unwrap_or(0)).ok_or_else(|| DataError::Source {
+                source_name: source_name.clone(),
+                message: "more rows than can be counted".to_owned(),
+            })?;
             tracing::debug!(source = spec.name, file = %info.name, rows = info.rows, bytes = info.bytes, sha256 = info.sha256, "opened");
             files.push(info);
             readers.push(reader);
@@ -121,20 +136,18 @@ impl Source {
             files,
             readers,
             starts,
-            len,
+            len: all,
             cache: ChunkCache::new(CACHE_BYTES),
+            selection: Selection::All,
+            view: spec.view,
+            weight: spec.weight,
             shards,
             pass: Mutex::default(),
         };
-        if source.len == Some(0) {
+        if all == 0 {
             return Err(source.no_rows());
         }
-        if matches!(source.access, Access::Stream { .. }) {
-            if source.rows().next().transpose()?.is_none() {
-                return Err(source.no_rows());
-            }
-            source.len = None;
-        }
+        source.select()?;
         Ok(source)
     }
 
@@ -151,9 +164,14 @@ impl Source {
         &self.name
     }
 
-    /// How many rows there are; none for a streamed source. Never 0.
-    pub fn len(&self) -> Option<u64> {
+    /// How many rows there are to take. Never 0.
+    pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// The length that a mixing policy sees: the rows times the source's weight. Never 0.
+    pub fn mix_length(&self) -> u64 {
+        if self.weight == 1.0 { self.len } else { ((self.len as f64 * self.weight).round() as u64).max(1) }
     }
 
     /// Never: a source without rows does not open.
@@ -163,7 +181,7 @@ impl Source {
 
     /// Whether rows can be read in any order.
     pub fn random_access(&self) -> bool {
-        self.len.is_some()
+        self.access == Access::Random
     }
 
     /// The files with their digests, in order.
@@ -180,14 +198,24 @@ impl Source {
         self.order
     }
 
+    pub(crate) fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    pub(crate) fn view(&self) -> &RowView {
+        &self.view
+    }
+
     pub(crate) fn readers(&self) -> &[Reader] {
         &self.readers
     }
 
-    /// The row, by its place in file order, that position `at` of pass `pass` means. Only for sources of known length.
+    /// The row, by its place in file order, that position `at` of pass `pass` means. Only for sources that can be read at random.
     pub(crate) fn permuted(&self, seed: u64, pass: u64, at: u64) -> u64 {
-        let Some(len) = self.len.filter(|_| self.order == Order::Shuffled) else { return at };
-        let Some(shards) = &self.shards else { return Permutation::new(seed, &self.name, pass, len).get(at) };
+        if self.order != Order::Shuffled {
+            return at;
+        }
+        let Some(shards) = &self.shards else { return Permutation::new(seed, &self.name, pass, self.len).get(at) };
         let mut last = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
         match last.as_ref() {
             Some((s, p, order)) if (*s, *p) == (seed, pass) => order.get(at),
@@ -204,14 +232,22 @@ impl Source {
     pub fn read(&self, ordinal: u64) -> Result<Row, DataError> {
         let past = || DataError::Source {
             source_name: self.name.to_string(),
-            message: match self.len {
-                Some(len) => format!("row {ordinal} was asked for, but there are only {len} (counting from 0)"),
-                None => "a streamed source has no random access".to_owned(),
-            },
+            message: format!("row {ordinal} was asked for, but there are only {} (counting from 0)", self.len),
         };
-        if self.len.is_none_or(|len| ordinal >= len) {
+        if !self.random_access() {
+            let message = "a streamed source has no random access".to_owned();
+            return Err(DataError::Source { source_name: self.name.to_string(), message });
+        }
+        if ordinal >= self.len {
             return Err(past());
         }
+        self.read_any(self.selection.row(ordinal)).map(|row| self.shaped(row))
+    }
+
+    /// A row by its place among all rows of the files.
+    fn read_any(&self, ordinal: u64) -> Result<Row, DataError> {
+        let past =
+            || DataError::Source { source_name: self.name.to_string(), message: format!("there is no row {ordinal} (counting from 0)") };
         // The last file that begins at or before the row; files without rows begin where the next one does.
         let file = self.starts.partition_point(|s| *s <= ordinal).checked_sub(1).ok_or_else(past)?;
         let (Some(info), Some(reader), Some(start)) = (self.files.get(file), self.readers.get(file), self.starts.get(file)) else {
@@ -223,12 +259,35 @@ impl Source {
                 let json = text.read(within).map_err(|error| self.io(info, error))?;
                 Ok(self.row(info, text.line(within), json))
             }
-            Reader::Parquet(table) => {
+            Reader::Table(table) => {
                 let json = table.read(file, within, &self.cache).map_err(|message| self.broken(info, message))?;
                 Ok(self.row(info, within.saturating_add(1), json))
             }
             Reader::Front(..) => Err(past()),
         }
+    }
+
+    /// The place in file order of the row that errors call `file:number`: line `number` of a text file, row `number` of a table, from 1. Without
+    /// a file the first that has such a row is meant; a file may be named by the end of its path. None where there is no such row, or it is not taken.
+    pub fn find_row(&self, file: Option<&str>, number: u64) -> Option<u64> {
+        let matches = |name: &str| {
+            file.is_none_or(|wanted| name == wanted || name.strip_suffix(wanted).is_some_and(|rest| rest.ends_with(['/', '\\', ':'])))
+        };
+        let files = self.files.iter().zip(&self.readers).zip(&self.starts);
+        files.filter(|((info, _), _)| matches(&info.name)).find_map(|((_, reader), start)| {
+            let within = match reader {
+                Reader::Text(text) => text.row_of_line(number)?,
+                Reader::Table(table) => number.checked_sub(1).filter(|n| *n < table.len())?,
+                Reader::Front(..) => return None,
+            };
+            self.selection.place(start.checked_add(within)?).filter(|place| *place < self.len)
+        })
+    }
+
+    /// A row as the formatter sees it.
+    pub(crate) fn shaped(&self, mut row: Row) -> Row {
+        row.json = row.json.map(|json| self.view.shape(json));
+        row
     }
 
     /// All rows in file order.
@@ -278,38 +337,48 @@ fn open_file(spec: &SourceSpec, path: &Path, embedded: Option<&'static [u8]>) ->
     let io = |error| DataError::Io { source_name: spec.name.clone(), path: path.to_owned(), error };
     let format = spec.format.or_else(|| Format::of_name(&name)).ok_or_else(|| DataError::Source {
         source_name: spec.name.clone(),
-        message: format!("{name}: the ending tells no format; set `format` to jsonl, json, csv or parquet"),
+        message: format!("{name}: the ending tells no format; set `format` to jsonl, json, csv, parquet or arrow"),
     })?;
-    if spec.columns.is_some() && format != Format::Parquet {
-        let message = format!("`columns` chooses the columns of parquet files; {name} is {}", format.name());
-        return Err(DataError::Source { source_name: spec.name.clone(), message });
-    }
     let bytes = match embedded {
         Some(bytes) => ByteSource::Embedded(bytes),
         None => ByteSource::open(path).map_err(io)?,
     };
     let size = bytes.len();
     let scan = |e| scan_error(&spec.name, &name, format, e);
-    let (sha256, rows, blank_lines, reader) = if format == Format::Parquet {
+    let (sha256, rows, blank_lines, reader) = if format.is_table() {
         let sha256 = bytes.digest().map_err(io)?;
-        let table = ParquetFile::open(bytes, spec.columns.as_deref()).map_err(|message| DataError::File {
+        let columns = spec.view.table_columns();
+        let table = Table::open(bytes, format, columns.as_deref(), &spec.view.named_columns()).map_err(|message| DataError::File {
             source_name: spec.name.clone(),
             file: name.clone(),
             format: format.name(),
             message,
         })?;
-        (sha256, Some(table.len()), 0, Reader::Parquet(Arc::new(table)))
+        (sha256, table.len(), 0, Reader::Table(Arc::new(table)))
     } else {
-        let kind = TextKind::of(format, &name, &bytes).map_err(scan)?;
-        match spec.access {
-            Access::Random => {
+        let packing = Packing::of(&bytes).map_err(io)?;
+        match (spec.access, packing) {
+            (Access::Random, None) => {
+                let kind = TextKind::of(format, &name, &bytes, None).map_err(scan)?;
                 let indexed = TextFile::index(bytes, kind).map_err(scan)?;
-                (indexed.digest, Some(indexed.file.len()), indexed.blank, Reader::Text(indexed.file))
+                (indexed.digest, indexed.file.len(), indexed.blank, Reader::Text(indexed.file))
             }
-            Access::Stream { .. } => (bytes.digest().map_err(io)?, None, 0, Reader::Front(bytes, kind)),
+            (Access::Random, Some(packing)) => {
+                let sha256 = bytes.digest().map_err(io)?;
+                let bytes = unpack(&bytes, packing).map_err(io)?;
+                let kind = TextKind::of(format, unpacked_name(&name), &bytes, None).map_err(scan)?;
+                let indexed = TextFile::index(bytes, kind).map_err(scan)?;
+                (sha256, indexed.file.len(), indexed.blank, Reader::Text(indexed.file))
+            }
+            (Access::Stream { .. }, packing) => {
+                let sha256 = bytes.digest().map_err(io)?;
+                let kind = TextKind::of(format, unpacked_name(&name), &bytes, packing).map_err(scan)?;
+                let (rows, blank) = TextStream::count(&bytes, packing, kind.clone()).map_err(scan)?;
+                (sha256, rows, blank, Reader::Front(bytes, packing, kind))
+            }
         }
     };
-    Ok((FileInfo { name: name.into(), format, bytes: size, sha256, rows, blank_lines }, reader))
+    Ok((FileInfo { name: name.into(), format, bytes: size, sha256, rows: Some(rows), blank_lines }, reader))
 }
 
 /// The chunks of a source in file order, if it is too large to be decoded whole.
@@ -318,7 +387,7 @@ fn shards(readers: &[Reader]) -> Option<Vec<Shard>> {
     let (mut start, mut parquet) = (0u64, 0u64);
     for reader in readers {
         match reader {
-            Reader::Parquet(table) => {
+            Reader::Table(table) => {
                 for chunk in &table.chunks {
                     out.push(Shard { start: start.saturating_add(chunk.start), rows: chunk.rows, bytes: chunk.bytes });
                     parquet = parquet.saturating_add(chunk.bytes);

@@ -24,7 +24,10 @@ pub(crate) fn resolve(source: &str, paths: &[String], format: Option<Format>) ->
         if path.is_dir() {
             folder(source, path, format, &mut files, 0)?;
             if files.len() == before {
-                return Err(refuse(source, format!("folder {text} holds no .jsonl, .json, .csv, .tsv or .parquet file")));
+                return Err(refuse(
+                    source,
+                    format!("folder {text} holds no .jsonl, .json, .csv, .tsv (plain, .gz or .zst), .parquet, .arrow or .feather file"),
+                ));
             }
         } else if path.exists() {
             files.push(path.to_owned());
@@ -91,16 +94,57 @@ fn folder(source: &str, dir: &Path, format: Option<Format>, files: &mut Vec<Path
 }
 
 fn pattern(source: &str, path: &Path, format: Option<Format>, files: &mut Vec<PathBuf>) -> Result<(), DataError> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if dir.to_string_lossy().contains(['*', '?']) {
-        return Err(refuse(source, format!("{}: only the last part of a path may hold * or ?", path.display())));
+    let parts: Vec<_> = path.components().collect();
+    let plain = parts.iter().take_while(|p| !p.as_os_str().to_string_lossy().contains(['*', '?'])).count();
+    let (base, rest) = parts.split_at_checked(plain).unwrap_or_default();
+    let base: PathBuf = base.iter().collect();
+    let rest: Vec<String> = rest.iter().map(|p| p.as_os_str().to_string_lossy().into_owned()).collect();
+    let base = if base.as_os_str().is_empty() { PathBuf::from(".") } else { base };
+    expand(source, &base, &rest, format, files, 0)?;
+    // `**` may reach a file in more than one way.
+    files.sort();
+    files.dedup();
+    Ok(())
+}
+
+/// What the parts of a pattern match below a folder. Hidden folders are only entered by name.
+fn expand(
+    source: &str,
+    dir: &Path,
+    parts: &[String],
+    format: Option<Format>,
+    files: &mut Vec<PathBuf>,
+    depth: usize,
+) -> Result<(), DataError> {
+    if depth > MAX_DEPTH {
+        return Err(refuse(source, format!("folder {} lies more than {MAX_DEPTH} deep (a loop of links?)", dir.display())));
     }
-    let Some(wanted) = path.file_name().map(|n| n.to_string_lossy().into_owned()) else { return Ok(()) };
+    let Some((part, rest)) = parts.split_first() else { return Ok(()) };
+    if part == "**" {
+        expand(source, dir, rest, format, files, depth)?;
+    } else if !part.contains(['*', '?']) && !rest.is_empty() {
+        let below = dir.join(part);
+        return if below.is_dir() { expand(source, &below, rest, format, files, depth + 1) } else { Ok(()) };
+    }
     for found in entries(source, dir)? {
-        let matched = found.file_name().is_some_and(|n| matches(wanted.as_bytes(), n.to_string_lossy().as_bytes()));
-        // With the format given, the pattern alone decides.
-        if matched && found.is_file() && (format.is_some() || is_data(&found, format)) {
-            files.push(found);
+        let Some(name) = found.file_name().map(|n| n.to_string_lossy().into_owned()) else { continue };
+        let hidden = name.starts_with(['.', '_']);
+        match (part.as_str(), rest.is_empty()) {
+            ("**", _) if found.is_dir() && !hidden => expand(source, &found, parts, format, files, depth + 1)?,
+            // `**` at the end means every data file below.
+            ("**", true) if found.is_file() && is_data(&found, format) => files.push(found),
+            ("**", _) => {}
+            (_, false) if found.is_dir() && !hidden && matches(part.as_bytes(), name.as_bytes()) => {
+                expand(source, &found, rest, format, files, depth + 1)?;
+            }
+            // With the format given, the pattern alone decides.
+            (_, true) if found.is_file() && matches(part.as_bytes(), name.as_bytes()) && (format.is_some() || is_data(&found, format)) => {
+                files.push(found);
+            }
+            _ => {}
+        }
+        if files.len() > MAX_FILES {
+            return Err(refuse(source, format!("more than {MAX_FILES} files; join them or name fewer")));
         }
     }
     Ok(())
@@ -165,7 +209,16 @@ mod tests {
         assert_eq!(names(&[at("*.txt")], Some(Format::Jsonl)).unwrap(), ["notes.txt"]);
         assert!(names(&[at("*.zip")], None).unwrap_err().to_string().contains("no data file matches"));
         assert!(names(&[at("none.jsonl")], None).unwrap_err().to_string().contains("none.jsonl"));
-        assert!(names(&[at("sub/*/x")], None).unwrap_err().to_string().contains("only the last part"));
+        std::fs::create_dir_all(dir.path().join("deep/er/.git")).unwrap();
+        for name in ["deep/b.jsonl.gz", "deep/er/d.jsonl", "deep/er/.git/e.jsonl"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        assert_eq!(names(&[at("*/*.csv")], None).unwrap(), ["c.csv"]);
+        assert_eq!(names(&[at("d*/er/*")], None).unwrap(), ["d.jsonl"]);
+        assert_eq!(names(&[at("**/*.jsonl")], None).unwrap(), ["b.jsonl", "d.jsonl"]);
+        assert_eq!(names(&[at("deep/**")], None).unwrap(), ["b.jsonl.gz", "d.jsonl"]);
+        assert_eq!(names(&[at("**/**/d.*")], None).unwrap(), ["d.jsonl"]);
+        assert!(names(&[at("sub/*/x")], None).unwrap_err().to_string().contains("no data file matches"));
         assert!(names(&[], None).is_err());
     }
 }

@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rowview::RowView;
+
 /// Where the bytes of a source are.
 #[derive(Clone, Debug)]
 pub enum SourceData {
-    /// Files, folders (their data files at any depth, by name) and patterns with `*` and `?` in the last part of the path.
+    /// Files, folders (their data files at any depth, by name) and patterns with `*` and `?` in a part of the path and `**` for any folders.
     Paths(Vec<String>),
     /// Bytes within the program; `name` stands in for the path and its ending tells the format.
     Embedded {
@@ -28,17 +30,21 @@ pub enum Format {
     Csv,
     /// Parquet.
     Parquet,
+    /// Arrow IPC, as a file (Feather) or as a stream.
+    Arrow,
 }
 
 impl Format {
     /// The format that a file name's ending means.
     pub fn of_name(name: &str) -> Option<Self> {
+        let name = unpacked_name(name);
         let (_, ending) = name.rsplit_once('.')?;
         match ending.to_ascii_lowercase().as_str() {
             "jsonl" | "ndjson" => Some(Self::Jsonl),
             "json" => Some(Self::Json),
             "csv" | "tsv" => Some(Self::Csv),
             "parquet" | "pq" => Some(Self::Parquet),
+            "arrow" | "feather" | "ipc" | "arrows" => Some(Self::Arrow),
             _ => None,
         }
     }
@@ -50,7 +56,21 @@ impl Format {
             Self::Json => "json",
             Self::Csv => "csv",
             Self::Parquet => "parquet",
+            Self::Arrow => "arrow",
         }
+    }
+
+    /// Whether rows lie in groups that are decoded at once.
+    pub(crate) fn is_table(self) -> bool {
+        matches!(self, Self::Parquet | Self::Arrow)
+    }
+}
+
+/// A file's name without what says that it is compressed.
+pub(crate) fn unpacked_name(name: &str) -> &str {
+    match name.rsplit_once('.') {
+        Some((rest, ending)) if ["gz", "zst", "zstd"].iter().any(|e| ending.eq_ignore_ascii_case(e)) => rest,
+        _ => name,
     }
 }
 
@@ -72,7 +92,7 @@ pub enum Access {
     /// Any row at any time; opening reads each file once (for its digest and the places of its rows, 8 bytes a row).
     #[default]
     Random,
-    /// From the front, shuffled within windows; for files too large to be read before training. The length is unknown to the policy.
+    /// From the front, shuffled within windows, in memory that does not depend on how much there is; the policy cannot choose single rows.
     Stream {
         /// Rows in a window, all of which are held in memory; at least 1.
         window: u32,
@@ -88,8 +108,10 @@ pub struct SourceSpec {
     pub data: SourceData,
     /// The format; none: by each file's ending.
     pub format: Option<Format>,
-    /// For parquet: the columns to read; none: all.
-    pub columns: Option<Vec<String>>,
+    /// Which rows are taken, and which columns they have.
+    pub view: RowView,
+    /// How much more often than its rows say the source counts in the mix: the length that the mixing policy sees is that many times its rows. Above 0.
+    pub weight: f64,
     /// The order of a pass.
     pub order: Order,
     /// How it is read.
@@ -100,12 +122,28 @@ impl SourceSpec {
     /// Files, folders or patterns, shuffled, by their endings.
     pub fn paths(name: impl Into<String>, paths: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let data = SourceData::Paths(paths.into_iter().map(Into::into).collect());
-        Self { name: name.into(), data, format: None, columns: None, order: Order::default(), access: Access::default() }
+        Self {
+            name: name.into(),
+            data,
+            format: None,
+            view: RowView::default(),
+            weight: 1.0,
+            order: Order::default(),
+            access: Access::default(),
+        }
     }
 
     /// Bytes within the program, shuffled, by the ending of `file`.
     pub fn embedded(name: impl Into<String>, file: impl Into<String>, bytes: &'static [u8]) -> Self {
         let data = SourceData::Embedded { name: file.into(), bytes };
-        Self { name: name.into(), data, format: None, columns: None, order: Order::default(), access: Access::default() }
+        Self {
+            name: name.into(),
+            data,
+            format: None,
+            view: RowView::default(),
+            weight: 1.0,
+            order: Order::default(),
+            access: Access::default(),
+        }
     }
 }

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::parquet::ParquetStream;
+use super::select::Selection;
+use super::table::TableStream;
 use super::text::{TextKind, TextStream};
+use super::unpack::Packing;
 use super::{Access, Order, Reader, Row, Source};
 use crate::error::DataError;
 use crate::order::Permutation;
 
-/// Iterates over all rows in file order in bounded memory. After an error (always about a file) it ends.
+/// Iterates over the rows that are taken, in file order and in bounded memory. After an error (always about a file) it ends.
 #[derive(Debug)]
 pub struct Rows<'a> {
     source: &'a Source,
@@ -25,7 +27,7 @@ impl Iterator for Rows<'_> {
     type Item = Result<Row, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.front.next(self.source).inspect_err(|_| self.front.file = usize::MAX).transpose()
+        self.front.next_taken(self.source).inspect_err(|_| self.front.file = usize::MAX).transpose()
     }
 }
 
@@ -36,29 +38,89 @@ struct Front {
     /// Row within the file, for text files with an index.
     row: u64,
     open: Option<Open>,
+    /// Rows passed, of all and of those that are taken.
+    at: u64,
+    taken: u64,
 }
 
 #[derive(Debug)]
 enum Open {
     Text(TextStream),
-    Parquet(ParquetStream),
+    Table(TableStream),
     Indexed,
 }
 
+/// Every row of the files as it is, in file order.
+pub(super) struct AllRows<'a> {
+    source: &'a Source,
+    front: Front,
+}
+
+impl Iterator for AllRows<'_> {
+    type Item = Result<Row, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.front.next(self.source).inspect_err(|_| self.front.file = usize::MAX).transpose()
+    }
+}
+
+impl Source {
+    pub(super) fn all_rows(&self) -> AllRows<'_> {
+        AllRows { source: self, front: Front::default() }
+    }
+}
+
 impl Front {
+    /// The next row that is taken, as the formatter sees it.
+    fn next_taken(&mut self, source: &Source) -> Result<Option<Row>, DataError> {
+        while self.taken < source.len() {
+            let Some(row) = self.next(source)? else { return Err(shorter(source, self.taken)) };
+            let at = self.at;
+            self.at += 1;
+            let taken = match source.selection() {
+                Selection::Passing => source.view().takes(row.json.as_deref().map_err(|_| ())),
+                selection => selection.row(self.taken) == at,
+            };
+            if taken {
+                self.taken += 1;
+                return Ok(Some(source.shaped(row)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Passes over one row that is taken; false at the end.
+    fn skip_taken(&mut self, source: &Source) -> Result<bool, DataError> {
+        if self.taken >= source.len() {
+            return Ok(false);
+        }
+        if *source.selection() == Selection::Passing {
+            return Ok(self.next_taken(source)?.is_some());
+        }
+        let target = source.selection().row(self.taken);
+        while self.at <= target {
+            if !self.skip(source)? {
+                return Err(shorter(source, self.taken));
+            }
+            self.at += 1;
+        }
+        self.taken += 1;
+        Ok(true)
+    }
+
     fn next(&mut self, source: &Source) -> Result<Option<Row>, DataError> {
         while let Some((reader, info)) = source.readers().get(self.file).zip(source.files().get(self.file)) {
             if self.open.is_none() {
                 self.row = 0;
                 self.open = Some(match reader {
-                    Reader::Front(bytes, kind) => Open::Text(stream(source, self.file, bytes, kind)?),
-                    Reader::Parquet(table) => Open::Parquet(ParquetStream::new(Arc::clone(table))),
+                    Reader::Front(bytes, packing, kind) => Open::Text(stream(source, self.file, bytes, *packing, kind)?),
+                    Reader::Table(table) => Open::Table(TableStream::new(Arc::clone(table))),
                     Reader::Text(_) => Open::Indexed,
                 });
             }
             let found = match (&mut self.open, reader) {
                 (Some(Open::Text(text)), _) => text.next().map_err(|e| source.scan_error(info, e))?,
-                (Some(Open::Parquet(table)), _) => table.next().map_err(|message| source.broken(info, message))?,
+                (Some(Open::Table(table)), _) => table.next().map_err(|message| source.broken(info, message))?,
                 (Some(Open::Indexed), Reader::Text(text)) if self.row < text.len() => {
                     let row = text.read(self.row).map_err(|e| source.io(info, e))?;
                     self.row += 1;
@@ -81,16 +143,24 @@ impl Front {
     fn skip(&mut self, source: &Source) -> Result<bool, DataError> {
         while let Some((reader, info)) = source.readers().get(self.file).zip(source.files().get(self.file)) {
             if self.open.is_none() {
+                self.row = 0;
                 self.open = Some(match reader {
-                    Reader::Front(bytes, kind) => Open::Text(stream(source, self.file, bytes, kind)?),
-                    Reader::Parquet(table) => Open::Parquet(ParquetStream::new(Arc::clone(table))),
+                    Reader::Front(bytes, packing, kind) => Open::Text(stream(source, self.file, bytes, *packing, kind)?),
+                    Reader::Table(table) => Open::Table(TableStream::new(Arc::clone(table))),
                     Reader::Text(_) => Open::Indexed,
                 });
             }
             let skipped = match &mut self.open {
                 Some(Open::Text(text)) => text.skip().map_err(|e| source.scan_error(info, e))?,
-                Some(Open::Parquet(table)) => table.skip(),
-                _ => false,
+                Some(Open::Table(table)) => table.skip(),
+                Some(Open::Indexed) => match reader {
+                    Reader::Text(text) if self.row < text.len() => {
+                        self.row += 1;
+                        true
+                    }
+                    _ => false,
+                },
+                None => false,
             };
             if skipped {
                 return Ok(true);
@@ -102,8 +172,19 @@ impl Front {
     }
 }
 
-fn stream(source: &Source, file: usize, bytes: &super::bytes::ByteSource, kind: &TextKind) -> Result<TextStream, DataError> {
-    TextStream::new(bytes, kind.clone()).map_err(|e| match source.files().get(file) {
+fn shorter(source: &Source, row: u64) -> DataError {
+    let message = format!("source `{}` has become shorter since it was opened: it ends before row {row} (counting from 0)", source.name());
+    DataError::State(message)
+}
+
+fn stream(
+    source: &Source,
+    file: usize,
+    bytes: &super::bytes::ByteSource,
+    packing: Option<Packing>,
+    kind: &TextKind,
+) -> Result<TextStream, DataError> {
+    TextStream::new(bytes, packing, kind.clone()).map_err(|e| match source.files().get(file) {
         Some(info) => source.scan_error(info, e),
         None => source.no_rows(),
     })
@@ -132,9 +213,8 @@ impl Windowed {
         };
         let mut front = Front::default();
         for _ in 0..next - next % window {
-            if !front.skip(&source)? {
-                let message = format!("streamed source `{}` has become shorter: it ends before row {next}", source.name());
-                return Err(DataError::State(message));
+            if !front.skip_taken(&source)? {
+                return Err(shorter(&source, next));
             }
         }
         Ok(Self { source, seed, window, pass, next, front, loaded: None })
@@ -148,7 +228,7 @@ impl Windowed {
                 self.loaded = None;
                 let mut rows = Vec::new();
                 while (rows.len() as u64) < self.window {
-                    match self.front.next(&self.source)? {
+                    match self.front.next_taken(&self.source)? {
                         Some(row) => rows.push(Some(row)),
                         None => break,
                     }

@@ -2,10 +2,11 @@
 
 use std::io;
 
-use super::bytes::{ByteSource, HashingReader, SourceReader};
+use super::bytes::{ByteSource, HashingReader};
 use super::json_text::check_object;
 use super::scan::{LineMap, MAX_ROW_BYTES, Place, Rows, ScanError, Scanner};
 use super::spec::Format;
+use super::unpack::{Packing, TextReader};
 use crate::error::BadKind;
 
 /// Why bytes are no row: kind, JSON Pointer, message.
@@ -34,12 +35,12 @@ pub(crate) enum TextKind {
 
 impl TextKind {
     /// Looks at the header of a CSV file; the error is for the file as a whole. An empty CSV file has no header and no rows.
-    pub(crate) fn of(format: Format, name: &str, bytes: &ByteSource) -> Result<Self, ScanError> {
+    pub(crate) fn of(format: Format, name: &str, bytes: &ByteSource, packing: Option<Packing>) -> Result<Self, ScanError> {
         if format != Format::Csv {
             return Ok(Self::Json(format));
         }
         let delimiter = if name.to_ascii_lowercase().ends_with(".tsv") { b'\t' } else { b',' };
-        let mut scanner = Scanner::new(bytes.reader(), Rows::Csv { delimiter })?;
+        let mut scanner = Scanner::new(TextReader::new(bytes, packing)?, Rows::Csv { delimiter })?;
         let mut row = Vec::new();
         let broken = |line, message: String| Err(ScanError::Broken { line, message });
         let Some(place) = scanner.next(&mut row)? else { return Ok(Self::Csv { delimiter, header: Vec::new() }) };
@@ -181,6 +182,16 @@ impl TextFile {
         self.lines.line(row)
     }
 
+    /// The row that begins on a line.
+    pub(crate) fn row_of_line(&self, line: u64) -> Option<u64> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.line(middle) < line { low = middle + 1 } else { high = middle }
+        }
+        (low < self.len() && self.line(low) == line).then_some(low)
+    }
+
     /// A row, which must exist.
     pub(crate) fn read(&self, row: u64) -> io::Result<Result<String, RowFault>> {
         let missing = || io::Error::new(io::ErrorKind::InvalidInput, "a row past the end of the file");
@@ -225,13 +236,13 @@ fn too_large() -> RowFault {
 /// A text file from the front.
 #[derive(Debug)]
 pub(crate) struct TextStream {
-    scanner: Scanner<SourceReader>,
+    scanner: Scanner<TextReader>,
     kind: TextKind,
 }
 
 impl TextStream {
-    pub(crate) fn new(bytes: &ByteSource, kind: TextKind) -> Result<Self, ScanError> {
-        let mut scanner = Scanner::new(bytes.reader(), kind.rows())?;
+    pub(crate) fn new(bytes: &ByteSource, packing: Option<Packing>, kind: TextKind) -> Result<Self, ScanError> {
+        let mut scanner = Scanner::new(TextReader::new(bytes, packing)?, kind.rows())?;
         if matches!(kind, TextKind::Csv { .. }) {
             scanner.next(&mut Vec::new())?;
         }
@@ -246,6 +257,16 @@ impl TextStream {
             Some(Place { line, too_large: true, .. }) => Some((line, Err(too_large()))),
             Some(Place { line, .. }) => Some((line, self.kind.parse(raw))),
         })
+    }
+
+    /// Rows and blank lines of a file.
+    pub(crate) fn count(bytes: &ByteSource, packing: Option<Packing>, kind: TextKind) -> Result<(u64, u64), ScanError> {
+        let mut stream = Self::new(bytes, packing, kind)?;
+        let (mut rows, mut row) = (0, Vec::new());
+        while stream.scanner.next(&mut row)?.is_some() {
+            rows += 1;
+        }
+        Ok((rows, stream.scanner.blank))
     }
 
     /// Passes over a row without reading what is in it; false at the end.

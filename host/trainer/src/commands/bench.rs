@@ -5,6 +5,7 @@ mod data;
 mod decode;
 mod figure;
 mod plugins;
+mod scale;
 mod synthetic;
 mod train;
 
@@ -51,6 +52,9 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     if let Some(shape) = &args.shape {
         return synthetic::run(&args, shape);
     }
+    if args.rows.is_some() && !args.parts.iter().any(|p| p == "data") {
+        bail!("--rows belongs to the data path: trainer bench data --rows N");
+    }
     let load_before = load();
     let mut place = Place { device: args.device.clone(), threads: args.threads };
     let open = open_device(&super::recipe_with(&[], &place.settings())?.device)?;
@@ -66,7 +70,10 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         let measured = match part {
             "train" => train::measure(&place, info.kind == DeviceKind::Cpu && threads > 1)?,
             "decode" => decode::measure(&place)?,
-            "data" => data::measure()?,
+            "data" => match args.rows {
+                Some(rows) => scale::measure(rows, threads)?,
+                None => data::measure()?,
+            },
             _ => plugins::measure()?,
         };
         if !quiet {

@@ -1,11 +1,13 @@
 //! One file per command.
 
 pub mod bench;
+pub mod data;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
 pub mod plan;
 pub mod plugin;
+pub mod preview;
 pub mod run;
 pub mod selftest;
 

@@ -107,6 +107,9 @@ pub fn summary(s: &RunSummary) -> String {
             if reasons.is_empty() { "none".into() } else { reasons.join(", ") }
         );
     }
+    if s.truncated > 0 {
+        let _ = writeln!(out, "{} samples were cut to max_seq_length", count(s.truncated));
+    }
     let _ = writeln!(out, "\nwritten to {}", s.dir.display());
     for (path, what) in &s.files {
         let _ = writeln!(out, "  {:<24} {what}", path.display());

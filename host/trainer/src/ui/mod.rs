@@ -10,4 +10,4 @@ pub use banner::{banner, loss_table, summary};
 pub use diagnosis::diagnosis;
 pub use plan::plan_table;
 pub use progress::Progress;
-pub use text::{bytes, count, terminal};
+pub use text::{bytes, coloured, count, terminal};

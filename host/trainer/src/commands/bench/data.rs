@@ -163,7 +163,7 @@ fn memory(path: &Path<'_>, plugins: &mut Plugins) -> Result<Vec<Figure>> {
 }
 
 /// Resident memory of this process, where the system tells.
-fn resident_bytes() -> Option<f64> {
+pub fn resident_bytes() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
     Some(line.trim().split(' ').next()?.parse::<f64>().ok()? * 1024.0)

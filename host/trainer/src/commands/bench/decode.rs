@@ -38,7 +38,7 @@ fn decoding<O: Ops>(ops: Arc<O>, recipe: &Recipe) -> Result<Vec<Figure>> {
     let mut plugins = Plugins::new(recipe, compiler_command()?)?;
     let speaker = Speaker::new(recipe, &base, &mut plugins)?;
     let mut prompts = Vec::new();
-    for (place, row) in Rows::read(&recipe.eval.data, recipe.eval.format, None)?.rows {
+    for (place, row) in Rows::read(recipe, None)?.rows {
         let row: serde_json::Value = serde_json::from_str(&row)?;
         let Some(problem) = row.get("problem").and_then(|p| p.as_str()) else { bail!("{place}: no text in the column problem") };
         prompts.push(speaker.prompt(&base, conversation(&[("user", problem)]), recipe.eval.enable_thinking.get())?);
