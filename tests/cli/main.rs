@@ -12,4 +12,5 @@ mod locked;
 mod main_job;
 mod plugins;
 mod resume;
+mod seeing;
 mod support;

@@ -4,9 +4,11 @@ pub mod bench;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
+pub mod help;
 pub mod plan;
 pub mod plugin;
 pub mod run;
+pub mod runs;
 pub mod selftest;
 
 use std::path::Path;

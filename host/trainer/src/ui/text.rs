@@ -8,6 +8,12 @@ pub fn terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
+/// Whether text for people may be coloured: not where `NO_COLOR` is set to anything (<https://no-color.org>), nor in a terminal that cannot.
+pub fn colors() -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
 /// A size such as `23.4 GiB`.
 pub fn bytes(n: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
