@@ -175,34 +175,46 @@ fn misspelt_words_are_recognized() {
 #[test]
 fn help_completions_and_man_pages_come_of_one_definition() {
     let sandbox = Sandbox::cold();
-    insta::assert_snapshot!(sandbox.ok(["--help"]), @"");
-    insta::assert_snapshot!(sandbox.ok(["runs", "rm", "--help"]), @"");
-    sandbox.ok(["man", "--out", "man"]);
-    let mut pages: Vec<_> =
-        std::fs::read_dir(sandbox.path("man")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    pages.sort();
-    insta::assert_snapshot!(pages.join("\n"), @r"
-    trainer-bench.1
-    trainer-completions.1
-    trainer-dashboard.1
-    trainer-doctor.1
-    trainer-eval.1
-    trainer-generate.1
-    trainer-man.1
-    trainer-plan.1
-    trainer-plugin-inspect.1
-    trainer-plugin-list.1
-    trainer-plugin.1
-    trainer-report.1
-    trainer-run.1
-    trainer-runs-compare.1
-    trainer-runs-list.1
-    trainer-runs-rm.1
-    trainer-runs-show.1
-    trainer-runs.1
-    trainer-selftest.1
-    trainer.1
+    let help = sandbox.ok(["--help"]);
+    insta::assert_snapshot!(&help[help.find("Options:").unwrap()..], @r"
+    Options:
+      -v, --verbose...           More log lines on standard error: -v info, -vv debug, -vvv trace (or
+                                 set TRAINER_LOG, in tracing's filter syntax)
+          --log-format <FORMAT>  How log lines look: text, or json, one object a line, for programs that
+                                 collect logs. With json, a run's progress is among them, and not on
+                                 standard output [default: text]
+      -h, --help                 Print help
+      -V, --version              Print version
+
+    Exit codes: 0 done; 1 an error, which is told on standard error; 2 a command line that is not
+    understood; 130 interrupted (a run then has a checkpoint and says how to continue).
     ");
+    insta::assert_snapshot!(sandbox.ok(["runs", "rm", "--help"]), @r"
+    Remove runs with their adapters and checkpoints. One that is running is refused
+
+    Usage: trainer runs rm [OPTIONS] <RUN>...
+
+    Arguments:
+      <RUN>...  The run directories
+
+    Options:
+      -y, --yes                  Do not ask
+          --dry-run              Only say what would be removed
+      -v, --verbose...           More log lines on standard error: -v info, -vv debug, -vvv trace (or
+                                 set TRAINER_LOG, in tracing's filter syntax)
+          --log-format <FORMAT>  How log lines look: text, or json, one object a line, for programs that
+                                 collect logs. With json, a run's progress is among them, and not on
+                                 standard output [default: text]
+      -h, --help                 Print help
+    ");
+    sandbox.ok(["man", "--out", "man"]);
+    let pages: Vec<_> = std::fs::read_dir(sandbox.path("man")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    for line in help.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty()) {
+        // A command's line; others go on with its text.
+        let Some(name) = line.strip_prefix("  ").filter(|l| !l.starts_with(' ')).and_then(|l| l.split(' ').next()) else { continue };
+        assert!(name == "help" || pages.contains(&format!("trainer-{name}.1")), "no page for {name}: {pages:?}");
+    }
+    assert!(pages.contains(&"trainer-runs-rm.1".to_owned()) && !pages.iter().any(|p| p.contains("compile")), "{pages:?}");
     let page = std::fs::read_to_string(sandbox.path("man/trainer-run.1")).unwrap();
     assert!(page.contains("\\-\\-report\\-to") && page.contains("Examples:"), "{page}");
     for (shell, sign) in [

@@ -1,11 +1,13 @@
 //! Weights & Biases: an offline run in the run's `wandb` folder, as the client itself leaves it for `wandb sync`. What it has, the file says.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::follow::now;
 use crate::leveldb::{Records, file_head, frame};
 use crate::proto::{Message, int_of, message_of};
 use crate::sink::{About, Item, Sink, SinkError};
@@ -28,6 +30,9 @@ pub struct Wandb {
     name: String,
     began: f64,
     open: Option<Open>,
+    /// What came between two steps. A step has one row (the client gives a second one the next number, and with it everything after), so it goes
+    /// with the next one's.
+    between: BTreeMap<String, Value>,
 }
 
 struct Open {
@@ -35,13 +40,22 @@ struct Open {
     file: File,
     length: u64,
     number: u64,
+    /// The last row's step; none before the first.
+    row: Option<u64>,
     ended: bool,
 }
 
 impl Wandb {
     /// For a run directory.
     pub fn new(setup: &Setup) -> Self {
-        Self { folder: setup.dir.join("wandb"), project: project(&setup.project), name: setup.name.clone(), began: 0.0, open: None }
+        Self {
+            folder: setup.dir.join("wandb"),
+            project: project(&setup.project),
+            name: setup.name.clone(),
+            began: 0.0,
+            open: None,
+            between: BTreeMap::new(),
+        }
     }
 
     fn write(&mut self, records: Vec<Message>) -> Result<(), SinkError> {
@@ -98,14 +112,22 @@ impl Wandb {
             ("_timestamp".to_owned(), json!(at)),
             ("_runtime".to_owned(), json!((at - self.began).max(0.0))),
         ];
-        // A key is one part of a nested key, so that its dots and slashes stay.
-        let item = |(key, value): &(String, Value)| Message::default().text(2, key).text(16, &value.to_string());
         let all = || own.iter().chain(values);
         let number = Message::default().int(1, i64::try_from(step).unwrap_or(i64::MAX));
         let history = all().fold(Message::default(), |h, v| h.message(1, item(v))).message(2, number);
-        let summary = all().fold(Message::default(), |s, v| s.message(1, item(v)));
-        vec![Message::default().message(SUMMARY, summary), Message::default().message(HISTORY, history)]
+        let all_of_it: Vec<_> = all().cloned().collect();
+        vec![summary(&all_of_it), Message::default().message(HISTORY, history)]
     }
+}
+
+/// A value of a row. A key is one part of a nested key, so that its dots and slashes stay.
+fn item((key, value): &(String, Value)) -> Message {
+    Message::default().text(2, key).text(16, &value.to_string())
+}
+
+/// The last values, for the run's overview.
+fn summary(values: &[(String, Value)]) -> Message {
+    Message::default().message(SUMMARY, values.iter().fold(Message::default(), |s, v| s.message(1, item(v))))
 }
 
 /// A project's name without what W&B refuses in one.
@@ -159,10 +181,11 @@ impl Sink for Wandb {
             Err(e) => return Err(SinkError::file("read", &path)(e)),
         };
         let mut records = Records::new(&bytes);
-        let (mut last, mut number, mut ended) = (0, 0, false);
+        let (mut last, mut number, mut row, mut ended) = (0, 0, None, false);
         for record in records.by_ref() {
             number = int_of(&record, NUMBER);
             ended |= message_of(&record, EXIT).is_some();
+            row = message_of(&record, HISTORY).and_then(|h| message_of(h, 2)).map_or(row, |step| Some(int_of(step, 1)));
             // Only steps count, as in the event files.
             let history = message_of(&record, HISTORY).filter(|h| has_item(h, "train/loss"));
             last = history.and_then(|h| message_of(h, 2)).map_or(last, |step| int_of(step, 1));
@@ -175,7 +198,7 @@ impl Sink for Wandb {
             Ok(file)
         };
         let file = open().map_err(SinkError::file("open", &path))?;
-        self.open = Some(Open { path, file, length: good, number, ended });
+        self.open = Some(Open { path, file, length: good, number, row, ended });
         if good == 0 {
             self.begin(about, &id)?;
         }
@@ -184,18 +207,34 @@ impl Sink for Wandb {
 
     fn send(&mut self, items: &[Item]) -> Result<(), SinkError> {
         let mut records = Vec::new();
+        let mut row = self.open.as_ref().and_then(|o| o.row);
+        // Kept if the file cannot be written, when all of this comes again.
+        let mut between = self.between.clone();
         for item in items {
             let number = |(key, value): &(String, f64)| (key.clone(), json!(value));
-            records.extend(match item {
+            let (step, at, values): (_, _, Vec<_>) = match item {
                 Item::Step { step, at, values } | Item::Evaluation { step, at, values, .. } => {
-                    self.history(*step, *at, &values.iter().map(number).collect::<Vec<_>>())
+                    (*step, *at, values.iter().map(number).collect())
                 }
                 Item::Sample { step, at, prompt, text } => {
-                    self.history(*step, *at, &[("sample".to_owned(), json!(format!("user: {prompt}\nassistant: {text}")))])
+                    (*step, *at, vec![("sample".to_owned(), json!(format!("user: {prompt}\nassistant: {text}")))])
                 }
-            });
+            };
+            if row.is_some_and(|row| step <= row) {
+                records.push(summary(&values));
+                between.extend(values);
+            } else {
+                let mut all: Vec<_> = std::mem::take(&mut between).into_iter().collect();
+                all.extend(values);
+                records.extend(self.history(step, at, &all));
+                row = Some(step);
+            }
         }
         self.write(records)?;
+        self.between = between;
+        if let Some(open) = &mut self.open {
+            open.row = row;
+        }
         // What was uploaded before lacks this, and `wandb sync` would pass the run over.
         if let Some(open) = &self.open {
             let mut marker = open.path.clone().into_os_string();
@@ -208,7 +247,12 @@ impl Sink for Wandb {
     fn close(&mut self, outcome: Outcome) -> Result<(), SinkError> {
         // A run that can be continued has not ended; `wandb sync` takes it as it is.
         if outcome == Outcome::Complete && self.open.as_ref().is_some_and(|o| !o.ended) {
-            self.write(vec![Message::default().message(EXIT, Message::default())])?;
+            let row = self.open.as_ref().and_then(|o| o.row).unwrap_or(0);
+            let rest: Vec<_> = self.between.clone().into_iter().collect();
+            let mut records = if rest.is_empty() { Vec::new() } else { self.history(row + 1, now(), &rest) };
+            records.push(Message::default().message(EXIT, Message::default()));
+            self.write(records)?;
+            self.between.clear();
             if let Some(open) = &mut self.open {
                 open.ended = true;
             }

@@ -5,11 +5,22 @@ Prints its port, then a JSON object a line for each upload: {"run": variables of
 
 import http.server
 import json
+import sys
+import threading
 
 BUCKET = {
     "id": "QnVja2V0", "name": "run", "displayName": "run", "description": "", "config": "{}", "sweepName": None, "historyLineCount": 0,
     "project": {"id": "P", "name": "project", "entity": {"id": "E", "name": "me"}},
 }
+
+
+LINES = threading.Lock()
+
+
+def say(value):
+    with LINES:
+        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.flush()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -20,14 +31,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             asked = json.loads(body)
             data = {}
             if "upsertBucket" in asked["query"]:
-                print(json.dumps({"run": asked["variables"]}), flush=True)
+                say({"run": asked["variables"]})
                 data = {"upsertBucket": {"bucket": BUCKET, "inserted": True}}
+            elif "createRunFiles" in asked["query"]:
+                url = f"http://127.0.0.1:{server.server_address[1]}/upload"
+                files = [{"name": name, "uploadUrl": url} for name in asked["variables"]["files"]]
+                data = {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}
             elif "viewer" in asked["query"].lower():
                 data = {"viewer": {"id": "V", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
             answer = {"data": data}
         elif self.path.endswith("/file_stream"):
             history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {})
-            print(json.dumps({"rows": [json.loads(row) for row in history.get("content", [])]}), flush=True)
+            say({"rows": [json.loads(row) for row in history.get("content", [])]})
         text = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -42,5 +57,5 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-print(server.server_address[1], flush=True)
+say(server.server_address[1])
 server.serve_forever()
