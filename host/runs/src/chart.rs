@@ -64,7 +64,7 @@ pub fn number(x: f64) -> String {
     let text = match size {
         _ if x == 0.0 => return "0".to_owned(),
         s if !s.is_finite() => return "-".to_owned(),
-        s if s >= 1e6 || s < 1e-3 => return format!("{x:.2e}"),
+        s if !(1e-3..1e6).contains(&s) => return format!("{x:.2e}"),
         s if s >= 1000.0 => return format!("{x:.0}"),
         s if s >= 100.0 => format!("{x:.1}"),
         s if s >= 1.0 => format!("{x:.3}"),

@@ -151,10 +151,13 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// The rows of [`overview`] with a column for each run.
+/// A line of the overview: a run's value of it.
+type Fact = fn(&Overview) -> Option<String>;
+
+/// What runs are and how far they are, with a column for each.
 pub fn overview(runs: &[Overview]) -> String {
     let text = |v: Option<String>| v.map_or(Value::Null, Value::from);
-    let rows: [(&str, fn(&Overview) -> Option<String>); 11] = [
+    let rows: [(&str, Fact); 11] = [
         ("began (UTC)", |o| o.started.clone()),
         ("model", |o| o.model.clone()),
         ("device", |o| o.device.clone()),
