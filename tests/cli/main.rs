@@ -14,5 +14,6 @@ mod main_job;
 mod plugins;
 mod preview;
 mod resume;
+mod seeing;
 mod sources;
 mod support;

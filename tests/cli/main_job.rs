@@ -125,6 +125,7 @@ fn output_is_the_whole_story() {
           lock.json                digests of everything that decides the result
           metrics.jsonl            loss, learning rate and gradient norm of each step
           timings.jsonl            how long each step took
+          samples.jsonl            the sample answers
           checkpoints              for trainer run --resume
           adapter                  the LoRA adapter, in PEFT's format
           eval/before.json         the evaluation before training

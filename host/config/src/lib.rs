@@ -20,7 +20,8 @@ pub use docs::markdown;
 pub use error::{ConfigError, Origin, Problem};
 pub use recipe::{
     Adapter, Bias, Data, Device, DevicePlan, Eval, Filter, Mix, Model, Optimizer, Output, Plugin, Precision, Quantization, Recipe,
-    Recompute, Sample, Schedule, Source, SourceFormat, SpecialTokens, Target, Template, TooLong, Train, TrainOn, TruncationSide,
+    Recompute, Sample, Schedule, Source, SourceFormat, SpecialTokens, Target, Template, TooLong, Track, Tracker, Train, TrainOn,
+    TruncationSide,
 };
 pub use resolve::{Length, Override};
 pub use values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Scalars, Settings, Thinking};

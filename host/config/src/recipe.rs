@@ -28,6 +28,8 @@ section! {
         pub plugins: BTreeMap<PluginName, Plugin> = BTreeMap::new();
         /// Where results go.
         pub output: Output = Output::default();
+        /// Trackers that follow the run.
+        pub track: Track = Track::default();
         /// The hardware.
         pub device: Device = Device::default();
     }
@@ -409,6 +411,8 @@ section! {
 section! {
     /// The sample answer that a run streams at its end.
     pub struct Sample {
+        /// Also after every so many steps; 0: only at the end. All answers are kept in `samples.jsonl`.
+        pub every: u64 = 0;
         /// The user's message; an empty one skips the sample.
         pub prompt: String = "Solve for x: 4(x + 2) + 9 = 37.".to_owned();
         /// The longest answer in tokens.
@@ -447,6 +451,43 @@ section! {
     pub struct Output {
         /// The run directory. Absent: `runs/<date-time>-<mixing plugin>` in the current folder.
         pub dir: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// Trackers that follow the run: what `metrics.jsonl` and the evaluations hold, in the tools that people watch runs with. None of it changes a result.
+    pub struct Track {
+        /// The trackers; `metrics.jsonl` is written always.
+        pub report_to: Vec<Tracker> = Vec::new();
+        /// MLflow's experiment and W&B's project.
+        pub project: String = "trainer".to_owned(), |s| is_label(s), "1 to 128 characters without control characters";
+        /// The run's name there. Absent: that of the run directory.
+        pub name: Option<String> = None, |s| s.as_deref().is_none_or(is_label), "1 to 128 characters without control characters";
+        /// MLflow's server. Absent: what the environment's `MLFLOW_TRACKING_URI` says, else `http://127.0.0.1:5000`.
+        pub mlflow_uri: Option<String> = None, |s| s.as_deref().is_none_or(is_http), "an http:// or https:// address";
+    }
+}
+
+/// Whether a text can name something in a tracker.
+fn is_label(text: &str) -> bool {
+    !text.trim().is_empty() && text.chars().count() <= 128 && !text.chars().any(char::is_control)
+}
+
+/// Whether a text is the address of a web server.
+fn is_http(text: &str) -> bool {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    rest.is_some_and(|r| !r.is_empty() && !r.starts_with('/')) && !text.chars().any(|c| c.is_control() || c.is_whitespace())
+}
+
+choices! {
+    /// A program that shows runs.
+    pub enum Tracker {
+        /// Event files in the run's `tensorboard` folder.
+        TensorBoard = "tensorboard",
+        /// An MLflow server, over its REST interface.
+        Mlflow = "mlflow",
+        /// A Weights & Biases offline run in the run's `wandb` folder, for `wandb sync`.
+        Wandb = "wandb",
     }
 }
 

@@ -54,6 +54,16 @@ fn device() -> impl Strategy<Value = Device> {
     })
 }
 
+fn track() -> impl Strategy<Value = Track> {
+    let name = prop::option::of("[^\\p{C}\\s]{1,20}");
+    (prop::sample::subsequence(Tracker::ALL.to_vec(), 0..=3), name).prop_map(|(report_to, name)| Track {
+        report_to,
+        name,
+        mlflow_uri: Some("https://mlflow.example:8443/base".to_owned()),
+        ..Track::default()
+    })
+}
+
 fn adapter() -> impl Strategy<Value = Adapter> {
     let shape = (1..65_536u32, positive(), 0.0..1.0f64, one_of(Bias::ALL), any::<bool>());
     let rest = (
@@ -193,26 +203,38 @@ fn recipe() -> impl Strategy<Value = Recipe> {
     );
     let model = prop_oneof![Just(ModelSource::Nano), path().prop_map(|p| ModelSource::Folder(p.into()))];
     let first = (adapter(), data(), train(), prop::option::of(plugin), settings());
-    (first, model, one_of(Quantization::ALL), thinking, ".{0,30}", prop::option::of(path()), data_path(), settings(), device()).prop_map(
-        |((adapter, data, train, plugin, mix), source, quantization, enable_thinking, prompt, dir, eval_data, metric, device)| Recipe {
-            model: Model { source, quantization },
-            adapter,
-            data,
-            train,
-            mix: Mix { settings: mix, ..Mix::default() },
-            eval: Eval {
-                data: eval_data,
+    (first, model, one_of(Quantization::ALL), thinking, ".{0,30}", prop::option::of(path()), data_path(), settings(), (device(), track()))
+        .prop_map(
+            |(
+                (adapter, data, train, plugin, mix),
+                source,
+                quantization,
                 enable_thinking,
-                settings: BTreeMap::from([(PluginName::new("boxed_answer"), metric)]),
-                ..Eval::default()
+                prompt,
+                dir,
+                eval_data,
+                metric,
+                (device, track),
+            )| Recipe {
+                model: Model { source, quantization },
+                adapter,
+                data,
+                train,
+                mix: Mix { settings: mix, ..Mix::default() },
+                eval: Eval {
+                    data: eval_data,
+                    enable_thinking,
+                    settings: BTreeMap::from([(PluginName::new("boxed_answer"), metric)]),
+                    ..Eval::default()
+                },
+                sample: Sample { prompt, enable_thinking, ..Sample::default() },
+                plugins: plugin.into_iter().map(|p| (PluginName::new("math_mix"), p)).collect(),
+                output: Output { dir: dir.map(Into::into) },
+                track,
+                device,
+                ..Recipe::default()
             },
-            sample: Sample { prompt, enable_thinking, ..Sample::default() },
-            plugins: plugin.into_iter().map(|p| (PluginName::new("math_mix"), p)).collect(),
-            output: Output { dir: dir.map(Into::into) },
-            device,
-            ..Recipe::default()
-        },
-    )
+        )
 }
 
 proptest! {
@@ -355,6 +377,7 @@ fn the_resolved_main_job_is_this_text() {
     [eval.settings]
 
     [sample]
+    every = 0
     prompt = "Solve for x: 4(x + 2) + 9 = 37."
     max_new_tokens = 256
     temperature = 0.7
@@ -367,6 +390,10 @@ fn the_resolved_main_job_is_this_text() {
     [plugins]
 
     [output]
+
+    [track]
+    report_to = []
+    project = "trainer"
 
     [device]
     backend = "auto"

@@ -17,8 +17,8 @@ use trainer_model::{AdapterBias, AdapterConfig, ModelConfig, ModelDigest, ModelF
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
-    Base, DataParts, DeviceInfo, DeviceKind, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest, choose_plan, compiler_command,
-    default_workers, limit_in_bytes, load_base, model_files, open_sources, pipeline_spec, plan_again, source_digest,
+    Base, DataParts, DeviceInfo, DeviceKind, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest, choose_plan,
+    compiler_command, default_workers, limit_in_bytes, load_base, model_files, open_sources, pipeline_spec, plan_again, source_digest,
 };
 
 use crate::error::TrainError;

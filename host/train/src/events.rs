@@ -99,6 +99,9 @@ pub struct StepInfo {
     /// The part of it spent waiting for data.
     #[serde(skip)]
     pub waited: Duration,
+    /// The process's resident memory after it, in bytes, where the system tells.
+    #[serde(skip)]
+    pub memory: Option<u64>,
 }
 
 /// Which evaluation.
@@ -162,4 +165,9 @@ pub enum Event<'a> {
     SampleText(&'a str),
     /// It is complete.
     SampleEnd,
+    /// It is in `samples.jsonl`.
+    SampleKept {
+        /// After this step.
+        step: u64,
+    },
 }

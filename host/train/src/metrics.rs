@@ -8,58 +8,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::files::{FileError, parent, sync_dir};
 
-/// The outcome of one optimizer step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StepMetrics {
-    /// The step, from 1.
-    pub step: u64,
-    /// Summed weighted loss of the step over its target weight, in nats per token.
-    pub loss: f64,
-    /// The learning rate that the step used.
-    pub lr: f64,
-    /// The gradient's global norm before clipping.
-    pub grad_norm: f64,
-    /// Tokens that went through the model.
-    pub tokens: u64,
-    /// Summed loss weight of the predicted tokens.
-    pub target_weight: f64,
-    /// By source, in the recipe's order; only sources with samples in the step.
-    pub sources: Vec<SourceMetrics>,
-}
-
-/// One source's share of a step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceMetrics {
-    /// The source's name in the recipe.
-    pub name: String,
-    /// Summed weighted loss over the source's target weight, in nats per token.
-    pub loss: f64,
-    /// The source's target weight.
-    pub target_weight: f64,
-    /// Its samples.
-    pub samples: u64,
-}
-
-/// How long one step took. Never compared between runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StepTimings {
-    /// The step, from 1.
-    pub step: u64,
-    /// Wall-clock seconds of the whole step.
-    pub seconds: f64,
-    /// Tokens per second.
-    pub tokens_per_second: f64,
-    /// Seconds that the step waited for data.
-    pub data_wait_seconds: f64,
-}
+pub use trainer_runs::records::{SourceMetrics, StepMetrics, StepTimings};
 
 /// A line of one of the files.
 pub trait Record: Serialize + DeserializeOwned {
@@ -306,7 +260,7 @@ mod tests {
     }
 
     fn timings(step: u64) -> StepTimings {
-        StepTimings { step, seconds: 0.5, tokens_per_second: 1e3, data_wait_seconds: 0.0 }
+        StepTimings { step, seconds: 0.5, tokens_per_second: 1e3, data_wait_seconds: 0.0, ended: Some(1.7e9), memory: Some(1 << 30) }
     }
 
     #[test]

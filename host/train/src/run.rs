@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use trainer_config::Recipe;
@@ -12,14 +12,16 @@ use trainer_data::{MicroBatch, Pipeline, Sample, SourceLoss};
 use trainer_engine::schedule::lr;
 use trainer_eval::Report;
 use trainer_kernels::ops::{HostBatch, Ops};
+use trainer_runs::records::SampleAnswer;
 use trainer_runtime::{open_device_as, with_ops};
 
 use crate::assemble::{Assembly, Work};
 use crate::error::TrainError;
 use crate::events::{Event, StepInfo, When};
+use crate::files::{FileError, resident_memory};
 use crate::lock::Lock;
 use crate::metrics::{Metrics, SourceMetrics, StepMetrics, StepTimings, Timings, read_journal};
-use crate::rundir::{RunDir, default_path};
+use crate::rundir::{RunDir, RunDirError, default_path};
 use crate::state;
 
 /// What to run.
@@ -150,11 +152,13 @@ impl<'a, O: Ops> Run<'a, O> {
                 let pipeline = assembly.pipeline(Some(&state::pipeline_state(c)?))?;
                 metrics.truncate_to(c.metrics_bytes)?;
                 timings.truncate_after_step(c.step)?;
+                keep_samples(&dir, c.step, None)?;
                 (pipeline, Some(c.step))
             }
             None => {
                 metrics.truncate_to(0)?;
                 timings.truncate_after_step(0)?;
+                keep_samples(&dir, 0, None)?;
                 (assembly.pipeline(None)?, resumed.then_some(0))
             }
         };
@@ -176,6 +180,10 @@ impl<'a, O: Ops> Run<'a, O> {
                 Err(error) => return Err(self.salvage(error, on_event)),
             };
             on_event(Event::Step(&info));
+            let every = self.assembly.recipe().sample.every;
+            if every > 0 && info.step.is_multiple_of(every) && info.step != total {
+                self.sample(info.step, on_event)?;
+            }
             let every = self.assembly.recipe().train.checkpoint_every;
             if info.step == total || (every > 0 && info.step.is_multiple_of(every)) {
                 self.checkpoint(on_event)?;
@@ -204,7 +212,7 @@ impl<'a, O: Ops> Run<'a, O> {
         }
         self.write_adapter()?;
         on_event(Event::Trained { losses: &summary.losses });
-        summary.sample = self.assembly.sample(&self.work, on_event)?;
+        summary.sample = self.sample(steps, on_event)?;
         summary.after = self.evaluate(When::After, on_event)?;
         summary.complete = !self.stopping() || summary.after.is_some() || !self.assembly.recipe().eval.after;
         summary.files = self.files();
@@ -276,6 +284,7 @@ impl<'a, O: Ops> Run<'a, O> {
             tokens,
             time: began.elapsed(),
             waited,
+            memory: resident_memory(),
         };
         self.record(&info, target_weight, &sources)?;
         Ok(info)
@@ -308,6 +317,8 @@ impl<'a, O: Ops> Run<'a, O> {
             seconds,
             tokens_per_second: info.tokens as f64 / seconds.max(1e-9),
             data_wait_seconds: info.waited.as_secs_f64(),
+            ended: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs_f64()),
+            memory: info.memory,
         })?;
         self.losses.push((info.step, info.loss));
         self.tokens += info.tokens;
@@ -359,6 +370,15 @@ impl<'a, O: Ops> Run<'a, O> {
         }
     }
 
+    /// Streams a sample answer and keeps it.
+    fn sample(&self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Option<String>, TrainError> {
+        let Some(text) = self.assembly.sample(&self.work, on_event)? else { return Ok(None) };
+        let prompt = self.assembly.recipe().sample.prompt.clone();
+        keep_samples(&self.dir, step.saturating_sub(1), Some(SampleAnswer { step, prompt, text: text.clone() }))?;
+        on_event(Event::SampleKept { step });
+        Ok(Some(text))
+    }
+
     fn write_adapter(&self) -> Result<(), TrainError> {
         let adapter = self.assembly.peft_adapter(&self.work)?;
         self.dir.install("adapter", |folder| adapter.write(folder).map_err(TrainError::from))?;
@@ -371,6 +391,7 @@ impl<'a, O: Ops> Run<'a, O> {
             ("lock.json", "digests of everything that decides the result"),
             ("metrics.jsonl", "loss, learning rate and gradient norm of each step"),
             ("timings.jsonl", "how long each step took"),
+            ("samples.jsonl", "the sample answers"),
             ("checkpoints", "for trainer run --resume"),
             ("adapter", "the LoRA adapter, in PEFT's format"),
             ("eval/before.json", "the evaluation before training"),
@@ -378,6 +399,23 @@ impl<'a, O: Ops> Run<'a, O> {
         ];
         all.into_iter().map(|(path, what)| (PathBuf::from(path), what)).filter(|(path, _)| self.dir.root().join(path).exists()).collect()
     }
+}
+
+/// Keeps the sample answers up to a step, and adds one.
+fn keep_samples(dir: &RunDir, step: u64, more: Option<SampleAnswer>) -> Result<(), TrainError> {
+    let path = dir.samples_path();
+    let old: Vec<SampleAnswer> = trainer_runs::read_lines(&path).map_err(FileError::at("read", &path)).map_err(RunDirError::from)?;
+    let kept: Vec<_> = old.iter().filter(|s| s.step <= step).collect();
+    if kept.len() == old.len() && more.is_none() {
+        return Ok(());
+    }
+    let mut text = String::new();
+    for sample in kept.into_iter().chain(&more) {
+        text.push_str(&serde_json::to_string(sample).map_err(|e| RunDirError::from(FileError::at("write", &path)(e.into())))?);
+        text.push('\n');
+    }
+    dir.write("samples.jsonl", text.as_bytes())?;
+    Ok(())
 }
 
 /// A report that is whole; anything else is made again.

@@ -5,20 +5,23 @@
 //! lock.json        what decides the run's result (see [`crate::lock`])
 //! metrics.jsonl    each step's values, the same for the same run
 //! timings.jsonl    each step's times
+//! samples.jsonl    sample answers by step
 //! checkpoints/     see [`crate::checkpoint`]
 //! adapter/         the final adapter in PEFT's format
 //! eval/            evaluation results
+//! track/           how far each tracker is; tensorboard/ and wandb/ hold what two of them write
 //! run.lock         locked by the process at work; holds its id
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::files::{Disk, FileError, Storage, parent, sync_dir, write_atomically};
 use crate::lock::{Lock, LockError};
+use trainer_runs::stamp;
 
 const RECIPE: &str = "recipe.toml";
 const LOCK: &str = "lock.json";
@@ -115,7 +118,7 @@ impl RunDir {
         let path = this.root.join(HELD);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(FileError::at("open", &path))?;
-        match file.try_lock() {
+        match lock_patiently(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
@@ -179,6 +182,11 @@ impl RunDir {
     /// `timings.jsonl`.
     pub fn timings_path(&self) -> PathBuf {
         self.root.join("timings.jsonl")
+    }
+
+    /// `samples.jsonl`.
+    pub fn samples_path(&self) -> PathBuf {
+        self.root.join("samples.jsonl")
     }
 
     /// `checkpoints/`.
@@ -275,6 +283,18 @@ impl RunDir {
     }
 }
 
+/// Takes the lock. Whoever lists runs holds it for an instant, so one refusal is not believed.
+fn lock_patiently(file: &File) -> Result<(), TryLockError> {
+    const TRIES: u32 = 10;
+    for _ in 1..TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            other => return other,
+        }
+    }
+    file.try_lock()
+}
+
 /// Fills a new run directory and takes its lock, which stays with it when it is renamed.
 fn build(storage: &impl Storage, dir: &Path, recipe: &str, lock: &Lock) -> Result<File, RunDirError> {
     if dir.exists() {
@@ -327,7 +347,7 @@ fn sync_tree(dir: &Path) -> Result<(), FileError> {
 /// The place of a run that was given none: `runs/<date-time>-<plugin>` (UTC), with a number where that is taken.
 pub fn default_path(plugin: &str, now: SystemTime) -> PathBuf {
     let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let base = format!("{}-{plugin}", timestamp(seconds));
+    let base = format!("{}-{plugin}", stamp(seconds));
     let runs = Path::new("runs");
     let mut path = runs.join(&base);
     let mut number = 2u32;
@@ -340,21 +360,7 @@ pub fn default_path(plugin: &str, now: SystemTime) -> PathBuf {
 
 /// A time for people, `YYYY-MM-DDTHH-MM-SS` in UTC.
 pub fn utc(now: SystemTime) -> String {
-    timestamp(now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
-}
-
-/// Seconds since 1970 as `YYYY-MM-DDTHH-MM-SS` in UTC, without characters that a file system refuses.
-fn timestamp(seconds: u64) -> String {
-    let (days, time) = (seconds / 86_400, seconds % 86_400);
-    // Civil date from days, by 400-year cycles that begin on 1 March (Hinnant, "chrono-compatible low-level date algorithms").
-    let shifted = days + 719_468;
-    let (cycle, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let date = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = if month < 10 { (400 * cycle + year, month + 3) } else { (400 * cycle + year + 1, month - 9) };
-    format!("{year:04}-{month:02}-{date:02}T{:02}-{:02}-{:02}", time / 3600, time / 60 % 60, time % 60)
+    stamp(now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
 }
 
 #[cfg(test)]

@@ -144,10 +144,10 @@ fn opening_cleans_up_after_a_killed_process() {
 
 #[test]
 fn default_names_hold_date_and_plugin_and_do_not_collide() {
-    assert_eq!(timestamp(0), "1970-01-01T00-00-00");
-    assert_eq!(timestamp(951_782_400), "2000-02-29T00-00-00");
-    assert_eq!(timestamp(1_798_761_599), "2026-12-31T23-59-59");
-    assert_eq!(timestamp(4_107_542_400), "2100-03-01T00-00-00");
+    assert_eq!(stamp(0), "1970-01-01T00-00-00");
+    assert_eq!(stamp(951_782_400), "2000-02-29T00-00-00");
+    assert_eq!(stamp(1_798_761_599), "2026-12-31T23-59-59");
+    assert_eq!(stamp(4_107_542_400), "2100-03-01T00-00-00");
     let at = UNIX_EPOCH + std::time::Duration::from_secs(1_798_761_599);
     assert_eq!(default_path("math_mix", at), Path::new("runs/2026-12-31T23-59-59-math_mix"));
 }

@@ -4,9 +4,50 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::tracking::ReportTo;
+
+/// Below the list of commands.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 an error, which is told on standard error; 2 a command line that is not understood; 130 interrupted (a run then has a checkpoint \
+and says how to continue).";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  trainer run --plugin math_mix                            the main job, on the embedded model and data
+  trainer run recipe.toml --set train.learning_rate=1e-4   a recipe with one setting changed
+  trainer run recipe.toml --report-to tensorboard,mlflow   followed by two trackers
+  trainer run --resume runs/NAME                           go on after Ctrl-C or a power cut, to the same bytes";
+
+const EVAL_EXAMPLES: &str = "\
+Examples:
+  trainer eval --run runs/NAME --json report.json
+  trainer eval --model models/Qwen3-0.6B --data test.jsonl --metric boxed_answer";
+
+const GENERATE_EXAMPLES: &str = "\
+Example:
+  trainer generate --model nano --adapter runs/NAME/adapter --chat --prompt \"What is 3 + 4?\"";
+
+const RUNS_EXAMPLES: &str = "\
+Examples:
+  trainer runs list                          the runs below ./runs
+  trainer runs compare runs/A runs/B --json
+  trainer runs rm runs/A --dry-run";
+
+const DASHBOARD_EXAMPLES: &str = "\
+Examples:
+  trainer dashboard                    the runs below ./runs, at http://127.0.0.1:7860/
+  trainer dashboard runs/NAME --port 0 one run, at a free port
+  ssh -L 7860:127.0.0.1:7860 gpu-box   from elsewhere, without opening it to a network";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  trainer completions bash > ~/.local/share/bash-completion/completions/trainer
+  trainer completions zsh > ~/.zfunc/_trainer
+  trainer completions fish > ~/.config/fish/completions/trainer.fish";
+
 /// Fine-tune Qwen3 with QLoRA; data, mixing, templates, tools and metrics are sandboxed WebAssembly plugins.
 #[derive(Debug, Parser)]
-#[command(name = "trainer", version, max_term_width = 110, infer_subcommands = true)]
+#[command(name = "trainer", version, max_term_width = 110, infer_subcommands = true, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -14,17 +55,47 @@ pub struct Cli {
     /// More log lines on standard error: -v info, -vv debug, -vvv trace (or set TRAINER_LOG, in tracing's filter syntax).
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// How log lines look: text, or json, one object a line, for programs that collect logs. With json, a run's progress is among them, and not on
+    /// standard output.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", hide_possible_values = true)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Fine-tune: the main job. Without a recipe: 30 steps on the embedded nano model and its data.
+    #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
     /// Evaluate a run, or a model on data, with metric plugins.
+    #[command(after_help = EVAL_EXAMPLES)]
     Eval(EvalArgs),
     /// Generate text from a prompt.
+    #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateArgs),
+    /// List, show, compare and remove runs.
+    #[command(subcommand, after_help = RUNS_EXAMPLES)]
+    Runs(RunsCommand),
+    /// Write a run as one HTML file that needs nothing else: charts, evaluations, sample answers, recipe and lock.
+    Report {
+        /// The run directory.
+        run: PathBuf,
+        /// The file. Absent: report.html in the run directory.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Show a local page with live charts of one run or several. It only reads.
+    #[command(after_help = DASHBOARD_EXAMPLES)]
+    Dashboard(DashboardArgs),
     /// Look at plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -45,6 +116,18 @@ pub enum Command {
     Data(DataCommand),
     /// Show how a run would use the device's memory, part by part.
     Plan(PlanArgs),
+    /// Print completions for a shell.
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for each command.
+    Man {
+        /// The folder.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// The compiler child: reads a component, writes machine code. Not for people.
     #[command(name = trainer_plugin_host::COMPILER_SUBCOMMAND, hide = true, disable_help_flag = true)]
     CompileComponent {
@@ -98,6 +181,13 @@ pub struct RunArgs {
     /// Refuse to start unless everything that this lock file pins is the same.
     #[arg(long, value_name = "FILE")]
     pub locked: Option<PathBuf>,
+    /// Let trackers follow the run: tensorboard, mlflow, wandb, several separated by commas, or none (track.report_to). With --resume, those that
+    /// are named get what they lack.
+    #[arg(long, value_name = "LIST")]
+    pub report_to: Option<ReportTo>,
+    /// Print errors and warnings only.
+    #[arg(long, short)]
+    pub quiet: bool,
     /// Print the resolved recipe and the plan, and stop.
     #[arg(long)]
     pub dry_run: bool,
@@ -218,6 +308,66 @@ pub enum PluginCommand {
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
         json: Option<PathBuf>,
     },
+}
+
+/// `trainer runs`
+#[derive(Debug, Subcommand)]
+pub enum RunsCommand {
+    /// The runs below a folder, the newest first.
+    List {
+        /// The folder.
+        #[arg(default_value = "runs")]
+        dir: PathBuf,
+        /// As one JSON object: to a file, or to standard output (alone or with -).
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+        json: Option<PathBuf>,
+    },
+    /// One run: where it stands, losses, speed, evaluations.
+    Show {
+        /// The run directory.
+        run: PathBuf,
+        /// With recipe, lock and sample answers, as one JSON object: to a file, or to standard output (alone or with -).
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+        json: Option<PathBuf>,
+    },
+    /// Runs side by side: what differs in recipe and lock, losses, evaluations.
+    Compare {
+        /// The run directories.
+        #[arg(required = true, num_args = 2.., value_name = "RUN")]
+        runs: Vec<PathBuf>,
+        /// As one JSON object: to a file, or to standard output (alone or with -).
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+        json: Option<PathBuf>,
+    },
+    /// Remove runs with their adapters and checkpoints. One that is running is refused.
+    Rm {
+        /// The run directories.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+        /// Only say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// `trainer dashboard`
+#[derive(Debug, Args)]
+pub struct DashboardArgs {
+    /// A run directory, or a folder with runs below it.
+    #[arg(default_value = "runs")]
+    pub dir: PathBuf,
+    /// The port; 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 7860)]
+    pub port: u16,
+    /// The address to listen on. Everybody who reaches it can read the runs.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// Answer also requests for this name, besides addresses and localhost. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
 }
 
 /// `trainer selftest`

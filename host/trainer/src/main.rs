@@ -5,6 +5,7 @@ mod output;
 mod cli;
 mod clock;
 mod commands;
+mod tracking;
 mod ui;
 
 use std::io::IsTerminal;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, DataCommand, PluginCommand};
+use cli::{Cli, Command, DataCommand, LogFormat, PluginCommand};
 
 fn main() -> ExitCode {
     // The first look fixes the process's start.
@@ -22,9 +23,10 @@ fn main() -> ExitCode {
     if let Command::CompileComponent { args } = cli.command {
         return trainer_plugin_host::compile_main(args);
     }
-    log(cli.verbose);
+    log(cli.verbose, cli.log_format);
+    let json_lines = cli.log_format == LogFormat::Json;
     let result = match cli.command {
-        Command::Run(args) => commands::run::run(args),
+        Command::Run(args) => commands::run::run(args, json_lines),
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Plugin(PluginCommand::Inspect { plugin, json }) => commands::plugin::inspect(&plugin, json.as_deref()),
@@ -35,6 +37,11 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Data(DataCommand::Stat(args)) => commands::data::stat::run(&args),
         Command::Preview(args) => commands::preview::run(&args),
+        Command::Runs(command) => commands::runs::run(command),
+        Command::Report { run, out } => commands::runs::report(&run, out.as_deref()),
+        Command::Dashboard(args) => commands::runs::dashboard(args),
+        Command::Completions { shell } => commands::help::completions(shell),
+        Command::Man { out } => commands::help::man(&out),
         Command::CompileComponent { .. } => Ok(ExitCode::SUCCESS),
     };
     match result {
@@ -57,15 +64,19 @@ fn explain(error: &anyhow::Error) -> String {
     text
 }
 
-/// Log lines go to standard error: warnings, or what -v and TRAINER_LOG ask for.
-fn log(verbose: u8) {
-    let default = match verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
+/// Log lines go to standard error: warnings, or what -v and TRAINER_LOG ask for; as JSON, a run's progress too.
+fn log(verbose: u8, look: LogFormat) {
+    let default = match (verbose, look) {
+        (0, LogFormat::Text) => "warn",
+        (0, LogFormat::Json) => "warn,progress=info",
+        (1, _) => "info",
+        (2, _) => "debug",
         _ => "trace",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("TRAINER_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let format = tracing_subscriber::fmt().with_ansi(std::io::stderr().is_terminal()).log_internal_errors(false);
-    format.with_env_filter(filter).with_writer(std::io::stderr).with_target(false).without_time().init();
+    let format = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(std::io::stderr);
+    match look {
+        LogFormat::Text => format.with_ansi(std::io::stderr().is_terminal() && ui::colors()).with_target(false).without_time().init(),
+        LogFormat::Json => format.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
+    }
 }

@@ -5,10 +5,12 @@ pub mod data;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
+pub mod help;
 pub mod plan;
 pub mod plugin;
 pub mod preview;
 pub mod run;
+pub mod runs;
 pub mod selftest;
 
 use std::path::Path;

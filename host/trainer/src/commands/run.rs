@@ -6,20 +6,25 @@ use std::process::ExitCode;
 use anyhow::Result;
 use trainer_kernels::ops::Ops;
 use trainer_runtime::{open_device_as, with_ops};
+use trainer_track::Outcome;
 use trainer_train::lock::Lock;
 use trainer_train::{Assembly, Event, Start, run as train};
 
 use crate::cli::RunArgs;
 use crate::output::{check_json, interruption, json_on_stdout, put, write_json};
-use crate::ui::{Progress, banner, bytes, loss_table, summary, terminal};
+use crate::tracking::{ReportTo, Tracking};
+use crate::ui::{Pace, Progress, banner, bytes, loss_table, summary, terminal};
 
-/// Runs the command.
-pub fn run(args: RunArgs) -> Result<ExitCode> {
+/// Runs the command. `json_lines`: progress goes among the log lines.
+pub fn run(args: RunArgs, json_lines: bool) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let start = match args.resume {
         Some(dir) => Start::Resume(dir),
         None => {
-            let recipe = super::recipe(args.recipe.as_deref(), &args.over)?;
+            let mut recipe = super::recipe(args.recipe.as_deref(), &args.over)?;
+            if let Some(ReportTo(trackers)) = &args.report_to {
+                recipe.track.report_to.clone_from(trackers);
+            }
             if args.dry_run {
                 return dry_run(recipe, args.locked.as_deref(), args.json.as_deref());
             }
@@ -28,14 +33,25 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
     };
     let stop = interruption()?;
     // With JSON on standard output nothing else may be written there.
-    let quiet = json_on_stdout(args.json.as_deref());
+    let quiet = args.quiet || json_lines || json_on_stdout(args.json.as_deref());
+    let mut pace = Pace::default();
     let mut progress = Progress::new(terminal() && !quiet);
+    let mut tracking = Tracking::new(args.report_to.map(|r| r.0), quiet);
     let result = train(start, &stop, &mut |event| {
-        if !quiet {
-            show(&event, &mut progress);
+        tracking.event(&event);
+        match &event {
+            event if json_lines && !args.quiet => log_event(event, &mut pace),
+            Event::Warning(text) if quiet => note!("warning: {text}"),
+            event if !quiet => show(event, &mut progress),
+            _ => {}
         }
     });
     progress.finish();
+    tracking.finish(match &result {
+        Ok(summary) if summary.complete => Outcome::Complete,
+        Ok(_) => Outcome::Stopped,
+        Err(_) => Outcome::Failed,
+    });
     let result = result?;
     if let Some(target) = &args.json {
         write_json(target, &result)?;
@@ -67,13 +83,54 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
             progress.finish();
             say!("\n{}", loss_table(losses));
         }
-        Event::SamplePrompt(prompt) => say!("user: {prompt}\nassistant:"),
+        Event::SamplePrompt(prompt) => {
+            progress.clear();
+            say!("user: {prompt}\nassistant:");
+        }
         Event::SampleText(text) => {
             put(format_args!("{text}"));
             // Streaming is for the eye; a failure to flush shows up at the next print.
             let _ = std::io::stdout().flush();
         }
         Event::SampleEnd => say!("\n"),
+        Event::SampleKept { .. } => {}
+    }
+}
+
+/// An event as a log line.
+fn log_event(event: &Event<'_>, pace: &mut Pace) {
+    match event {
+        Event::Ready(b) => {
+            tracing::info!(target: "progress", dir = %b.dir.display(), model = b.model, backend = b.backend, steps = b.steps, "ready")
+        }
+        Event::Warning(text) => tracing::warn!(target: "progress", "{text}"),
+        Event::Evaluated { when, report } => {
+            for (metric, value) in &report.metrics {
+                tracing::info!(target: "progress", when = when.name(), metric, value, seconds = report.seconds, "evaluated");
+            }
+        }
+        Event::Step(s) => {
+            pace.add(s);
+            let seconds = s.time.as_secs_f64();
+            tracing::info!(
+                target: "progress",
+                step = s.step,
+                total = s.total,
+                loss = s.loss,
+                lr = s.lr,
+                grad_norm = s.grad_norm,
+                tokens = s.tokens,
+                seconds,
+                tokens_per_second = s.tokens as f64 / seconds.max(1e-9),
+                data_wait_share = pace.waiting(),
+                eta_seconds = pace.eta(s.total.saturating_sub(s.step)).as_secs_f64(),
+                memory = s.memory,
+                "step"
+            );
+        }
+        Event::Checkpoint { step } => tracing::info!(target: "progress", step, "checkpoint"),
+        Event::SampleKept { step } => tracing::info!(target: "progress", step, "sample"),
+        Event::Evaluating { .. } | Event::Trained { .. } | Event::SamplePrompt(_) | Event::SampleText(_) | Event::SampleEnd => {}
     }
 }
 

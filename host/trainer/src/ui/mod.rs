@@ -9,5 +9,5 @@ mod text;
 pub use banner::{banner, loss_table, summary};
 pub use diagnosis::diagnosis;
 pub use plan::plan_table;
-pub use progress::Progress;
-pub use text::{bytes, coloured, count, terminal};
+pub use progress::{Pace, Progress};
+pub use text::{bytes, colors, count, terminal};

@@ -8,10 +8,10 @@ pub fn terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// Whether standard output may be coloured: a terminal that can, and nobody who asks for none (<https://no-color.org>).
-pub fn coloured() -> bool {
+/// Whether text for people may be coloured: not where `NO_COLOR` is set to anything (<https://no-color.org>), nor in a terminal that cannot.
+pub fn colors() -> bool {
     let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
-    terminal() && !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
 }
 
 /// A size such as `23.4 GiB`.

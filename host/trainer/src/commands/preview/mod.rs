@@ -15,7 +15,7 @@ use trainer_train::plan_run;
 
 use crate::cli::PreviewArgs;
 use crate::output::{check_json, put, write_json};
-use crate::ui::coloured;
+use crate::ui::{colors, terminal};
 use report::{BatchView, Packing, Preview, Warning, row_view};
 use warnings::Checker;
 
@@ -37,7 +37,7 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
         trainer_model::durable::write_atomic(target, page.as_bytes()).with_context(|| format!("cannot write {}", target.display()))?;
     }
     if args.json.is_none() && args.html.is_none() {
-        put(format_args!("{}", terminal::text(&preview, coloured())));
+        put(format_args!("{}", terminal::text(&preview, (terminal() && colors()))));
     }
     Ok(ExitCode::SUCCESS)
 }

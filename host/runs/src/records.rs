@@ -1,0 +1,67 @@
+//! The lines of a run's journals. One definition for the run that writes them and for everything that reads them.
+
+use serde::{Deserialize, Serialize};
+
+/// The outcome of one optimizer step: a line of `metrics.jsonl`, the same for the same run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepMetrics {
+    /// The step, from 1.
+    pub step: u64,
+    /// Summed weighted loss of the step over its target weight, in nats per token.
+    pub loss: f64,
+    /// The learning rate that the step used.
+    pub lr: f64,
+    /// The gradient's global norm before clipping.
+    pub grad_norm: f64,
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    /// Summed loss weight of the predicted tokens.
+    pub target_weight: f64,
+    /// By source, in the recipe's order; only sources with samples in the step.
+    pub sources: Vec<SourceMetrics>,
+}
+
+/// One source's share of a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceMetrics {
+    /// The source's name in the recipe.
+    pub name: String,
+    /// Summed weighted loss over the source's target weight, in nats per token.
+    pub loss: f64,
+    /// The source's target weight.
+    pub target_weight: f64,
+    /// Its samples.
+    pub samples: u64,
+}
+
+/// How long one step took: a line of `timings.jsonl`. Never compared between runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepTimings {
+    /// The step, from 1.
+    pub step: u64,
+    /// Wall-clock seconds of the whole step.
+    pub seconds: f64,
+    /// Tokens per second.
+    pub tokens_per_second: f64,
+    /// Seconds that the step waited for data.
+    pub data_wait_seconds: f64,
+    /// When it ended, in seconds since 1970; runs of older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<f64>,
+    /// The process's resident memory after it, in bytes, where the system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+}
+
+/// A sample answer: a line of `samples.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SampleAnswer {
+    /// After this step.
+    pub step: u64,
+    /// The user's message.
+    pub prompt: String,
+    /// The answer.
+    pub text: String,
+}

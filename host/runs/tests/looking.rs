@@ -1,0 +1,104 @@
+//! Lists, comparisons and reports of run directories.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use trainer_runs::{Run, RunError, State, compare, find, html};
+
+/// A run directory of so many done steps.
+fn make(dir: &Path, started: &str, lr: f64, done: u64, steps: u64) {
+    fs::create_dir_all(dir.join("eval")).unwrap();
+    fs::write(
+        dir.join("recipe.toml"),
+        format!("[train]\nlearning_rate = {lr}\nseed = 1\n[sample]\nprompt = \"</pre><script>alert(1)</script>\"\n"),
+    )
+    .unwrap();
+    let lock = json!({ "plan": { "steps": steps }, "recipe": { "lr": lr }, "data": [{ "name": "m", "sha256": "aa" }], "recorded": { "started": started } });
+    fs::write(dir.join("lock.json"), lock.to_string()).unwrap();
+    let mut metrics = String::new();
+    let mut timings = String::new();
+    for step in 1..=done {
+        let loss = if step < 3 { 1.0 } else { lr * step as f64 };
+        let sources = json!([{ "name": "<b>m", "loss": loss, "target_weight": 1.0, "samples": 2 }, { "name": "c", "loss": loss, "target_weight": 1.0, "samples": 6 }]);
+        let line =
+            json!({ "step": step, "loss": loss, "lr": lr, "grad_norm": 1.0, "tokens": 10, "target_weight": 5.0, "sources": sources });
+        metrics += &format!("{line}\n");
+        let line = json!({ "step": step, "seconds": 0.5, "tokens_per_second": 20.0, "data_wait_seconds": 0.125 });
+        timings += &format!("{line}\n");
+    }
+    fs::write(dir.join("metrics.jsonl"), metrics + "{\"step\":").unwrap();
+    fs::write(dir.join("timings.jsonl"), timings).unwrap();
+    fs::write(dir.join("eval/after.json"), json!({ "metrics": { "m/acc": lr } }).to_string()).unwrap();
+    fs::write(dir.join("samples.jsonl"), json!({ "step": 2, "prompt": "<i>p", "text": "</pre><script>x" }).to_string() + "\n").unwrap();
+}
+
+#[test]
+fn runs_are_found_below_a_folder_newest_first() {
+    let dir = tempfile::tempdir().unwrap();
+    make(&dir.path().join("a"), "2026-01-01", 0.5, 2, 4);
+    make(&dir.path().join("deep/er/b"), "2026-01-02", 0.25, 4, 4);
+    make(&dir.path().join("a/inside"), "2026-01-03", 0.25, 4, 4);
+    make(&dir.path().join(".hidden"), "2026-01-03", 0.25, 4, 4);
+    fs::create_dir(dir.path().join("deep/er/b/adapter")).unwrap();
+    let found = find(dir.path());
+    let shown: Vec<_> = found.iter().map(|r| (r.name(), r.overview().unwrap().state)).collect();
+    assert_eq!(shown, [("b".to_owned(), State::Complete), ("a".to_owned(), State::Stopped)]);
+    assert!(matches!(Run::open(dir.path()), Err(RunError::NotARun { .. })));
+}
+
+#[test]
+fn a_run_that_is_held_is_running() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), "x", 0.5, 2, 4);
+    let run = Run::open(dir.path()).unwrap();
+    assert!(!run.is_held(), "there is no lock file");
+    let file = fs::File::create(dir.path().join("run.lock")).unwrap();
+    assert!(!run.is_held(), "nobody holds it");
+    file.lock().unwrap();
+    assert!(run.is_held());
+    drop(file);
+    assert!(!run.is_held());
+}
+
+#[test]
+fn a_comparison_says_what_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    make(&a, "x", 0.5, 4, 4);
+    make(&b, "y", 0.25, 3, 4);
+    let runs = [Run::open(&a).unwrap(), Run::open(&b).unwrap()];
+    let c = compare(&runs).unwrap();
+    let keys: Vec<_> = c.recipe.iter().map(|d| (d.key.as_str(), d.values.clone())).collect();
+    assert_eq!(keys, [("train.learning_rate", vec![json!(0.5), json!(0.25)])]);
+    assert!(c.lock.is_empty(), "when it began and the recipe do not count: {:?}", c.lock);
+    assert_eq!(c.evaluations[0].values, [json!(0.5), json!(0.25)]);
+    assert_eq!(c.first_different_step, Some(3));
+    let same = compare(&[runs[0].clone(), runs[0].clone()]).unwrap();
+    assert!(same.recipe.is_empty() && same.first_different_step.is_none());
+    let a = &c.runs[0];
+    assert_eq!((a.step, a.tokens, a.tokens_per_second, a.data_wait_share), (4, 40, Some(20.0), Some(0.25)));
+    assert_eq!(a.last_loss, Some((1.0 + 1.0 + 1.5 + 2.0) / 4.0));
+}
+
+#[test]
+fn a_report_is_whole_and_nothing_breaks_out_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), "x", 0.5, 20, 20);
+    let page = html::report(&Run::open(dir.path()).unwrap()).unwrap();
+    assert_eq!(page.matches("<script").count(), 1, "only its own");
+    for address in ["http://", "https://", "src=", "@import", "url("] {
+        assert!(!page.contains(address), "it needs {address}");
+    }
+    for id in ["loss", "lr", "grad", "speed", "memory", "wait", "mix", "sources"] {
+        assert!(page.contains(&format!("<figure class=\"chart\" id=\"{id}\"")), "no chart {id}");
+    }
+    assert!(page.contains("&lt;/pre&gt;&lt;script&gt;x") && page.contains("&lt;b&gt;m"));
+    // 2 of 8 samples, at every step.
+    assert!(page.contains("<i class=\"s0\"></i>&lt;b&gt;m <b>0.25</b>"), "{page}");
+    // Nothing there yet is no error.
+    fs::remove_file(dir.path().join("metrics.jsonl")).unwrap();
+    fs::remove_file(dir.path().join("timings.jsonl")).unwrap();
+    let page = html::report(&Run::open(dir.path()).unwrap()).unwrap();
+    assert!(page.contains("nothing yet"));
+}
