@@ -37,7 +37,7 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
         trainer_model::durable::write_atomic(target, page.as_bytes()).with_context(|| format!("cannot write {}", target.display()))?;
     }
     if args.json.is_none() && args.html.is_none() {
-        put(format_args!("{}", terminal::text(&preview, (terminal() && colors()))));
+        put(format_args!("{}", terminal::text(&preview, terminal() && colors())));
     }
     Ok(ExitCode::SUCCESS)
 }
