@@ -49,13 +49,19 @@ impl Choice {
     /// The device has not got the memory.
     pub fn reserve<O: Ops>(&self, ops: &O, limit: Option<u64>) -> Result<()> {
         let planned = self.memory.total();
-        let room = planned + planned / 256 + (16 << 20);
+        let room = planned + slack(planned);
         ops.reserve(limit.map_or(room, |limit| room.min(limit))).at(|| "the planned memory".into())
     }
 }
 
 /// Positions of the loss in a fast and in a small plan.
 const LOSS_ROWS: [usize; 2] = [1024, 256];
+/// Memory beyond a plan, so that what it counts as one number finds places that are long enough: loading leaves gaps, and so do buffers that grow.
+const fn slack(planned: u64) -> u64 {
+    let gaps = planned / 32;
+    planned / 128 + if gaps < 64 << 20 { gaps } else { 64 << 20 }
+}
+
 /// What is left free under [`Goal::Auto`]: for the driver, other programs, and what evaluation makes for itself.
 const MARGIN: f64 = 0.04;
 
@@ -111,7 +117,10 @@ pub fn choose<O: Ops>(
             // Layers give up what they keep one by one, what is cheap first.
             let fitting = first_that(tries, |given_up| {
                 let choice = candidate(weights, given_up, loss_rows, false)?;
-                Ok(budget.is_none_or(|b| choice.memory.total() <= b).then_some(choice))
+                let total = choice.memory.total();
+                // With one candidate there is nothing to give up for it.
+                let room = if fixed.is_some() { total } else { total + slack(total) };
+                Ok(budget.is_none_or(|b| room <= b).then_some(choice))
             })?;
             let Some(choice) = fitting else { continue };
             if best.as_ref().is_none_or(|b| slower(b, &choice)) {
