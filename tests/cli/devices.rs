@@ -207,7 +207,7 @@ fn selftest_of_the_cpu_passes_on_the_reference_data() {
     assert_eq!(out["kernels"], Value::Array(vec![]));
     let groups: std::collections::BTreeSet<&str> =
         out["reference"].as_array().unwrap().iter().map(|c| c["group"].as_str().unwrap()).collect();
-    let all = ["ref-adamw8bit", "ref-blockwise8", "ref-curves", "ref-forward", "ref-greedy", "ref-lora", "ref-nf4"];
+    let all = ["ref-adamw8bit", "ref-blockwise8", "ref-cpu", "ref-curves", "ref-forward", "ref-greedy", "ref-lora", "ref-nf4"];
     assert_eq!(groups.into_iter().collect::<Vec<_>>(), all);
     let text = sandbox.ok(["selftest", "--device", "cpu", "--reference", folder, "ref-blockwise8"]);
     assert!(text.lines().all(|l| !l.starts_with("FAIL")) && text.contains("comparisons, 0 failed"), "{text}");

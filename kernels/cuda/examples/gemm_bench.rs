@@ -215,8 +215,8 @@ impl Bench {
             let moved = 2 * n * all + 4 * n * ranks + 10 * all * rank;
             let mut db = outs.iter().map(|&o| Ok(d.zeros(o * rank, "dB")?)).collect::<Outcome<Vec<Floats>>>()?;
             let mut plans = vec![self.device.lora_backward_plan(n, outs, rank)];
-            use BackwardKernel::{Deep, Hopper512, Hopper1024, Long};
-            for kernel in [Long, Deep, Hopper1024, Hopper512] {
+            use BackwardKernel::{Deep, Long};
+            for kernel in [Long, Deep] {
                 plans.extend([1, 2].map(|times| BackwardPlan { kernel, times }));
             }
             for plan in plans {

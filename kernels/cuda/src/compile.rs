@@ -193,29 +193,6 @@ pub const SOURCES: &[Source] = &[
         only: None,
     },
     Source {
-        file: "lora_sm90.cu",
-        text: concat!(
-            include_str!("mma.cu"),
-            include_str!("attention_wgmma.cu"),
-            "#line 1 \"lora_sm90.cu\"\n",
-            include_str!("lora_sm90.cu")
-        ),
-        kernels: &[
-            "lora_backward_sm90_32_8",
-            "lora_backward_sm90_32_4",
-            "lora_backward_sm90_64_4",
-            "lora_da_sm90_32",
-            "lora_da_sm90_64",
-            "lora_da_sm90_96",
-            "lora_da_sm90_128",
-            "lora_mid_sm90_32",
-            "lora_mid_sm90_64",
-            "lora_mid_sm90_96",
-            "lora_mid_sm90_128",
-        ],
-        only: Some(Arch::Sm90a),
-    },
-    Source {
         file: "attention_sm90.cu",
         text: concat!(include_str!("attention_wgmma.cu"), include_str!("attention_sm90.cu")),
         kernels: &["attention_sm90"],

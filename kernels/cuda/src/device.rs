@@ -194,7 +194,7 @@ impl Device {
     /// # Errors
     /// A kernel or arguments that do not exist, more shared memory than the card has, or the driver's.
     pub(crate) fn launch(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>]) -> Result<()> {
-        self.launch_as(name, config, args, false, 1)
+        self.launch_as(name, config, args, false)
     }
 
     /// [`Self::launch`] of a kernel that may begin while the previous one ends: it must execute `griddepcontrol.wait` before it reads or writes
@@ -203,19 +203,11 @@ impl Device {
     /// # Errors
     /// As [`Self::launch`].
     pub(crate) fn launch_early(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>]) -> Result<()> {
-        self.launch_as(name, config, args, !matches!(self.arch, Arch::Sm80 | Arch::Sm86 | Arch::Sm89), 1)
-    }
-
-    /// [`Self::launch_early`] in clusters of `blocks` blocks along y (Hopper's).
-    ///
-    /// # Errors
-    /// As [`Self::launch`].
-    pub(crate) fn launch_cluster(&self, name: &'static str, config: LaunchConfig, blocks: u32, args: &[Arg<'_>]) -> Result<()> {
-        self.launch_as(name, config, args, true, blocks)
+        self.launch_as(name, config, args, !matches!(self.arch, Arch::Sm80 | Arch::Sm86 | Arch::Sm89))
     }
 
     #[expect(unsafe_code, reason = "a kernel launch")]
-    fn launch_as(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>], early: bool, cluster: u32) -> Result<()> {
+    fn launch_as(&self, name: &'static str, config: LaunchConfig, args: &[Arg<'_>], early: bool) -> Result<()> {
         let function = self.functions.get(name).ok_or(CudaError::NoKernel { name, arch: self.arch.name() })?;
         let sizes = args.iter().map(|a| match a {
             Arg::Four(_) => 4,
@@ -246,12 +238,9 @@ impl Device {
             || {
                 if early {
                     // SAFETY: a C structure of numbers and unions of numbers, for which zeros are valid.
-                    let [mut early, mut blocks]: [sys::CUlaunchAttribute; 2] = unsafe { std::mem::zeroed() };
-                    early.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-                    early.value.programmaticStreamSerializationAllowed = 1;
-                    blocks.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-                    blocks.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: cluster, z: 1 };
-                    let mut attributes = [early, blocks];
+                    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+                    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+                    attribute.value.programmaticStreamSerializationAllowed = 1;
                     let ((x, y, z), (bx, by, bz)) = (config.grid_dim, config.block_dim);
                     let config = sys::CUlaunchConfig {
                         gridDimX: x,
@@ -262,8 +251,8 @@ impl Device {
                         blockDimZ: bz,
                         sharedMemBytes: config.shared_mem_bytes,
                         hStream: self.stream.cu_stream(),
-                        attrs: attributes.as_mut_ptr(),
-                        numAttrs: if cluster > 1 { 2 } else { 1 },
+                        attrs: &raw mut attribute,
+                        numAttrs: 1,
                     };
                     // SAFETY: as below; the kernel itself waits for the one before it, as its launcher promises.
                     unsafe { sys::cuLaunchKernelEx(&raw const config, function.handle, pointers.as_mut_ptr(), std::ptr::null_mut()) }

@@ -94,8 +94,8 @@ impl Cuda {
             let store = || bf16(out, 0, outer);
             if r > 0 {
                 match dropout {
-                    // Before Hopper the library is the faster for this thin product; without it there is a kernel that reads x once.
-                    None if matches!(self.products, Products::Own) || self.device.has_thin_products() => {
+                    // The library is the faster for this thin product; without it there is a kernel that reads x once.
+                    None if matches!(self.products, Products::Own) => {
                         self.with_partial(self.device.lora_mid_scratch_bytes(n, inner, r), |scratch| {
                             Ok(self.device.lora_mid(n, x, e.a(0, r), mid, scratch)?)
                         })?;

@@ -1,7 +1,7 @@
 //! The thin products of adapters over `dy`, in one pass: the gradient of what lies between A and B, and that of B. Partial
 //! sums lie in the caller's scratch and are added in a fixed order.
 
-use super::lora_gemm::{ALIGN, BARRIERS, MEMBERS, SIDE, THIN_BOX, TILE, TOKENS, WIDE_BOX, config, rank_of, run_of, tensor_map};
+use super::lora_gemm::{MEMBERS, TOKENS, config, rank_of, run_of};
 use super::{blocks, fail, launch_early, least, rows};
 use crate::Result;
 use crate::device::{Arg, Device};
@@ -40,12 +40,6 @@ pub enum BackwardKernel {
     Deep,
     /// 64 ranks and 256 outputs.
     Wide,
-    /// Hopper's own: 32 ranks and 1024 outputs.
-    Hopper1024,
-    /// Hopper's own: 32 ranks and 512 outputs.
-    Hopper512,
-    /// Hopper's own: 64 ranks and 512 outputs.
-    HopperWide,
 }
 
 /// What a kernel of the backward takes.
@@ -57,40 +51,24 @@ struct BackwardParts {
     outs: usize,
     /// Shared memory of a block: B of its outputs, tiles of dy, two of mid, and, where two halves of the outputs are summed, one of sums.
     shared: usize,
-    /// What the tokens of a run are a multiple of.
-    tokens: usize,
-    /// Whether the copy engine fetches dy and mid.
-    by_engine: bool,
 }
 
 impl BackwardKernel {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::Short, Self::Long, Self::Deep, Self::Wide, Self::Hopper1024, Self::Hopper512, Self::HopperWide];
-
-    /// Whether it runs on Hopper alone.
-    pub fn hopper(self) -> bool {
-        self.parts().by_engine
-    }
+    pub const ALL: [Self; 4] = [Self::Short, Self::Long, Self::Deep, Self::Wide];
 
     fn parts(self) -> BackwardParts {
         // Name, ranks, blocks of 256 outputs, tiles of dy in shared memory.
         let portable = |name, ranks: usize, halves: usize, stages: usize| {
             let sums = if halves == 2 { 4 * TOKENS * ranks } else { 0 };
             let shared = 2 * (halves * OUTS * ranks + stages * TOKENS * OUTS + 2 * TOKENS * ranks) + sums;
-            BackwardParts { name, ranks, outs: halves * OUTS, shared, tokens: TOKENS, by_engine: false }
-        };
-        let hopper = |name, ranks: usize, outs: usize, stages: usize| {
-            let shared = 2 * (outs * ranks + 2 * SIDE * ranks) + stages * TILE + BARRIERS + ALIGN;
-            BackwardParts { name, ranks, outs, shared, tokens: SIDE, by_engine: true }
+            BackwardParts { name, ranks, outs: halves * OUTS, shared }
         };
         match self {
             Self::Short => portable("lora_backward_32_1", 32, 1, 2),
             Self::Long => portable("lora_backward_32_2", 32, 2, 2),
             Self::Deep => portable("lora_backward_32_2_deep", 32, 2, 3),
             Self::Wide => portable("lora_backward_64_1", 64, 1, 2),
-            Self::Hopper1024 => hopper("lora_backward_sm90_32_8", 32, 1024, 4),
-            Self::Hopper512 => hopper("lora_backward_sm90_32_4", 32, 512, 4),
-            Self::HopperWide => hopper("lora_backward_sm90_64_4", 64, 512, 4),
         }
     }
 
@@ -174,18 +152,9 @@ impl Device {
 
     /// The plan of the backward for `n` tokens, members of these outputs, and their rank.
     pub fn lora_backward_plan(&self, n: usize, outs: &[usize], rank: usize) -> BackwardPlan {
-        use BackwardKernel::{Deep, Hopper512, Hopper1024, HopperWide, Long, Short, Wide};
+        use BackwardKernel::{Deep, Long, Short, Wide};
         let fits = |kernel: BackwardKernel| self.shared_limit() as usize >= kernel.parts().shared;
         let large = n.saturating_mul(outs.iter().sum()) >= LARGE;
-        if self.thin("lora_backward_sm90_32_4") {
-            // Of many outputs a block takes more, so that sums over them are of fewer parts.
-            let kernel = match (rank > 32, outs.iter().sum::<usize>() >= 16384) {
-                (true, _) => HopperWide,
-                (false, true) => Hopper1024,
-                (false, false) => Hopper512,
-            };
-            return BackwardPlan { kernel, times: 1 };
-        }
         let kernel = match (rank > 32 && fits(Wide), large) {
             (true, _) => Wide,
             (false, false) if fits(Deep) => Deep,
@@ -198,7 +167,7 @@ impl Device {
     /// Floats of scratch for one launch over members of equal rank: partial sums of dmid and of dB.
     fn backward_scratch(&self, plan: BackwardPlan, n: usize, outs: &[usize], rank: usize) -> [usize; 2] {
         let (part, across) = (rank.min(plan.kernel.parts().ranks), plan.kernel.across(outs));
-        let runs = n.div_ceil(run_of(self, n, across, plan.times, plan.kernel.parts().tokens));
+        let runs = n.div_ceil(run_of(self, n, across, plan.times, TOKENS));
         [across * n * part, runs * outs.iter().sum::<usize>() * part]
     }
 
@@ -271,7 +240,7 @@ impl Device {
             let ranks = parts.ranks;
             let [mids, bs] = self.backward_scratch(plan, n, &outs, rank);
             least(op, "scratch", scratch.len(), mids.checked_add(bs))?;
-            let run = run_of(self, n, across, plan.times, parts.tokens);
+            let run = run_of(self, n, across, plan.times, TOKENS);
             let (runs, part_b) = (n.div_ceil(run) as u32, scratch.ptr() + 4 * mids as u64);
             for from in (0..rank).step_by(ranks) {
                 let part = (rank - from).min(ranks);
@@ -285,19 +254,8 @@ impl Device {
                 let [a, b, c] = s;
                 let (n32, part32, run32) = (n as u32, part as u32, run as u32);
                 let grid = config(blocks(op, across, 1)?, runs, parts.shared);
-                let maps = if parts.by_engine {
-                    let long = tensor_map(dy.ptr(), [n, dy.cols(), dy.stride()], WIDE_BOX)?;
-                    Some((long, tensor_map(mid.ptr(), [n, mid.cols(), mid.stride()], THIN_BOX)?))
-                } else {
-                    None
-                };
                 let mut args: Vec<Arg<'_>> = Vec::with_capacity(28);
-                match &maps {
-                    Some((long, thin)) => args.extend([Arg::from(long), thin.into(), n32.into(), part32.into()]),
-                    None => {
-                        args.extend([Arg::from(dy.ptr()), sy.into(), mid.ptr().into(), sm.into(), n32.into(), part32.into(), run32.into()])
-                    }
-                }
+                args.extend([Arg::from(dy.ptr()), sy.into(), mid.ptr().into(), sm.into(), n32.into(), part32.into(), run32.into()]);
                 args.extend([a.out, b.out, c.out, a.mid, b.mid, c.mid, a.dy, b.dy, c.dy].map(Arg::from));
                 args.extend([a.b, b.b, c.b].map(Arg::from));
                 args.extend([a.stride, b.stride, c.stride].map(Arg::from));

@@ -4,10 +4,10 @@
 
 use super::{blocks, fail, launch, least, rows};
 use crate::Result;
-use crate::device::{Arg, Device, TensorMap};
+use crate::device::Device;
 use crate::matrix::{Matrix, inside, small};
 use crate::memory::{Floats, Tensor};
-use cudarc::driver::{LaunchConfig, sys};
+use cudarc::driver::LaunchConfig;
 
 /// The most ranks of one launch over x.
 const RANKS: usize = 128;
@@ -17,18 +17,6 @@ pub(super) const MEMBERS: usize = 3;
 const COLUMNS: usize = 128;
 /// Tokens of a step.
 pub(super) const TOKENS: usize = 64;
-/// Rows and columns of a tile of Hopper's kernels, its bytes, and what their shared memory may begin before a whole kilobyte.
-pub(super) const SIDE: usize = 128;
-pub(super) const TILE: usize = 2 * SIDE * SIDE;
-pub(super) const ALIGN: usize = 1024;
-/// Bytes of the barriers of its stages.
-pub(super) const BARRIERS: usize = 64;
-/// Set to `hopper`, it says that Hopper's own kernels compute the adapters' thin products. Not the default: fed by copies of the threads' own they were right
-/// but no faster than the portable ones, and fed by the copy engine they have not been measured.
-pub const THIN: &str = "TRAINER_CUDA_THIN";
-/// Slices of the width in Hopper's product with A: blocks of a cluster.
-const SLICES: u32 = 4;
-
 /// How `mid` is computed; a function of width and rank alone, so that a row's result depends on nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MidPlan {
@@ -84,21 +72,8 @@ pub(super) fn config(x: u32, y: u32, shared_mem_bytes: usize) -> LaunchConfig {
 }
 
 impl Device {
-    /// Whether Hopper's own kernel of this name is to be used: see [`THIN`].
-    pub(super) fn thin(&self, name: &'static str) -> bool {
-        self.prefers(name) && std::env::var_os(THIN).is_some_and(|v| v == "hopper")
-    }
-
-    /// Whether [`Self::lora_mid`] is at least as fast as a library's product.
-    pub fn has_thin_products(&self) -> bool {
-        self.thin("lora_mid_sm90_32")
-    }
-
     /// Bytes of scratch that [`Self::lora_mid`] needs for `n` tokens.
     pub fn lora_mid_scratch_bytes(&self, n: usize, width: usize, rank: usize) -> usize {
-        if self.thin("lora_mid_sm90_32") {
-            return 0;
-        }
         let plan = MidPlan::new(width, rank.min(RANKS));
         if plan.slices == 1 { 0 } else { 4 * plan.slices * n * rank.min(RANKS) }
     }
@@ -108,9 +83,6 @@ impl Device {
     /// # Errors
     /// Buffers or sizes that do not fit.
     pub fn lora_mid(&self, n: usize, x: &Tensor, a: Matrix, mid: &mut Tensor, scratch: &mut Floats) -> Result<()> {
-        if self.thin("lora_mid_sm90_32") {
-            return self.lora_mid_cluster(n, x, a, mid);
-        }
         self.lora_mid_as(MidPlan::new(x.cols(), a.rows.min(RANKS)), n, x, a, mid, scratch)
     }
 
@@ -126,35 +98,6 @@ impl Device {
         }
         small(op, [n, width, a.stride])?;
         Ok(strides)
-    }
-
-    /// [`Self::lora_mid`] by Hopper's kernel: slices of the width in the blocks of a cluster, whatever `n` is.
-    fn lora_mid_cluster(&self, n: usize, x: &Tensor, a: Matrix, mid: &mut Tensor) -> Result<()> {
-        let op = "lora_mid";
-        let [_, so] = Self::check_mid(op, n, x, a, mid)?;
-        let (width, rank) = (x.cols(), a.rows);
-        let slice = width.div_ceil(SLICES as usize).next_multiple_of(SIDE) as u32;
-        for from in (0..rank).step_by(RANKS) {
-            let part = (rank - from).min(RANKS);
-            let (name, padded, stages) = match part {
-                ..=32 => ("lora_mid_sm90_32", 32, 5),
-                33..=64 => ("lora_mid_sm90_64", 64, 4),
-                65..=96 => ("lora_mid_sm90_96", 96, 4),
-                _ => ("lora_mid_sm90_128", 128, 3),
-            };
-            if n == 0 {
-                return Ok(());
-            }
-            let grid = config(blocks(op, n, SIDE)?, SLICES, stages * (TILE + 2 * SIDE * padded) + BARRIERS + ALIGN);
-            let (a_ptr, out) = (a.ptr + 2 * (from * a.stride) as u64, mid.ptr() + 2 * from as u64);
-            let long = tensor_map(x.ptr(), [n, width, x.stride()], WIDE_BOX)?;
-            let thin = tensor_map(a_ptr, [part, width, a.stride], (64, padded as u32))?;
-            let (n, width, rank) = (n as u32, width as u32, part as u32);
-            let args: [Arg<'_>; 8] =
-                [(&long).into(), (&thin).into(), n.into(), width.into(), rank.into(), slice.into(), out.into(), so.into()];
-            self.launch_cluster(name, grid, SLICES, &args)?;
-        }
-        Ok(())
     }
 
     /// [`Self::lora_mid`] with a plan of the caller's, for measurements.
@@ -200,9 +143,6 @@ impl Device {
 
     /// Bytes of scratch that [`Self::lora_da`] needs for `n` tokens and members of these ranks, together.
     pub fn lora_da_scratch_bytes(&self, n: usize, width: usize, ranks: usize) -> usize {
-        if self.thin("lora_da_sm90_32") {
-            return 0;
-        }
         let run = run_of(self, n, width.div_ceil(COLUMNS), 1, TOKENS);
         4 * n.div_ceil(run) * ranks.min(RANKS) * width
     }
@@ -248,10 +188,6 @@ impl Device {
             let part = |i: usize| parts.get(i).map_or((0, 0), |p| (p.0 as u32, p.1));
             let [a, b, c] = [part(0), part(1), part(2)];
             let at = dmid.ptr() + 2 * *first as u64;
-            if self.thin("lora_da_sm90_32") {
-                self.lora_da_cluster([n, width, rank], (at, sd), (x.ptr(), sx), [a, b, c])?;
-                continue;
-            }
             least(op, "scratch", scratch.len(), super::product(&[runs, rank, width]))?;
             let (name, padded) = match rank {
                 ..=32 => ("lora_da_32", 32),
@@ -267,69 +203,4 @@ impl Device {
         }
         Ok(())
     }
-
-    /// One launch of [`Self::lora_da`] by Hopper's kernel, whose clusters add up the runs: `[n, width, rank]`, addresses and strides of dmid and x, ranks and
-    /// gradients of the members.
-    fn lora_da_cluster(&self, sizes: [usize; 3], dmid: (u64, u32), x: (u64, u32), members: [(u32, u64); MEMBERS]) -> Result<()> {
-        let [n, width, rank] = sizes;
-        let across = width.div_ceil(SIDE);
-        let (name, padded, stages) = match rank {
-            ..=32 => ("lora_da_sm90_32", 32, 5),
-            33..=64 => ("lora_da_sm90_64", 64, 4),
-            65..=96 => ("lora_da_sm90_96", 96, 4),
-            _ => ("lora_da_sm90_128", 128, 3),
-        };
-        // The most blocks of a cluster that any card takes.
-        let runs = (self.multiprocessors() as usize / across.max(1)).clamp(1, 8);
-        let runs = if runs.is_power_of_two() { runs } else { runs.next_power_of_two() / 2 };
-        let grid = config(blocks("lora_da", across, 1)?, runs as u32, stages * (TILE + 2 * SIDE * padded) + BARRIERS + ALIGN);
-        let thin = tensor_map(dmid.0, [n, rank, dmid.1 as usize], THIN_BOX)?;
-        let long = tensor_map(x.0, [n, width, x.1 as usize], WIDE_BOX)?;
-        let (n, width, [a, b, c]) = (n as u32, width as u32, members);
-        let args: [Arg<'_>; 10] = [
-            (&thin).into(),
-            (&long).into(),
-            n.into(),
-            width.into(),
-            a.0.into(),
-            b.0.into(),
-            c.0.into(),
-            a.1.into(),
-            b.1.into(),
-            c.1.into(),
-        ];
-        self.launch_cluster(name, grid, runs as u32, &args)
-    }
-}
-
-/// Columns and rows of what Hopper's copy engine copies at once: of a long matrix, and of a thin one.
-pub(super) const WIDE_BOX: (u32, u32) = (64, 64);
-pub(super) const THIN_BOX: (u32, u32) = (32, SIDE as u32);
-
-/// Tells the copy engine of a matrix of `[rows, columns, stride]` values, whose boxes are swizzled over their whole width.
-#[expect(unsafe_code, reason = "a call of the driver")]
-pub(super) fn tensor_map(ptr: u64, [rows, cols, stride]: [usize; 3], (width, height): (u32, u32)) -> Result<TensorMap> {
-    use sys::CUtensorMapSwizzle::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B};
-    let mut map = TensorMap(sys::CUtensorMap { opaque: [0; 16] });
-    let (sizes, strides) = ([cols as u64, rows as u64], [2 * stride as u64]);
-    // SAFETY: the driver reads two sizes, one stride and two pairs of numbers, and writes the map; the address is not followed here. Every access through
-    // the map is within `rows` rows of `cols` values, which the caller has checked against the buffer.
-    let status = unsafe {
-        sys::cuTensorMapEncodeTiled(
-            &raw mut map.0,
-            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            2,
-            ptr as *mut std::ffi::c_void,
-            sizes.as_ptr(),
-            strides.as_ptr(),
-            [width, height].as_ptr(),
-            [1u32, 1].as_ptr(),
-            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            if width == 32 { CU_TENSOR_MAP_SWIZZLE_64B } else { CU_TENSOR_MAP_SWIZZLE_128B },
-            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-    };
-    status.result()?;
-    Ok(map)
 }

@@ -99,7 +99,7 @@ impl Checks<'_> {
                 [&[(520, 32), (264, 32), (8, 32)], &[(1000, 64)], &[(256, 8), (512, 16), (512, 16)], &[(600, 96)]];
             for members in groups {
                 self.check_backward(None, n, members)?;
-                for kernel in BackwardKernel::ALL.into_iter().filter(|k| !k.hopper() || self.device.has_thin_products()) {
+                for kernel in BackwardKernel::ALL {
                     // The reference takes its time: one run of many tokens for each kernel.
                     for times in (1..=2).take(if n > 1000 { 1 } else { 2 }) {
                         self.check_backward(Some(BackwardPlan { kernel, times }), n, members)?;
