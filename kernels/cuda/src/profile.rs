@@ -4,7 +4,7 @@ use crate::Result;
 use cudarc::driver::{CudaStream, result, sys};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The time of one kernel in a profile.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,25 +39,33 @@ fn event() -> Result<sys::CUevent> {
 impl Profile {
     /// Forgets everything and collects from now on.
     pub fn start(&self) {
-        *self.spans.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+        *self.spans() = Some(Vec::new());
     }
 
-    /// Runs `launch`, between two events if collecting.
+    fn spans(&self) -> MutexGuard<'_, Option<Vec<Span>>> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `launch`, between two events if collecting. Spans within `launch` are part of this one.
     ///
     /// # Errors
     /// Those of `launch`, or the driver's.
     #[expect(unsafe_code, reason = "the driver's interface")]
     pub fn span(&self, stream: &CudaStream, name: impl FnOnce() -> String, launch: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(spans) = spans.as_mut() else { return launch() };
-        let (start, end) = (event()?, event()?);
-        // SAFETY: live events and stream; the context is current, since events were just made in it.
-        unsafe { result::event::record(start, stream.cu_stream()) }?;
-        launch()?;
-        // SAFETY: as above.
-        unsafe { result::event::record(end, stream.cu_stream()) }?;
-        spans.push(Span { name: name(), start, end });
-        Ok(())
+        // Taken out, and not locked, while `launch` runs: a product by our own kernels is a span around another.
+        let Some(mut spans) = self.spans().take() else { return launch() };
+        let timed = (|| {
+            let (start, end) = (event()?, event()?);
+            // SAFETY: live events and stream; the context is current, since events were just made in it.
+            unsafe { result::event::record(start, stream.cu_stream()) }?;
+            launch()?;
+            // SAFETY: as above.
+            unsafe { result::event::record(end, stream.cu_stream()) }?;
+            Ok(Span { name: name(), start, end })
+        })();
+        let result = timed.map(|span| spans.push(span));
+        *self.spans() = Some(spans);
+        result
     }
 
     /// Stops collecting; gives the sums by name, the longest first.
@@ -67,7 +75,7 @@ impl Profile {
     #[expect(unsafe_code, reason = "the driver's interface")]
     pub fn stop(&self, stream: &CudaStream) -> Result<Vec<Timing>> {
         stream.synchronize()?;
-        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let spans = self.spans().take().unwrap_or_default();
         let mut sums: BTreeMap<String, (usize, f64)> = BTreeMap::new();
         for span in spans {
             // SAFETY: both events were recorded and have passed; they are destroyed once.
