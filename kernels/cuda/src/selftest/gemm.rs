@@ -2,10 +2,12 @@
 
 use super::{Checks, Outcome};
 use crate::CudaError;
+use crate::backend::{Cuda, CudaOptions};
 use crate::blaslt::{BlasLt, Scales};
 use crate::launch::{BackwardKernel, BackwardPlan, LoraIn, LoraOut};
 use crate::matrix::{Matrix, Matrix8, Op, Out};
 use crate::memory::{Floats, Tensor};
+use trainer_kernels::ops::{HostBatch, HostLinear, HostMatrix, Ops, WeightPlan};
 
 /// Relative error of a bf16 result: the most that rounding one value gives (2⁻⁸), because the smallest results are only a few values.
 const BF16: f64 = 4e-3;
@@ -78,6 +80,7 @@ impl Checks<'_> {
                 self.check_gemm(None, op_a, op_b, [m, n, k], 0.5, 1.0)?;
             }
         }
+        self.check_own_group()?;
         if let Some(lt) = &lt {
             self.check_choices(lt)?;
             if self.device.arch() == crate::compile::Arch::Sm90a {
@@ -85,6 +88,44 @@ impl Checks<'_> {
                     self.check_fp8(lt, m, n, k)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// A frozen projection through a backend that was asked for our own products: alone, and while launches are timed, where one span lies in another.
+    fn check_own_group(&mut self) -> Outcome<()> {
+        let options = CudaOptions { ordinal: self.device.context().ordinal(), own_products: true, ..CudaOptions::default() };
+        let cuda = Cuda::open(options)?;
+        let (n, inner, outer) = (130, 200, 72);
+        let weight = Stored { rows: outer, cols: inner, values: self.random.values(outer * inner) };
+        let x = self.random.values(n * inner);
+        let want = product(n, outer, inner, &x, &weight.transposed());
+        let linear = HostLinear { weight: HostMatrix::F32(&weight.values), out_features: outer, in_features: inner, bias: None };
+        let group = cuda.group(&[linear], WeightPlan::Unpacked, 0)?;
+        let batch = cuda.batch(&HostBatch {
+            ids: vec![0; n],
+            targets: vec![0; n],
+            weights: vec![1.0; n],
+            positions: (0..n as u32).collect(),
+            cu_seqlens: vec![0, n as u32],
+            samples: vec![0],
+            slots: Vec::new(),
+        })?;
+        let (mut card_x, mut mid) = cuda.tensor_with_mid(n, inner, 0)?;
+        cuda.write_tensor(&x, &mut card_x)?;
+        for timed in [false, true] {
+            let mut out = cuda.tensor(n, outer)?;
+            cuda.write_tensor(&vec![f32::NAN; n * outer], &mut out)?;
+            if timed {
+                cuda.device().profile().start();
+            }
+            cuda.linear(&batch, n, &card_x, &group, &[None], None, &mut out, &mut mid)?;
+            if timed {
+                let spans = cuda.device().profile().stop(cuda.device().stream())?;
+                let products = spans.iter().filter(|t| t.name.starts_with("product")).map(|t| t.launches).sum::<usize>();
+                self.note("own products, timed", format!("{n}x{outer}x{inner}"), &[products as f32], &[1.0], 0.0);
+            }
+            self.note("own products, a group", format!("{n}x{outer}x{inner}"), &cuda.read_tensor(n, &out)?, &want, BF16);
         }
         Ok(())
     }
