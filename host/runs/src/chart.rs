@@ -12,6 +12,9 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 32.0;
 
+/// Greater values are left out like infinite ones: sums and margins of them would overflow.
+const GREATEST: f64 = 1e300;
+
 /// A line of a chart.
 #[derive(Clone, Debug)]
 pub struct Series {
@@ -132,8 +135,9 @@ impl Chart {
             .series
             .iter()
             .map(|s| {
-                let finite: Vec<_> = s.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
-                (s, thin(&finite, MOST_POINTS))
+                let drawable = |v: f64| v.abs() <= GREATEST;
+                let points: Vec<_> = s.points.iter().copied().filter(|(x, y)| drawable(*x) && drawable(*y)).collect();
+                (s, thin(&points, MOST_POINTS))
             })
             .collect();
         let all = || drawn.iter().flat_map(|(_, points)| points.iter());
@@ -243,6 +247,18 @@ mod tests {
         let thinned = thin(&points, 800);
         assert!(thinned.len() <= 802 && thinned.contains(&(70_001.0, 9.0)), "{}", thinned.len());
         assert!(thinned.is_sorted_by(|a, b| a.0 < b.0));
+    }
+
+    #[test]
+    fn values_at_the_end_of_the_range_do_not_overflow() {
+        for ys in [[0.0, f64::MAX], [f64::MIN, f64::MAX], [0.0, -1e300], [5e-324, 1e300]] {
+            for (log, from_zero) in [(false, false), (false, true), (true, false), (true, true)] {
+                let points = vec![(0.0, ys[0]), (1.0, ys[1])];
+                let series = vec![Series { name: "loss".into(), color: 1, faint: false, points }];
+                let html = Chart { id: "a".into(), title: "t".into(), series, log, from_zero }.html();
+                assert!(!html.contains("NaN") && !html.contains("inf"), "{ys:?} {html}");
+            }
+        }
     }
 
     proptest! {
