@@ -44,11 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                 id: id.into(),
                 prompt_ids: (0..prompt as u32).map(|i| philox4x32_10([i, id, 0, 0], [7, 7])[0] % config.vocab_size as u32).collect(),
                 params: SamplingParams::greedy(),
-                seed: 0,
                 sample: id.into(),
-                repeat: 0,
                 max_new_tokens: new,
-                stop_ids: Vec::new(),
+                ..GenRequest::default()
             })
             .collect();
         let options = GenOptions { slots: batch, cache_length: prompt + new, prefill_tokens: 4096 };

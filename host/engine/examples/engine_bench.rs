@@ -94,9 +94,8 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
                 params: SamplingParams::greedy(),
                 seed: 1,
                 sample: i,
-                repeat: 0,
                 max_new_tokens: 120 + (i as usize * 29) % 100,
-                stop_ids: vec![],
+                ..GenRequest::default()
             })
             .collect()
     };

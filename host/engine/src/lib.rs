@@ -21,6 +21,7 @@
 //! // generation
 //! Generator::new(model: Arc<Model<O>>, GenOptions{ slots, cache_length, prefill_tokens }) -> Result<Generator<O>, _>
 //! generator.generate(adapter: Option<&Adapter<O>>, Vec<GenRequest>, on_event: &mut dyn FnMut(GenEvent) -> ControlFlow<Cancel>) -> Result<Vec<GenResult>, _>
+//! generator.serve(adapters: &[Option<&Adapter<O>>], feed: &mut dyn Feed) -> Result<(), _>                      // requests come as others go on
 //! generator.score(adapter: Option<&Adapter<O>>, &[ScoreRequest{ id, prompt_ids, continuation_ids }]) -> Result<Vec<ScoreResult>, _>
 //!
 //! // planning
@@ -44,7 +45,7 @@ mod workspace;
 
 pub use adapter::{Adapter, trained_parameters};
 pub use error::{EngineError, Result};
-pub use generate::{Cancel, Finish, GenEvent, GenOptions, GenRequest, GenResult, Generator, RequestError};
+pub use generate::{Cancel, Feed, Finish, GenEvent, GenOptions, GenRequest, GenResult, Generator, RequestError, TokenLogprobs};
 pub use model::{HiddenStates, Model, ModelOptions};
 pub use modules::{Dims, Module, Projection};
 pub use plan::{MemoryPlan, PlanOptions, plan};

@@ -4,7 +4,7 @@ use trainer_kernels::ops::Ops;
 
 use crate::adapter::Adapter;
 use crate::error::Result;
-use crate::generate::{Generator, Piece, RequestError};
+use crate::generate::{Generator, LogSoftmax, Piece, RequestError};
 
 /// A continuation to score.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,43 +133,12 @@ impl<O: Ops> Generator<O> {
             let logits = self.logits(&rows)?;
             for ((member, _, target), logits) in chunk.iter().zip(logits.chunks_exact(vocabulary)) {
                 if let Some((.., score)) = members.get_mut(*member) {
-                    let (logprob, best) = log_probability(logits, *target);
-                    score.sum_logprob += logprob;
-                    score.is_greedy &= best == Some(*target);
+                    let softmax = LogSoftmax::new(logits);
+                    score.sum_logprob += logits.get(*target as usize).map_or(f64::NAN, |logit| softmax.of(*logit));
+                    score.is_greedy &= softmax.best == Some(*target);
                 }
             }
         }
         Ok(())
-    }
-}
-
-/// `ln softmax(logits)[target]` in f64, and the best token.
-fn log_probability(logits: &[f32], target: u32) -> (f64, Option<u32>) {
-    let mut best = None;
-    let mut max = f32::NEG_INFINITY;
-    for (id, value) in logits.iter().enumerate() {
-        if *value > max {
-            (max, best) = (*value, Some(id as u32));
-        }
-    }
-    let sum: f64 = logits.iter().map(|v| f64::from(v - max).exp()).sum();
-    let value = logits.get(target as usize).map_or(f64::NAN, |v| f64::from(v - max));
-    (value - sum.ln(), best)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn log_probabilities_are_those_of_a_softmax() {
-        let logits = [1.0f32, 3.0, 3.0, -2.0];
-        let total: f64 = logits.iter().map(|v| f64::from(*v).exp()).sum();
-        for (id, logit) in logits.iter().enumerate() {
-            let (logprob, best) = log_probability(&logits, id as u32);
-            assert!((logprob - (f64::from(*logit) - total.ln())).abs() < 1e-12);
-            assert_eq!(best, Some(1));
-        }
-        assert!(log_probability(&[1e30, 0.0], 1).0 < -1e29);
     }
 }

@@ -27,6 +27,7 @@ fn requests(count: usize, vocab: usize) -> Vec<GenRequest> {
             repeat: i as u32 % 4,
             max_new_tokens: 3 + (i * 3) % 14,
             stop_ids: (0..6).map(|_| r.below(vocab as u32)).collect(),
+            ..GenRequest::default()
         })
         .collect()
 }

@@ -158,7 +158,7 @@ fn reference_greedy_tokens() {
 }
 
 fn greedy(id: u64, prompt_ids: Vec<u32>, max_new_tokens: usize) -> GenRequest {
-    GenRequest { id, prompt_ids, params: SamplingParams::greedy(), seed: 0, sample: id, repeat: 0, max_new_tokens, stop_ids: vec![] }
+    GenRequest { id, prompt_ids, params: SamplingParams::greedy(), sample: id, max_new_tokens, ..GenRequest::default() }
 }
 
 #[test]

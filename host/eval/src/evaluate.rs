@@ -344,6 +344,7 @@ fn respond<O: Ops>(
                         repeat,
                         max_new_tokens: g.max_new_tokens.map_or(decoding.max_new_tokens, |n| n as usize),
                         stop_ids: subject.stop_ids.to_vec(),
+                        ..GenRequest::default()
                     });
                     owners.push(index);
                 }

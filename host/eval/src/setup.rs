@@ -192,10 +192,9 @@ pub fn generate_one<O: Ops>(
         prompt_ids: question.prompt_ids,
         params: question.params,
         seed: question.seed,
-        sample: 0,
-        repeat: 0,
         max_new_tokens: question.max_new_tokens,
         stop_ids: question.stop_ids,
+        ..GenRequest::default()
     };
     let results = generator.generate(adapter, vec![request], &mut |event| {
         let Some(id) = event.token else { return ControlFlow::Continue(()) };

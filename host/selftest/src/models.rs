@@ -199,7 +199,7 @@ fn margin(result: &GenResult, want: &[u32], case: &Value) -> f64 {
 
 fn greedy(id: u64, prompt_ids: Vec<u32>, max_new_tokens: usize) -> GenRequest {
     let params = SamplingParams::greedy();
-    GenRequest { id, prompt_ids, params, seed: 0, sample: id, repeat: 0, max_new_tokens, stop_ids: Vec::new() }
+    GenRequest { id, prompt_ids, params, sample: id, max_new_tokens, ..GenRequest::default() }
 }
 
 /// Settings of rank 2 on all projections.

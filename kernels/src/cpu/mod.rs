@@ -529,6 +529,11 @@ impl Ops for Cpu {
         self.weighted_cross_entropy(batch, n, hidden, head, grad_scale, dhidden)
     }
 
+    fn cuts_freely(&self) -> bool {
+        // Each product is one chain over the inner dimension; scores, their softmax and the sum over values depend on a query's own keys alone.
+        true
+    }
+
     fn cache(&self, layers: usize, slots: usize, length: usize, shape: AttentionShape) -> Result<Cache> {
         self.make_cache(layers, slots, length, shape)
     }

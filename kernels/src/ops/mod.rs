@@ -387,6 +387,12 @@ pub trait Ops: Send + Sync {
 
     // --- generation ----------------------------------------------------------------------------------------------------------------
 
+    /// Whether a token's results have the same bits however its sequence is cut into calls: at once by [`Ops::attention`] or piece by piece through the
+    /// cache. A cache may then serve another sequence with the same beginning.
+    fn cuts_freely(&self) -> bool {
+        false
+    }
+
     /// An empty key/value cache for `layers` layers and `slots` sequences of up to `length` tokens.
     fn cache(&self, layers: usize, slots: usize, length: usize, shape: AttentionShape) -> Result<Self::Cache>;
 

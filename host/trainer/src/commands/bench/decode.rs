@@ -63,16 +63,7 @@ fn decoding<O: Ops>(ops: Arc<O>, recipe: &Recipe) -> Result<Vec<Figure>> {
 }
 
 fn request(id: u64, prompt_ids: Vec<u32>) -> GenRequest {
-    GenRequest {
-        id,
-        prompt_ids,
-        params: SamplingParams::greedy(),
-        seed: 0,
-        sample: id,
-        repeat: 0,
-        max_new_tokens: NEW_TOKENS,
-        stop_ids: Vec::new(),
-    }
+    GenRequest { id, prompt_ids, params: SamplingParams::greedy(), sample: id, max_new_tokens: NEW_TOKENS, ..GenRequest::default() }
 }
 
 /// `trainer run` of the default recipe, from the loaded program to the last file, and its two evaluations. The targets are twice the speed of

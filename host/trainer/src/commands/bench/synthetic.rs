@@ -410,11 +410,9 @@ fn decode<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, h
             id: i as u64,
             prompt_ids: random_batch(1, prompt, vocab, 0, i).ids,
             params: SamplingParams::greedy(),
-            seed: 0,
             sample: i as u64,
-            repeat: 0,
             max_new_tokens: new,
-            stop_ids: Vec::new(),
+            ..GenRequest::default()
         })
         .collect();
     let (mut seconds, mut prefill_seconds, mut speeds, mut decode_speeds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
