@@ -183,20 +183,20 @@ mod tests {
         });
         let validator = compile(&schema).unwrap();
         assert!(violations(&validator, &json!({"loc": "Oslo", "days": 3, "id": 1}), 3).is_empty());
-        assert_eq!(
-            violations(&validator, &json!({"days": 0}), 3),
-            ["at /days: 0 is less than the minimum of 1", "\"loc\" is a required property"]
-        );
+        let mut faults = violations(&validator, &json!({"days": 0}), 3);
+        faults.sort();
+        assert_eq!(faults, ["\"loc\" is a required property", "at /days: 0 is less than the minimum of 1"]);
+        assert_eq!(violations(&validator, &json!({"days": 0}), 1).len(), 1);
     }
 
     #[test]
     fn bombs_are_refused() {
         let mut defs = serde_json::Map::new();
-        for i in 0..40 {
+        for i in 0..30 {
             let next = format!("#/$defs/d{}", i + 1);
             defs.insert(format!("d{i}"), json!({"allOf": [{"$ref": next}, {"$ref": next}]}));
         }
-        defs.insert("d40".into(), json!({"type": "object"}));
+        defs.insert("d30".into(), json!({"type": "object"}));
         let bomb = json!({"$ref": "#/$defs/d0", "$defs": defs});
         assert_eq!(compile(&bomb).unwrap_err(), SchemaError::Expanded);
         let chain: serde_json::Map<String, Value> =
