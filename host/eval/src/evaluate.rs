@@ -18,7 +18,7 @@ use crate::error::EvalError;
 use crate::report::{RowCounts, SampleResult, ScoreRecord};
 
 /// Rows that go through a plugin at once.
-const PLUGIN_BATCH: usize = 64;
+pub(crate) const PLUGIN_BATCH: usize = 64;
 /// Prompt tokens in one forward pass.
 const PREFILL_TOKENS: usize = 2048;
 
@@ -125,10 +125,13 @@ pub fn evaluate<O: Ops>(
 }
 
 /// A row with its question.
-struct Asked<'a> {
-    place: &'a str,
-    row: &'a str,
-    request: Request,
+pub(crate) struct Asked<'a> {
+    /// File and row.
+    pub place: &'a str,
+    /// The row as JSON.
+    pub row: &'a str,
+    /// What the metric asks.
+    pub request: Request,
     prompt: String,
     prompt_ids: Vec<u32>,
     failed: Option<String>,
@@ -148,13 +151,20 @@ fn one_metric<O: Ops>(
         render(subject, decoding, chunk)?;
     }
     let responses = respond(subject, &asked, decoding, progress, out)?;
+    let (items, shown) = asked.iter().zip(responses).map(|(a, (response, raw))| (Item { row: a.row.to_owned(), response }, raw)).unzip();
+    judge_responses(used, asked, items, shown, counts, out)
+}
+
+/// Scores responses, one per question, and sums up.
+pub(crate) fn judge_responses(
+    used: &MetricUse,
+    asked: Vec<Asked<'_>>,
+    items: Vec<Item>,
+    shown: Vec<Shown>,
+    mut counts: RowCounts,
+    out: &mut Evaluation,
+) -> Result<(), EvalError> {
     let mut scores: Vec<Vec<Score>> = Vec::with_capacity(asked.len());
-    let mut items = Vec::with_capacity(asked.len());
-    let mut shown = Vec::with_capacity(asked.len());
-    for (a, (response, raw)) in asked.iter().zip(responses) {
-        items.push(Item { row: a.row.to_owned(), response });
-        shown.push(raw);
-    }
     for chunk in items.chunks(PLUGIN_BATCH) {
         for scored in used.metric.score(chunk)? {
             // A trap costs the sample: it has no score, and the metric's aggregate sees it as such.
@@ -179,7 +189,7 @@ fn one_metric<O: Ops>(
             prompt: a.prompt,
             outputs: raw.iter().map(|r| r.0.clone()).collect(),
             finish: raw.iter().map(|r| finish_name(r.1).to_owned()).collect(),
-            tokens: raw.iter().map(|r| r.2).collect(),
+            tokens: raw.iter().filter_map(|r| r.2).collect(),
             failed,
             scores: scores.into_iter().map(score_record).collect(),
         });
@@ -210,7 +220,7 @@ fn score_record(score: Score) -> ScoreRecord {
 }
 
 /// Asks the metric what to ask.
-fn prepare<'a>(used: &MetricUse, judge: &Judge<'a>, counts: &mut RowCounts) -> Result<Vec<Asked<'a>>, EvalError> {
+pub(crate) fn prepare<'a>(used: &MetricUse, judge: &Judge<'a>, counts: &mut RowCounts) -> Result<Vec<Asked<'a>>, EvalError> {
     let mut asked = Vec::with_capacity(judge.rows.len());
     for chunk in judge.rows.chunks(PLUGIN_BATCH) {
         let rows: Vec<String> = chunk.iter().map(|(_, row)| row.clone()).collect();
@@ -314,8 +324,8 @@ pub fn encode_prompt(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<u
 type Answered = std::result::Result<Output, String>;
 /// A continuation's log-probability, tokens and whether it is the greedy one, or why it could not be scored.
 type Scored = std::result::Result<(f64, u32, bool), String>;
-/// Raw output, why it ended, and its tokens, per repeat.
-type Shown = Vec<(String, Finish, usize)>;
+/// Raw output, why it ended, and its tokens where they are known, per repeat.
+pub(crate) type Shown = Vec<(String, Finish, Option<usize>)>;
 
 /// Lets the model answer: one response per question, in order, with the raw outputs.
 fn respond<O: Ops>(
@@ -472,7 +482,7 @@ fn response<O: Ops>(
                 } else {
                     subject.tokenizer.decode_pieces(&output.ids).into_iter().map(template_piece).collect()
                 };
-                shown.push((raw.clone(), ended, output.ids.len()));
+                shown.push((raw.clone(), ended, Some(output.ids.len())));
                 let parts = match subject.template.parse(&[pieces])?.into_iter().next() {
                     Some(Ok(parts)) => parts,
                     Some(Err(e)) => return Ok((Response::Failed(e.to_string()), shown)),

@@ -2,15 +2,17 @@
 //!
 //! A metric plugin says for each row what to ask of the model; the template plugin renders the question; the engine answers all questions
 //! in one continuous batch; the template plugin takes the answers apart; the metric plugin scores and sums up. Decoding does not depend on
-//! what else is in the batch, so a report repeats.
+//! what else is in the batch, so a report repeats. Outputs that are given instead go through the same template and metric plugins.
 
 mod answers;
 mod error;
 mod evaluate;
+mod predictions;
 mod report;
 mod setup;
 
 pub use error::EvalError;
 pub use evaluate::{Decoding, Evaluation, Judge, MetricUse, Progress, Subject, encode_prompt, evaluate, rendered_text, template_piece};
+pub use predictions::Predictions;
 pub use report::{Component, DataUse, Report, RowCounts, SampleResult, ScoreRecord, write_report};
-pub use setup::{Candidate, Generated, Panel, Question, Rows, Speaker, conversation, generate_one, plugin_component};
+pub use setup::{Candidate, Generated, Panel, Question, Rows, Speaker, chat_template, conversation, generate_one, plugin_component};

@@ -17,10 +17,22 @@ use trainer_runtime::{Base, Plugins, eval_source, source_digest};
 
 use crate::error::EvalError;
 use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, encode_prompt, evaluate, rendered_text};
+use crate::predictions::{Predictions, evaluate_predictions};
 use crate::report::{Component, DataUse, Report, write_report};
 
 /// Rows to evaluate at most: they are held in memory.
 const MAX_ROWS: usize = 1_000_000;
+
+/// The chat template of a recipe.
+///
+/// # Errors
+/// The plugin cannot be had, or refuses its settings.
+pub fn chat_template(recipe: &Recipe, plugins: &mut Plugins) -> Result<Template, EvalError> {
+    let name = &recipe.template.plugin;
+    let plugin = plugins.get("template.plugin", name, Kind::ChatTemplate)?;
+    let settings = recipe.settings_of(name, &recipe.template.settings);
+    Ok(plugin.template(&serde_json::Value::Object(settings))?)
+}
 
 /// The chat template of a recipe, and what ends an answer under it.
 pub struct Speaker {
@@ -39,9 +51,7 @@ impl Speaker {
     /// The plugin cannot be had, or stops at a token that the tokenizer does not have.
     pub fn new(recipe: &Recipe, base: &Base, plugins: &mut Plugins) -> Result<Self, EvalError> {
         let name = &recipe.template.plugin;
-        let plugin = plugins.get("template.plugin", name, Kind::ChatTemplate)?;
-        let settings = recipe.settings_of(name, &recipe.template.settings);
-        let template = Arc::new(plugin.template(&serde_json::Value::Object(settings))?);
+        let template = Arc::new(chat_template(recipe, plugins)?);
         let mut stop_ids = base.eos.clone();
         for token in template.describe()?.stop_tokens {
             match base.tokenizer.added_token_id(&token) {
@@ -242,14 +252,18 @@ impl Rows {
             let json = row.json.map_err(|bad| EvalError::BrokenRow { message: bad.to_string() })?;
             rows.push((place, json));
         }
-        let files = source.files().iter().map(|f| component(&f.name, &f.sha256)).collect();
         Ok(Self {
-            data: DataUse { path: recipe.eval.data.to_string(), files },
+            data: DataUse { path: recipe.eval.data.to_string(), files: file_components(&source) },
             sha256: source_digest(&source),
             length: Some(source.len()),
             rows,
         })
     }
+}
+
+/// The files of a source by name and digest.
+pub(crate) fn file_components(source: &Source) -> Vec<Component> {
+    source.files().iter().map(|f| component(&f.name, &f.sha256)).collect()
 }
 
 /// The judges of a recipe with their rows.
@@ -262,6 +276,7 @@ pub struct Panel {
     max_bad_rows: u64,
     slots: usize,
     decoding: Decoding,
+    limit: Option<u64>,
 }
 
 /// A model that can be judged.
@@ -304,7 +319,7 @@ impl Panel {
             seed: recipe.train.seed,
         };
         let rows = Rows::read(recipe, e.limit)?;
-        Ok(Self { metrics, rows, plugins: components, max_bad_rows: recipe.data.max_bad_rows, slots: e.batch, decoding })
+        Ok(Self { metrics, rows, plugins: components, max_bad_rows: recipe.data.max_bad_rows, slots: e.batch, decoding, limit: e.limit })
     }
 
     /// Judges a candidate and writes `<name>.json` and `<name>.samples.jsonl` into `folder`.
@@ -338,16 +353,68 @@ impl Panel {
             scoring_versions: result.scoring_versions,
             rows: result.rows,
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
-            backend: candidate.model.ops().describe(),
-            model: component(&base.name, &base.digest.get()?.sha256),
+            backend: Some(candidate.model.ops().describe()),
+            model: Some(component(&base.name, &base.digest.get()?.sha256)),
+            predictions: None,
             adapter: candidate.adapter.as_ref().map(|digest| component("adapter", digest)),
-            tokenizer: component("tokenizer", base.tokenizer.digest()),
+            tokenizer: Some(component("tokenizer", base.tokenizer.digest())),
             data: self.rows.data.clone(),
             plugins: self.plugins.clone(),
-            decoding: self.decoding.clone(),
+            decoding: Some(self.decoding.clone()),
             samples: Default::default(),
             prompt_tokens: result.prompt_tokens,
             generated_tokens: result.generated_tokens,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        write_report(folder, name, &mut report, &result.samples)?;
+        Ok(report)
+    }
+}
+
+impl Panel {
+    /// As [`Panel::new`], with all rows whatever the recipe's limit, which [`Panel::judge_predictions`] keeps.
+    ///
+    /// # Errors
+    /// As [`Panel::new`].
+    pub fn for_predictions(recipe: &Recipe, plugins: &mut Plugins) -> Result<Self, EvalError> {
+        let mut unlimited = recipe.clone();
+        unlimited.eval.limit = None;
+        Ok(Self { limit: recipe.eval.limit, ..Self::new(&unlimited, plugins)? })
+    }
+
+    /// Judges given outputs, and writes the same files as [`Panel::judge`].
+    ///
+    /// # Errors
+    /// Outputs and rows do not match; see [`EvalError`].
+    pub fn judge_predictions(
+        &self,
+        predictions: &Predictions,
+        template: &Template,
+        folder: &Path,
+        name: &str,
+    ) -> Result<Report, EvalError> {
+        let began = Instant::now();
+        let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows };
+        let limit = self.limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let result = evaluate_predictions(template, &judge, predictions, limit)?;
+        let mut report = Report {
+            metrics: result.metrics,
+            stderr: result.stderr,
+            higher_is_better: result.higher_is_better,
+            scoring_versions: result.scoring_versions,
+            rows: result.rows,
+            trainer: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: None,
+            model: None,
+            predictions: Some(predictions.data.clone()),
+            adapter: None,
+            tokenizer: None,
+            data: self.rows.data.clone(),
+            plugins: self.plugins.clone(),
+            decoding: None,
+            samples: Default::default(),
+            prompt_tokens: 0,
+            generated_tokens: 0,
             seconds: began.elapsed().as_secs_f64(),
         };
         write_report(folder, name, &mut report, &result.samples)?;

@@ -21,7 +21,7 @@ Examples:
 const EVAL_EXAMPLES: &str = "\
 Examples:
   trainer eval --run runs/NAME --json report.json
-  trainer eval --model models/Qwen3-0.6B --data test.jsonl --metric boxed_answer";
+  trainer eval --model models/Qwen3-0.6B --data test.jsonl --plugin math_equal";
 
 const GENERATE_EXAMPLES: &str = "\
 Example:
@@ -140,7 +140,7 @@ pub enum Command {
 /// Flags that change the recipe, shared by commands.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RecipeArgs {
-    /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator). It takes the place of
+    /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator, ...). It takes the place of
     /// the recipe's plugin for every kind that it exports. May be repeated.
     #[arg(long, value_name = "FILE|NAME")]
     pub plugin: Vec<String>,
@@ -208,12 +208,15 @@ pub struct EvalArgs {
     /// A PEFT adapter folder on top of --model.
     #[arg(long, value_name = "DIR", requires = "model")]
     pub adapter: Option<PathBuf>,
+    /// Score outputs that are given, without a model: {"id", "text"} a line, for the rows of the same id.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "model", "device"])]
+    pub predictions: Option<PathBuf>,
     /// Other rows: a file, folder, glob or builtin:NAME.
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
-    /// Metric plugins in place of the recipe's: file or name. May be repeated.
-    #[arg(long, value_name = "FILE|NAME")]
-    pub metric: Vec<String>,
+    /// Plugins in place of the recipe's own of the same kinds, such as metrics: file or name. May be repeated.
+    #[arg(long, value_name = "FILE|NAME", visible_alias = "metric")]
+    pub plugin: Vec<String>,
     /// At most this many rows.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use anyhow::{Result, bail};
 use trainer_config::{Override, Recipe};
-use trainer_eval::{Candidate, Panel, Report, Speaker};
+use trainer_eval::{Candidate, Panel, Predictions, Report, Speaker, chat_template};
 use trainer_kernels::ops::Ops;
 use trainer_runtime::{Plugins, adapter_digest, apply_plugin, compiler_command, load_base, open_device, with_ops};
 use trainer_train::When;
@@ -31,8 +31,13 @@ struct Target {
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let target = target(&args)?;
-    let open = open_device(&target.recipe.device)?;
-    let report = with_ops!(open.backend, ops => judge(ops, &target, json_on_stdout(args.json.as_deref())))?;
+    let report = match &args.predictions {
+        Some(predictions) => judge_predictions(predictions, &target)?,
+        None => {
+            let open = open_device(&target.recipe.device)?;
+            with_ops!(open.backend, ops => judge(ops, &target, json_on_stdout(args.json.as_deref())))?
+        }
+    };
     match &args.json {
         Some(to) => write_json(to, &report)?,
         None => show(&report, &target.folder),
@@ -61,6 +66,15 @@ fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Report> {
     Ok(report?)
 }
 
+/// Scores given outputs.
+fn judge_predictions(predictions: &Path, target: &Target) -> Result<Report> {
+    let predictions = Predictions::read(predictions)?;
+    let mut plugins = Plugins::new(&target.recipe, compiler_command()?)?;
+    let template = chat_template(&target.recipe, &mut plugins)?;
+    let panel = Panel::for_predictions(&target.recipe, &mut plugins)?;
+    Ok(panel.judge_predictions(&predictions, &template, &target.folder, "eval")?)
+}
+
 fn show(report: &Report, folder: &Path) {
     for (name, value) in &report.metrics {
         let stderr = report.stderr.get(name).map_or_else(String::new, |s| format!(" ± {s:.4}"));
@@ -76,7 +90,9 @@ fn show(report: &Report, folder: &Path) {
             rows.failed
         );
     }
-    say!("{} prompt tokens, {} generated, {:.1} s", report.prompt_tokens, report.generated_tokens, report.seconds);
+    if report.model.is_some() {
+        say!("{} prompt tokens, {} generated, {:.1} s", report.prompt_tokens, report.generated_tokens, report.seconds);
+    }
     say!("written to {}", folder.display());
 }
 
@@ -109,20 +125,23 @@ fn target(args: &EvalArgs) -> Result<Target> {
             let sets: Vec<Override> = super::overrides(&args.set, &more)?;
             (Recipe::load_with(&run.recipe_path(), &sets)?, Some(adapter), run.eval_path())
         }
-        None if args.model.is_some() => {
+        None if args.model.is_some() || args.predictions.is_some() => {
             (super::recipe_with(&args.set, &more)?, args.adapter.clone(), default_path("eval", SystemTime::now()))
         }
-        None => bail!("say what to evaluate: --run DIR for a run, or --model MODEL (nano, or a folder)"),
+        None => bail!(
+            "say what to evaluate: --run DIR for a run, --model MODEL (nano, or a folder), or --predictions FILE for outputs that are given"
+        ),
     };
-    for (i, metric) in args.metric.iter().enumerate() {
-        let before = recipe.eval.metrics.clone();
-        apply_plugin(&mut recipe, metric)?;
-        // The first replaces the recipe's metrics, the others are added.
-        if i > 0 {
-            let mut all = before;
-            all.append(&mut recipe.eval.metrics);
-            recipe.eval.metrics = all;
-        }
+    // Metrics that are given replace the recipe's, all together.
+    let mut metrics = Vec::new();
+    for plugin in &args.plugin {
+        let before = std::mem::take(&mut recipe.eval.metrics);
+        apply_plugin(&mut recipe, plugin)?;
+        metrics.append(&mut recipe.eval.metrics);
+        recipe.eval.metrics = before;
+    }
+    if !metrics.is_empty() {
+        recipe.eval.metrics = metrics;
     }
     Ok(Target { recipe, adapter, folder: args.out.clone().unwrap_or(folder) })
 }
