@@ -124,5 +124,6 @@ fn target(args: &EvalArgs) -> Result<Target> {
             recipe.eval.metrics = all;
         }
     }
+    super::grant(&mut recipe, &args.grants)?;
     Ok(Target { recipe, adapter, folder: args.out.clone().unwrap_or(folder) })
 }
