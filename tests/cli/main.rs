@@ -9,6 +9,7 @@ mod devices;
 mod dry_run;
 mod errors;
 mod generate;
+mod grants;
 mod locked;
 mod main_job;
 mod plugins;

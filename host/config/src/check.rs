@@ -171,6 +171,16 @@ fn plugins(recipe: &Recipe, report: &mut Report<'_>) {
                 report(&format!("plugins.{name}.grants[{i}]"), format!("{grant:?} is granted twice"), Some("remove one of them"));
             }
         }
+        for (secret, source) in &plugin.secrets {
+            // The text is not repeated: it may be a value that somebody put there. The plugin host reads the rest.
+            if !source.starts_with("env:") && !source.starts_with("file:") {
+                report(
+                    &format!("plugins.{name}.secrets.{secret}"),
+                    "a secret's value does not stand in a recipe".to_owned(),
+                    Some("say where it is: \"env:NAME\" for an environment variable, or \"file:PATH\""),
+                );
+            }
+        }
     }
 }
 

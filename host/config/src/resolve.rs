@@ -38,6 +38,8 @@ impl Override {
         let Some(split) = equals_sign(text) else { return Err(invalid("there is no `=`".to_owned())) };
         let (key, value) = (text[..split].trim(), text[split + 1..].trim());
         let path = key_path(key).ok_or_else(|| invalid(format!("`{key}` is not a key")))?;
+        // What is set there may be a secret's value by mistake, which no message repeats.
+        let origin = if path.iter().any(|p| p == "secrets") { Origin::Flag(format!("{key}=...")) } else { origin };
         let dotted = path.join(".");
         let value = match tree::parse_value(value, &origin, &dotted) {
             Ok(node) => node,
@@ -191,6 +193,8 @@ impl Recipe {
         let entries = value.get_mut("plugins").and_then(serde_json::Value::as_object_mut);
         for plugin in entries.into_iter().flat_map(|m| m.values_mut()).filter_map(serde_json::Value::as_object_mut) {
             plugin.remove("path");
+            // Where a secret lies decides nothing; that there is one, and where it may go, is among the plugin's grants in the lock.
+            plugin.remove("secrets");
             // Wall-clock limits and the compiler's stop a run; they never decide what is in it. So they may be raised to continue one.
             if let Some(limits) = plugin.get_mut("limits").and_then(serde_json::Value::as_object_mut) {
                 for key in Self::TIMING_LIMITS {

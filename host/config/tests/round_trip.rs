@@ -198,7 +198,8 @@ fn recipe() -> impl Strategy<Value = Recipe> {
             path: path.map(Into::into),
             settings,
             limits: limits.into_iter().map(|(k, v)| (k, v.into())).collect(),
-            grants: vec!["clock".to_owned()],
+            grants: vec!["http=https://api.example.com".to_owned()],
+            secrets: [("KEY".to_owned(), "env:SOME_KEY".to_owned())].into(),
         },
     );
     let model = prop_oneof![Just(ModelSource::Nano), path().prop_map(|p| ModelSource::Folder(p.into()))];

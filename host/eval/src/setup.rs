@@ -434,6 +434,6 @@ pub fn plugin_component(plugin: &Arc<Plugin>) -> Component {
         version: Some(manifest.version.clone()),
         sha256: plugin.digest().to_owned(),
         kinds: plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect(),
-        grants: Some(Vec::new()),
+        grants: Some(plugin.grants().to_vec()),
     }
 }

@@ -57,6 +57,7 @@ pub const PLUGINS: &[PluginFile] = &[
     PluginFile { name: "perplexity", bytes: include_bytes!("../../../plugins/prebuilt/perplexity.wasm") },
     PluginFile { name: "qwen3_chat", bytes: include_bytes!("../../../plugins/prebuilt/qwen3_chat.wasm") },
     PluginFile { name: "sharegpt", bytes: include_bytes!("../../../plugins/prebuilt/sharegpt.wasm") },
+    PluginFile { name: "weather", bytes: include_bytes!("../../../plugins/prebuilt/weather.wasm") },
 ];
 
 /// The embedded data file of this name (without [`DATA_PREFIX`]).

@@ -26,7 +26,7 @@ pub struct Official {
 }
 
 /// All of them. What lies in `test/` serves tests and is not shipped.
-pub const OFFICIAL: [Official; 10] = [
+pub const OFFICIAL: [Official; 12] = [
     Official { package: "math-mix", component: "math_mix" },
     Official { package: "sharegpt", component: "sharegpt" },
     Official { package: "qwen3-chat", component: "qwen3_chat" },
@@ -36,7 +36,9 @@ pub const OFFICIAL: [Official; 10] = [
     Official { package: "exact-match", component: "exact_match" },
     Official { package: "math-equal", component: "math_equal" },
     Official { package: "perplexity", component: "perplexity" },
+    Official { package: "weather", component: "weather" },
     Official { package: "evil", component: "test/evil" },
+    Official { package: "evil-tools", component: "test/evil_tools" },
 ];
 
 /// `plugins/prebuilt/toolchain.json`.

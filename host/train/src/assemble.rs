@@ -400,7 +400,7 @@ fn plugin_info(plugin: &Arc<Plugin>) -> PluginInfo {
         version: manifest.version.clone(),
         sha256: plugin.digest().to_owned(),
         kinds: plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect(),
-        grants: Vec::new(),
+        grants: plugin.grants().to_vec(),
     }
 }
 
@@ -425,7 +425,7 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
         version: manifest.version.clone(),
         sha256: plugin.digest().to_owned(),
         kinds: plugin.kinds().iter().map(|k| (k.kind.to_string(), k.version.to_string())).collect(),
-        grants: Vec::new(),
+        grants: plugin.grants().to_vec(),
         limits: deciding_limits(plugin),
         settings,
     }
@@ -435,7 +435,8 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
 fn deciding_limits(plugin: &Plugin) -> serde_json::Value {
     let mut limits = serde_json::to_value(plugin.limits()).unwrap_or_default();
     if let Some(map) = limits.as_object_mut() {
-        map.retain(|key, _| !Recipe::TIMING_LIMITS.contains(&key.as_str()));
+        let connects = plugin.imports().iter().any(|i| i.starts_with("trainer:http/"));
+        map.retain(|key, _| !Recipe::TIMING_LIMITS.contains(&key.as_str()) && (connects || !key.starts_with("http_")));
     }
     limits
 }

@@ -137,13 +137,28 @@ pub enum Command {
     },
 }
 
+/// Flags that grant plugins what they ask for, shared by every command that loads plugins.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GrantArgs {
+    /// Let a plugin do more than compute: PLUGIN:http=https://HOST for requests that read, 'PLUGIN:http=GET,POST https://HOST' for others,
+    /// PLUGIN:network=10.0.0.0/8 for addresses beyond the public internet. May be repeated.
+    #[arg(long, value_name = "PLUGIN:GRANT")]
+    pub grant: Vec<String>,
+    /// Lend a plugin a secret for the server that it was granted, without showing it: PLUGIN:KEY=env:NAME, or file:PATH. May be repeated.
+    #[arg(long, value_name = "PLUGIN:KEY=SOURCE")]
+    pub secret: Vec<String>,
+}
+
 /// Flags that change the recipe, shared by commands.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RecipeArgs {
-    /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator, ...). It takes the place of
+    /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator, weather, ...). It takes the place of
     /// the recipe's plugin for every kind that it exports. May be repeated.
     #[arg(long, value_name = "FILE|NAME")]
     pub plugin: Vec<String>,
+    /// What plugins may do.
+    #[command(flatten)]
+    pub grants: GrantArgs,
     /// Set one key of the recipe, such as train.learning_rate=1e-3. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -176,7 +191,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Continue the run in this directory, by its own recipe, to the same bytes as if it had never stopped.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "RecipeArgs", "out", "locked", "dry_run"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "RecipeArgs", "GrantArgs", "out", "locked", "dry_run"])]
     pub resume: Option<PathBuf>,
     /// Refuse to start unless everything that this lock file pins is the same.
     #[arg(long, value_name = "FILE")]
@@ -217,6 +232,9 @@ pub struct EvalArgs {
     /// Plugins in place of the recipe's own of the same kinds, such as metrics: file or name. May be repeated.
     #[arg(long, value_name = "FILE|NAME", visible_alias = "metric")]
     pub plugin: Vec<String>,
+    /// What plugins may do.
+    #[command(flatten)]
+    pub grants: GrantArgs,
     /// At most this many rows.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,

@@ -143,5 +143,6 @@ fn target(args: &EvalArgs) -> Result<Target> {
     if !metrics.is_empty() {
         recipe.eval.metrics = metrics;
     }
+    super::grant(&mut recipe, &args.grants)?;
     Ok(Target { recipe, adapter, folder: args.out.clone().unwrap_or(folder) })
 }

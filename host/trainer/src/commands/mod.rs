@@ -21,9 +21,9 @@ use trainer_config::{Override, Recipe};
 use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
-use trainer_runtime::{Base, apply_plugin, inference_weights};
+use trainer_runtime::{Base, apply_grants, apply_plugin, inference_weights};
 
-use crate::cli::RecipeArgs;
+use crate::cli::{GrantArgs, RecipeArgs};
 
 /// A model that is to answer, with its adapter.
 pub struct Loaded<O: Ops> {
@@ -87,7 +87,13 @@ pub fn recipe(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe> {
     for plugin in &args.plugin {
         apply_plugin(&mut recipe, plugin)?;
     }
+    grant(&mut recipe, &args.grants)?;
     Ok(recipe)
+}
+
+/// Puts the grants of flags into a recipe whose plugins are known.
+pub fn grant(recipe: &mut Recipe, args: &GrantArgs) -> Result<()> {
+    Ok(apply_grants(recipe, &args.grant, &args.secret)?)
 }
 
 /// The default recipe with `--set` and other keys over it.
