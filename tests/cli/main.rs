@@ -8,6 +8,7 @@ mod determinism;
 mod devices;
 mod dry_run;
 mod errors;
+mod eval_during;
 mod generate;
 mod locked;
 mod main_job;

@@ -74,7 +74,12 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
         Event::Evaluated { when, report } => {
             progress.clear();
             for (name, value) in &report.metrics {
-                say!("{name} {} training: {value:.4} ({:.1} s)", when.name(), report.seconds);
+                say!("{name} {when}: {value:.4} ({:.1} s)", report.seconds);
+            }
+        }
+        Event::Measured(line) => {
+            if let Some(why) = &line.stopped {
+                say!("stopping early: {why}");
             }
         }
         Event::Step(info) => progress.step(info),
@@ -107,6 +112,11 @@ fn log_event(event: &Event<'_>, pace: &mut Pace) {
         Event::Evaluated { when, report } => {
             for (metric, value) in &report.metrics {
                 tracing::info!(target: "progress", when = when.name(), metric, value, seconds = report.seconds, "evaluated");
+            }
+        }
+        Event::Measured(line) => {
+            if let Some(why) = &line.stopped {
+                tracing::info!(target: "progress", step = line.step, reason = why, "stopping early");
             }
         }
         Event::Step(s) => {
