@@ -2,6 +2,7 @@
 //!
 //! Every test has a folder and a cache of its own. Runs that several tests look at are made once.
 
+mod chat;
 mod custom_data;
 mod data;
 mod determinism;

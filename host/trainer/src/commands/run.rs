@@ -13,7 +13,7 @@ use trainer_train::{Assembly, Event, Start, run as train};
 use crate::cli::RunArgs;
 use crate::output::{check_json, interruption, json_on_stdout, put, write_json};
 use crate::tracking::{ReportTo, Tracking};
-use crate::ui::{Pace, Progress, banner, bytes, loss_table, summary, terminal};
+use crate::ui::{Pace, Progress, banner, bytes, loss_table, shown, summary, terminal};
 
 /// Runs the command. `json_lines`: progress goes among the log lines.
 pub fn run(args: RunArgs, json_lines: bool) -> Result<ExitCode> {
@@ -93,7 +93,7 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
             say!("user: {prompt}\nassistant:");
         }
         Event::SampleText(text) => {
-            put(format_args!("{text}"));
+            put(format_args!("{}", shown(text)));
             // Streaming is for the eye; a failure to flush shows up at the next print.
             let _ = std::io::stdout().flush();
         }

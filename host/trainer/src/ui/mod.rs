@@ -11,5 +11,5 @@ pub use banner::{banner, loss_table, summary};
 pub use diagnosis::diagnosis;
 pub use plan::plan_table;
 pub use progress::{Pace, Progress};
-pub use safe::safe;
+pub use safe::{safe, shown};
 pub use text::{bytes, colors, count, terminal};

@@ -33,6 +33,11 @@ pub fn safe(text: &str) -> std::borrow::Cow<'_, str> {
     out.into()
 }
 
+/// What a model wrote, for standard output: as it is, unless that is a terminal.
+pub fn shown(text: &str) -> std::borrow::Cow<'_, str> {
+    if super::terminal() { safe(text) } else { text.into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
