@@ -2,12 +2,14 @@
 //!
 //! Every test has a folder and a cache of its own. Runs that several tests look at are made once.
 
+mod chat;
 mod custom_data;
 mod data;
 mod determinism;
 mod devices;
 mod dry_run;
 mod errors;
+mod eval_during;
 mod generate;
 mod grants;
 mod locked;

@@ -20,7 +20,7 @@ section! {
         pub template: Template = Template::default();
         /// The optimization.
         pub train: Train = Train::default();
-        /// The evaluation before and after training.
+        /// The evaluation before, during and after training.
         pub eval: Eval = Eval::default();
         /// The sample answer at the end of a run.
         pub sample: Sample = Sample::default();
@@ -373,7 +373,7 @@ choices! {
 }
 
 section! {
-    /// The evaluation before and after training, and what `trainer eval` uses for a run.
+    /// The evaluation before, during and after training, and what `trainer eval` uses for a run.
     pub struct Eval {
         /// The rows: as the `path` of a source, or `"holdout:NAME"`: those that the source of that name keeps out of training.
         pub data: DataPath = DataPath::Builtin("math_test".to_owned());
@@ -387,6 +387,12 @@ section! {
         pub before: bool = true;
         /// Whether to evaluate after training.
         pub after: bool = true;
+        /// Also after every so many steps, and after the last; 0: not during training. The numbers by step are in `evals.jsonl`.
+        pub every: u64 = 0;
+        /// Ends the run when a number stops getting better.
+        pub early_stopping: EarlyStopping = EarlyStopping::default();
+        /// Keeps the adapter of the step at which a number was best, in `adapter-best`.
+        pub best: Best = Best::default();
         /// At most this many rows, from the top. Absent: all.
         pub limit: Option<u64> = None, |n| n.is_none_or(|n| n >= 1), "at least 1";
         /// How many answers are generated at once.
@@ -406,6 +412,50 @@ section! {
         /// Qwen3's thinking switch in the prompt; `"template"` does not pass it and leaves it to the template.
         pub enable_thinking: Thinking = Thinking::Template;
     }
+}
+
+section! {
+    /// Ends the run when a number of the evaluations during training stops getting better; needs `eval.every`.
+    pub struct EarlyStopping {
+        /// The number, as evaluations name it: `"boxed_answer/accuracy"`, or `"loss/eval"`, the loss on the rows that sources hold out. Absent: the run goes on to its last step.
+        pub metric: Option<String> = None, |m| m.as_deref().is_none_or(is_metric), "a metric's name and that of its number, such as \"boxed_answer/accuracy\", or \"loss/eval\"";
+        /// So many evaluations in a row without an improvement end the run.
+        pub patience: u64 = 3, |n| *n >= 1, "at least 1";
+        /// An improvement of no more than this counts as none.
+        pub min_delta: f64 = 0.0, |x| x.is_finite() && *x >= 0.0, "a finite number, at least 0";
+        /// Which way is better.
+        pub mode: Better = Better::Auto;
+    }
+}
+
+section! {
+    /// Keeps the adapter of the step at which a number of the evaluations during training was best; needs `eval.every`.
+    pub struct Best {
+        /// The number, as in `[eval.early_stopping]`. Absent: no adapter but the last is kept.
+        pub metric: Option<String> = None, |m| m.as_deref().is_none_or(is_metric), "a metric's name and that of its number, such as \"boxed_answer/accuracy\", or \"loss/eval\"";
+        /// Which way is better.
+        pub mode: Better = Better::Auto;
+    }
+}
+
+choices! {
+    /// Which way a number is better.
+    pub enum Better {
+        /// As the metric says; the run ends with an error where it does not.
+        Auto = "auto",
+        /// The higher, the better.
+        Max = "max",
+        /// The lower, the better.
+        Min = "min",
+    }
+}
+
+/// The number that is the loss on the rows that sources hold out.
+pub const HELD_OUT_LOSS: &str = "loss/eval";
+
+/// Whether a text can be the name of an evaluation's number.
+fn is_metric(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(metric, number)| !metric.is_empty() && !number.is_empty()) && !text.chars().any(char::is_control)
 }
 
 section! {

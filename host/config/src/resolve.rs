@@ -179,6 +179,12 @@ impl Recipe {
         cut("adapter", "from");
         cut("data", "workers");
         cut("eval", "data");
+        if self.eval.every == 0 {
+            // Without evaluations during training these decide nothing, and are not in the locks of older programs.
+            for key in ["every", "early_stopping", "best"] {
+                cut("eval", key);
+            }
+        }
         // The lock has the machine and the plan that came of these.
         cut("device", "backend");
         cut("device", "threads");

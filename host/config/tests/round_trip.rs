@@ -366,6 +366,7 @@ fn the_resolved_main_job_is_this_text() {
     metrics = ["boxed_answer"]
     before = true
     after = true
+    every = 0
     batch = 128
     max_new_tokens = 256
     temperature = 0.0
@@ -376,6 +377,14 @@ fn the_resolved_main_job_is_this_text() {
     enable_thinking = "template"
 
     [eval.settings]
+
+    [eval.early_stopping]
+    patience = 3
+    min_delta = 0.0
+    mode = "auto"
+
+    [eval.best]
+    mode = "auto"
 
     [sample]
     every = 0

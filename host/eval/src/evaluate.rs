@@ -20,7 +20,7 @@ use crate::report::{RowCounts, SampleResult, ScoreRecord};
 /// Rows that go through a plugin at once.
 pub(crate) const PLUGIN_BATCH: usize = 64;
 /// Prompt tokens in one forward pass.
-const PREFILL_TOKENS: usize = 2048;
+pub const PREFILL_TOKENS: usize = 2048;
 
 /// How answers are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub struct Subject<'a, O: Ops> {
     pub adapter: Option<&'a Adapter<O>>,
     /// How many answers are generated at once; never changes a result.
     pub slots: usize,
+    /// The most tokens in the key/value cache: of longer sequences fewer are generated at once. None: no limit.
+    pub cache_tokens: Option<usize>,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Tokens at which an answer ends.
@@ -407,8 +409,9 @@ fn respond<O: Ops>(
 
 /// A generator no larger than the requests need.
 fn generator<O: Ops>(subject: &Subject<'_, O>, requests: usize, longest: usize) -> Result<Generator<O>, EvalError> {
-    let slots = subject.slots.min(requests).max(1);
     let cache_length = longest.min(subject.model.config().max_position_embeddings).max(1);
+    let fitting = subject.cache_tokens.map_or(usize::MAX, |tokens| tokens / cache_length);
+    let slots = subject.slots.min(requests).min(fitting).max(1);
     Ok(Generator::new(subject.model.clone(), GenOptions { slots, cache_length, prefill_tokens: PREFILL_TOKENS })?)
 }
 

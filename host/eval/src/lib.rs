@@ -12,7 +12,9 @@ mod report;
 mod setup;
 
 pub use error::EvalError;
-pub use evaluate::{Decoding, Evaluation, Judge, MetricUse, Progress, Subject, encode_prompt, evaluate, rendered_text, template_piece};
+pub use evaluate::{
+    Decoding, Evaluation, Judge, MetricUse, PREFILL_TOKENS, Progress, Subject, encode_prompt, evaluate, rendered_text, template_piece,
+};
 pub use predictions::Predictions;
 pub use report::{Component, DataUse, Report, RowCounts, SampleResult, ScoreRecord, write_report};
 pub use setup::{Candidate, Generated, Panel, Question, Rows, Speaker, chat_template, conversation, generate_one, plugin_component};

@@ -275,6 +275,8 @@ pub struct Panel {
     plugins: Vec<Component>,
     max_bad_rows: u64,
     slots: usize,
+    /// See [`Subject::cache_tokens`].
+    pub cache_tokens: Option<usize>,
     decoding: Decoding,
     limit: Option<u64>,
 }
@@ -289,6 +291,8 @@ pub struct Candidate<'a, O: Ops> {
     pub live: Option<&'a Adapter<O>>,
     /// sha256 of the adapter, folded in or not.
     pub adapter: Option<String>,
+    /// Numbers that were measured already and belong in the report, with whether more is better.
+    pub measured: Vec<(String, f64, bool)>,
 }
 
 impl Panel {
@@ -319,7 +323,16 @@ impl Panel {
             seed: recipe.train.seed,
         };
         let rows = Rows::read(recipe, e.limit)?;
-        Ok(Self { metrics, rows, plugins: components, max_bad_rows: recipe.data.max_bad_rows, slots: e.batch, decoding, limit: e.limit })
+        Ok(Self {
+            metrics,
+            rows,
+            plugins: components,
+            max_bad_rows: recipe.data.max_bad_rows,
+            slots: e.batch,
+            cache_tokens: None,
+            decoding,
+            limit: e.limit,
+        })
     }
 
     /// Judges a candidate and writes `<name>.json` and `<name>.samples.jsonl` into `folder`.
@@ -340,6 +353,7 @@ impl Panel {
             model: candidate.model.clone(),
             adapter: candidate.live,
             slots: self.slots,
+            cache_tokens: self.cache_tokens,
             tokenizer: &base.tokenizer,
             stop_ids: &speaker.stop_ids,
             template: &speaker.template,
@@ -366,6 +380,10 @@ impl Panel {
             generated_tokens: result.generated_tokens,
             seconds: began.elapsed().as_secs_f64(),
         };
+        for (name, value, higher_is_better) in &candidate.measured {
+            report.metrics.insert(name.clone(), *value);
+            report.higher_is_better.insert(name.clone(), *higher_is_better);
+        }
         write_report(folder, name, &mut report, &result.samples)?;
         Ok(report)
     }

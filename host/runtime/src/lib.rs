@@ -21,6 +21,6 @@ pub use device::{
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
 pub use model::{Base, load_base, load_tokenizer, model_files};
-pub use planning::{PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
+pub use planning::{EvaluationSizes, PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
 pub use plugins::{PluginArg, Plugins, apply_grants, apply_plugin, compiler_command, find_plugin};
-pub use sources::{eval_source, open_sources, source_digest};
+pub use sources::{eval_source, open_held_out, open_sources, source_digest};

@@ -27,6 +27,12 @@ const GENERATE_EXAMPLES: &str = "\
 Example:
   trainer generate --model nano --adapter runs/NAME/adapter --chat --prompt \"What is 3 + 4?\"";
 
+const CHAT_EXAMPLES: &str = "\
+Examples:
+  trainer chat --model nano --plugin calculator
+  trainer chat --run runs/NAME --system \"Answer briefly.\"
+  trainer chat --replay conversation.json --show-prompts   the exact prompts of a conversation that was written down";
+
 const RUNS_EXAMPLES: &str = "\
 Examples:
   trainer runs list                          the runs below ./runs
@@ -82,6 +88,9 @@ pub enum Command {
     /// Generate text from a prompt.
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateArgs),
+    /// Talk with a model in the terminal; it can call tools of plugins.
+    #[command(after_help = CHAT_EXAMPLES)]
+    Chat(ChatArgs),
     /// List, show, compare and remove runs.
     #[command(subcommand, after_help = RUNS_EXAMPLES)]
     Runs(RunsCommand),
@@ -306,6 +315,80 @@ pub struct GenerateArgs {
     /// Print one JSON object (prompt ids, new ids, text, finish) in place of streaming: to a file, or to standard output (alone or with -).
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
+}
+
+/// `trainer chat`
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// A model: nano, or a folder.
+    #[arg(long, value_name = "MODEL", default_value = "nano")]
+    pub model: String,
+    /// A PEFT adapter folder.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A run: its model, template and adapter.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "adapter"])]
+    pub run: Option<PathBuf>,
+    /// A component file, or the name of an official plugin: tools that the model may call, or the chat template. May be repeated.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub plugin: Vec<String>,
+    /// The system message.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["load", "replay"])]
+    pub system: Option<String>,
+    /// Qwen3's thinking switch. Absent: not passed, which means on.
+    #[arg(long, value_name = "true|false")]
+    pub enable_thinking: Option<bool>,
+    /// Go on with a conversation from a file, as /save writes it.
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub load: Option<PathBuf>,
+    /// Show a conversation from a file turn by turn, then go on with it.
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+    /// Only show the exact prompts of the replayed conversation.
+    #[arg(long, requires = "replay")]
+    pub show_prompts: bool,
+    /// The same as one JSON object, with tokens: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-", requires = "replay")]
+    pub json: Option<PathBuf>,
+    /// The most turns of the model after a question.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_turns: u32,
+    /// The most calls of tools after a question.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub max_calls: u32,
+    /// The most tokens of the conversation; the model's own limit if that is less.
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub max_context: usize,
+    /// The longest answer, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub temperature: f64,
+    /// Only among the k likeliest tokens; 0 turns it off.
+    #[arg(long, value_name = "K", default_value_t = 20)]
+    pub top_k: usize,
+    /// Only among the likeliest tokens that together reach this probability.
+    #[arg(long, value_name = "P", default_value_t = 0.8)]
+    pub top_p: f64,
+    /// Only among tokens with at least this share of the likeliest one's probability.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f64,
+    /// Makes tokens that were seen less likely; 1 turns it off.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f64,
+    /// The seed of the sampling.
+    #[arg(long, value_name = "N", default_value_t = 3407)]
+    pub seed: u64,
+    /// Hold the weights as the checkpoint stores them (as-stored), in NF4 (nf4) or unquantized (none). Absent: as stored, or as the run held them.
+    #[arg(long, value_name = "HOW")]
+    pub quantization: Option<String>,
+    /// What computes: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Compute threads.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
 }
 
 /// `trainer plugin`

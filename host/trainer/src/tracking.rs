@@ -31,7 +31,7 @@ impl Tracking {
                 Ok(None) => {}
                 Err(e) => tracing::warn!("no tracker follows this run: {e:#}"),
             },
-            Event::Step(_) | Event::Evaluated { .. } | Event::SampleKept { .. } => {
+            Event::Step(_) | Event::Evaluated { .. } | Event::Measured(_) | Event::SampleKept { .. } => {
                 if let Some(trackers) = &self.running {
                     trackers.news();
                 }

@@ -55,7 +55,7 @@ fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Report> {
     let adapter = loaded.host.as_ref().map(adapter_digest).transpose()?;
     let stop = interruption()?;
     let mut progress = Progress::new(terminal() && !quiet);
-    let candidate = Candidate { model: loaded.model, base: &base, live: loaded.live.as_ref(), adapter };
+    let candidate = Candidate { model: loaded.model, base: &base, live: loaded.live.as_ref(), adapter, measured: Vec::new() };
     let report = panel.judge(&candidate, &speaker, &target.folder, "eval", &mut |p| {
         if !quiet {
             progress.evaluating(When::After, p.done, p.total);

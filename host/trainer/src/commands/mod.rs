@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench;
+pub mod chat;
 pub mod data;
 pub mod doctor;
 pub mod eval;

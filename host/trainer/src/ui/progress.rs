@@ -119,10 +119,10 @@ impl Progress {
     /// An evaluation goes on.
     pub fn evaluating(&mut self, when: When, done: usize, total: usize) {
         if self.live {
-            self.draw(&format!("evaluating {} training: {done}/{total}", when.name()));
+            self.draw(&format!("evaluating {when}: {done}/{total}"));
         } else if self.last.elapsed() >= PLAIN_INTERVAL {
             self.last = Instant::now();
-            say!("evaluating {} training: {done}/{total}", when.name());
+            say!("evaluating {when}: {done}/{total}");
         }
     }
 
