@@ -12,6 +12,7 @@ mod generate;
 mod locked;
 mod main_job;
 mod plugins;
+mod prepared;
 mod preview;
 mod resume;
 mod seeing;

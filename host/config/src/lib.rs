@@ -19,8 +19,8 @@ mod values;
 pub use docs::markdown;
 pub use error::{ConfigError, Origin, Problem};
 pub use recipe::{
-    Adapter, Bias, Data, Device, DevicePlan, Eval, Filter, Mix, Model, Optimizer, Output, Plugin, Precision, Quantization, Recipe,
-    Recompute, Sample, Schedule, Source, SourceFormat, SpecialTokens, Target, Template, TooLong, Track, Tracker, Train, TrainOn,
+    Adapter, Bias, Data, DataCache, Device, DevicePlan, Eval, Filter, Mix, Model, Optimizer, Output, Plugin, Precision, Quantization,
+    Recipe, Recompute, Sample, Schedule, Source, SourceFormat, SpecialTokens, Target, Template, TooLong, Track, Tracker, Train, TrainOn,
     TruncationSide,
 };
 pub use resolve::{Length, Override};

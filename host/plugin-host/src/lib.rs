@@ -44,6 +44,7 @@ mod manifest;
 pub mod schema;
 mod settings;
 
+pub use cache::make_private;
 pub use clients::formatter::{Formatter, RowOutcome};
 pub use clients::metric::Metric;
 pub use clients::mixer::{Mixer, MixerSetup};
