@@ -9,7 +9,7 @@
 //! another place passes for it, and offsets need no digest of their own.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -253,10 +253,4 @@ pub(crate) fn record(outcome: Outcome, files: &std::collections::HashMap<Arc<str
         (None, Err(crate::pipeline::worker::Failure::Fatal(error))) => Err(error),
         (None, _) => Err(DataError::Worker(format!("a row of {} belongs to no file of its source", outcome.file))),
     }
-}
-
-/// Reads the first bytes of a file, for telling what it is.
-pub(crate) fn is_entry(path: &Path) -> bool {
-    let mut magic = [0; 8];
-    File::open(path).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && MAGIC.starts_with(&magic)
 }

@@ -58,7 +58,7 @@ struct Found {
 pub(super) fn choose(source: &Source, limit: u64, places: bool, threads: usize) -> Result<Choice, DataError> {
     let mut gather = Gather { limit, places, next: 0, waiting: BTreeMap::new(), choice: Choice::default() };
     gather.choice.known = vec![false; source.view().filters.len()];
-    let mut units = Units { source, file: 0, row: 0, at: 0, front: None };
+    let mut units = Units { source, file: 0, row: 0, at: 0, front: None, failed: None };
     let known = source.readers().iter().map(|r| if let Reader::Front(..) = r { u64::MAX } else { 0 }).max();
     let small = source.files().iter().map(|f| f.rows.unwrap_or(u64::MAX)).fold(known.unwrap_or(0), u64::saturating_add) <= UNIT;
     if threads < 2 || small {
@@ -71,13 +71,12 @@ pub(super) fn choose(source: &Source, limit: u64, places: bool, threads: usize) 
         }
         return Ok(gather.choice);
     }
+    let (jobs, incoming) = channel::<(u64, Unit)>();
+    let (results, found) = channel();
+    let incoming = Mutex::new(incoming);
     std::thread::scope(|scope| {
-        let (jobs, incoming) = channel::<(u64, Unit)>();
-        let (results, found) = channel();
-        let incoming = Mutex::new(incoming);
-        let incoming = &incoming;
         for _ in 0..threads {
-            let results = results.clone();
+            let (incoming, results) = (&incoming, results.clone());
             scope.spawn(move || work(source, incoming, &results));
         }
         drop(results);
@@ -203,6 +202,8 @@ struct Units<'a> {
     row: u64,
     at: u64,
     front: Option<AllRows<'a>>,
+    /// What ended the reading, for when the rows before it have been given.
+    failed: Option<DataError>,
 }
 
 impl Units<'_> {
@@ -215,7 +216,14 @@ impl Units<'_> {
                     while (rows.len() as u64) < UNIT
                         && let Some(row) = front.next()
                     {
-                        rows.push(row?);
+                        match row {
+                            Ok(row) => rows.push(row),
+                            // The rows before it come first; they may be enough.
+                            Err(error) => {
+                                self.failed = Some(error);
+                                break;
+                            }
+                        }
                     }
                     (!rows.is_empty()).then_some((rows.len() as u64, Rows::Read(rows)))
                 }
@@ -228,12 +236,17 @@ impl Units<'_> {
             };
             match rows {
                 Some((count, rows)) => {
+                    // After an error there is nothing more to read: the next call tells of it.
                     let unit = Unit { at: self.at, rows };
                     self.row = self.row.saturating_add(count);
                     self.at = self.at.saturating_add(count);
                     return Ok(Some(unit));
                 }
                 None => {
+                    if let Some(error) = self.failed.take() {
+                        self.file = usize::MAX;
+                        return Err(error);
+                    }
                     self.file += 1;
                     (self.row, self.front) = (0, None);
                 }
