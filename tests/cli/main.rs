@@ -16,6 +16,7 @@ mod locked;
 mod main_job;
 mod plugins;
 mod predictions;
+mod prepared;
 mod preview;
 mod resume;
 mod seeing;

@@ -132,6 +132,8 @@ section! {
         pub max_bad_rows: u64 = 0;
         /// Threads that read, format and tokenize ahead: `"auto"` (one less than the cores, at least one), or a number; 0 does it in the training thread. Never changes a result.
         pub workers: Count = Count::Auto, |c| c.within(0, 1024), "\"auto\" or from 0 to 1024";
+        /// What becomes of prepared data (`trainer data prepare`). Never changes a result.
+        pub cache: DataCache = DataCache::Auto;
         /// The sources, in the order in which the mixing policy sees them. Setting any replaces both defaults.
         pub sources: Vec<Source> = Source::builtin(), |s| !s.is_empty(), "at least one source";
     }
@@ -176,6 +178,18 @@ choices! {
         Plain = "plain",
         /// It becomes that special token, as most other trainers do.
         Parse = "parse",
+    }
+}
+
+choices! {
+    /// What becomes of prepared data.
+    pub enum DataCache {
+        /// They are used where there are such for exactly these data, plugins and settings.
+        Auto = "auto",
+        /// The same, and what is missing is prepared before the run begins.
+        Prepare = "prepare",
+        /// They are not used.
+        Off = "off",
     }
 }
 

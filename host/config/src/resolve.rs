@@ -166,7 +166,7 @@ impl Recipe {
     pub const TIMING_LIMITS: [&'static str; 3] = ["deadline", "compile_time", "compile_memory"];
 
     /// What decides the result of a run, as JSON, for the lock: the recipe without what must not matter (the run directory, thread counts,
-    /// checkpointing, the printed sample, trackers), without the choice of device and plan, which the lock has as they came out, and without the folders of models, data, plugins and adapters, whose contents the
+    /// prepared data, checkpointing, the printed sample, trackers), without the choice of device and plan, which the lock has as they came out, and without the folders of models, data, plugins and adapters, whose contents the
     /// lock pins by digest.
     pub fn identity(&self) -> serde_json::Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();
@@ -178,6 +178,7 @@ impl Recipe {
         cut("model", "source");
         cut("adapter", "from");
         cut("data", "workers");
+        cut("data", "cache");
         cut("eval", "data");
         if self.eval.every == 0 {
             // Without evaluations during training these decide nothing, and are not in the locks of older programs.

@@ -142,9 +142,9 @@ fn data() -> impl Strategy<Value = Data> {
             })
             .collect::<Vec<_>>()
     });
-    let longer = (one_of(TooLong::ALL), one_of(TruncationSide::ALL));
+    let longer = (one_of(TooLong::ALL), one_of(TruncationSide::ALL), one_of(DataCache::ALL));
     (one_of(TrainOn::ALL), 2..1_000_000usize, longer, any::<bool>(), 0..i64::MAX as u64, count(0), sources).prop_map(
-        |(train_on, max_seq_length, (too_long, truncation_side), packing, max_bad_rows, workers, sources)| Data {
+        |(train_on, max_seq_length, (too_long, truncation_side, cache), packing, max_bad_rows, workers, sources)| Data {
             train_on,
             max_seq_length,
             too_long,
@@ -152,6 +152,7 @@ fn data() -> impl Strategy<Value = Data> {
             packing,
             max_bad_rows,
             workers,
+            cache,
             sources,
             ..Data::default()
         },
@@ -300,6 +301,7 @@ fn the_resolved_main_job_is_this_text() {
     special_tokens = "plain"
     max_bad_rows = 0
     workers = "auto"
+    cache = "auto"
 
     [[data.sources]]
     name = "math"

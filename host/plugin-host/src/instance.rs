@@ -161,6 +161,20 @@ impl<B: Configure> Pool<B> {
         &self.factory.plugin
     }
 
+    /// All that decides what the plugin answers, for caches of its answers: the component, what it says of itself, contract versions, limits, grants and
+    /// settings.
+    pub(crate) fn identity(&self) -> serde_json::Value {
+        let plugin = self.plugin();
+        serde_json::json!({
+            "sha256": plugin.digest(),
+            "manifest": plugin.manifest(),
+            "kinds": plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect::<Vec<_>>(),
+            "limits": plugin.limits(),
+            "grants": plugin.grants(),
+            "settings": self.settings,
+        })
+    }
+
     /// A new instance, configured.
     pub(crate) fn fresh(&self) -> Result<Guest<B>, PluginError> {
         let mut guest = self.factory.make()?;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use trainer_config::{
-    DataPath, HELD_OUT_LOSS, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting,
+    DataCache, DataPath, HELD_OUT_LOSS, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting,
 };
-use trainer_data::{MicroBatch, Pipeline, PipelineState, Sample, Source, batches, each_sample, pack};
+use trainer_data::{MicroBatch, Pipeline, PipelineState, PrepareProgress, Sample, Source, batches, each_sample, pack, prepare};
 use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Recompute, Schedule, TrainOptions, Trainer};
 use trainer_eval::{Candidate, PREFILL_TOKENS, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
@@ -283,11 +283,16 @@ impl<O: Ops> Assembly<O> {
         Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing })
     }
 
-    /// The stream of samples, from the beginning or from a state.
+    /// The stream of samples, from the beginning or from a state. Where the recipe says so, what is not yet prepared is; `preparing` is told source, rows
+    /// done and rows in all, and ends it early with false.
     ///
     /// # Errors
     /// Data or plugins that do not fit the state.
-    pub fn pipeline(&self, state: Option<&PipelineState>) -> Result<Pipeline, TrainError> {
+    pub fn pipeline(
+        &self,
+        state: Option<&PipelineState>,
+        preparing: &mut dyn FnMut(&str, u64, u64) -> bool,
+    ) -> Result<Pipeline, TrainError> {
         let recipe = &self.recipe;
         let parts = DataParts {
             mixer: &self.mixer,
@@ -297,6 +302,19 @@ impl<O: Ops> Assembly<O> {
             tokenizer: &self.base.tokenizer,
         };
         let spec = pipeline_spec(recipe, &parts)?;
+        if let (DataCache::Prepare, Some(store)) = (recipe.data.cache, &spec.prepared) {
+            for (i, source) in self.sources.iter().enumerate() {
+                let mut go_on = true;
+                prepare(&spec, i, store, &mut |p| {
+                    let done = if let PrepareProgress::Rows(done) = p { done } else { 0 };
+                    go_on = preparing(source.name(), done, source.len());
+                    if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })?;
+                if !go_on {
+                    break;
+                }
+            }
+        }
         Ok(match state {
             Some(state) => Pipeline::resume(spec, state)?,
             None => Pipeline::new(spec)?,

@@ -141,6 +141,15 @@ impl std::fmt::Display for When {
 /// Something that happened.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// Rows are prepared before the run begins (`data.cache = "prepare"`).
+    Preparing {
+        /// The source.
+        source: &'a str,
+        /// Rows that are done.
+        done: u64,
+        /// Rows in all.
+        total: u64,
+    },
     /// Everything is loaded.
     Ready(&'a Banner),
     /// Something that the user should know before training.

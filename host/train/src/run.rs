@@ -100,7 +100,7 @@ pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>))
         Origin::Resumed(dir) => Some(dir.lock()?),
     };
     with_ops!(open.backend, ops => {
-        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, stop)?.go(on_event)
+        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, stop, on_event)?.go(on_event)
     })
 }
 
@@ -112,7 +112,12 @@ enum Origin {
     Resumed(RunDir),
 }
 
-fn start_on<O: Ops>(assembly: Assembly<O>, origin: Origin, stop: &AtomicBool) -> Result<Run<'_, O>, TrainError> {
+fn start_on<'a, O: Ops>(
+    assembly: Assembly<O>,
+    origin: Origin,
+    stop: &'a AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Run<'a, O>, TrainError> {
     match origin {
         Origin::Fresh { dir, expected } => {
             if let Some(expected) = expected {
@@ -120,12 +125,12 @@ fn start_on<O: Ops>(assembly: Assembly<O>, origin: Origin, stop: &AtomicBool) ->
             }
             assembly.take_products()?;
             let dir = RunDir::create(&dir, &assembly.recipe().to_toml()?, assembly.lock())?;
-            Run::new(assembly, dir, false, stop)
+            Run::new(assembly, dir, false, stop, on_event)
         }
         Origin::Resumed(dir) => {
             dir.lock()?.check(assembly.lock())?;
             assembly.take_products()?;
-            Run::new(assembly, dir, true, stop)
+            Run::new(assembly, dir, true, stop, on_event)
         }
     }
 }
@@ -151,7 +156,17 @@ struct Run<'a, O: Ops> {
 }
 
 impl<'a, O: Ops> Run<'a, O> {
-    fn new(assembly: Assembly<O>, dir: RunDir, resumed: bool, stop: &'a AtomicBool) -> Result<Self, TrainError> {
+    fn new(
+        assembly: Assembly<O>,
+        dir: RunDir,
+        resumed: bool,
+        stop: &'a AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self, TrainError> {
+        let mut preparing = |source: &str, done: u64, total: u64| {
+            on_event(Event::Preparing { source, done, total });
+            !stop.load(Ordering::Relaxed)
+        };
         let mut work = assembly.work()?;
         let keep = assembly.recipe().train.keep_checkpoints;
         let checkpoint = if resumed { dir.checkpoints(keep)?.read_newest()? } else { None };
@@ -167,7 +182,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let (pipeline, resumed_after) = match &checkpoint {
             Some(c) => {
                 work.trainer.load_state(&state::train_state(c))?;
-                let pipeline = assembly.pipeline(Some(&state::pipeline_state(c)?))?;
+                let pipeline = assembly.pipeline(Some(&state::pipeline_state(c)?), &mut preparing)?;
                 metrics.truncate_to(c.metrics_bytes)?;
                 timings.truncate_after_step(c.step)?;
                 keep_samples(&dir, c.step, None)?;
@@ -177,7 +192,7 @@ impl<'a, O: Ops> Run<'a, O> {
                 metrics.truncate_to(0)?;
                 timings.truncate_after_step(0)?;
                 keep_samples(&dir, 0, None)?;
-                (assembly.pipeline(None)?, resumed.then_some(0))
+                (assembly.pipeline(None, &mut preparing)?, resumed.then_some(0))
             }
         };
         let losses = read_journal::<StepMetrics>(&dir.metrics_path())?.into_iter().map(|m| (m.step, m.loss)).collect();

@@ -45,6 +45,18 @@ Examples:
   trainer dashboard runs/NAME --port 0 one run, at a free port
   ssh -L 7860:127.0.0.1:7860 gpu-box   from elsewhere, without opening it to a network";
 
+const PREPARE_EXAMPLES: &str = "\
+Examples:
+  trainer data prepare recipe.toml
+  trainer run recipe.toml                             uses it; --set data.cache=off does not
+  trainer run recipe.toml --set data.cache=prepare    prepares what is missing and runs";
+
+const CLEAN_EXAMPLES: &str = "\
+Examples:
+  trainer data clean --dry-run           lists what there is
+  trainer data clean                     removes what no run can use any more
+  trainer data clean --older-than 30d    and what was not used for a month";
+
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
   trainer completions bash > ~/.local/share/bash-completion/completions/trainer
@@ -549,6 +561,42 @@ pub struct PreviewArgs {
 pub enum DataCommand {
     /// Go through all rows and count: lengths, targets, what is left out and why, duplicates, and the mix as it will be drawn.
     Stat(DataStatArgs),
+    /// Format, render and tokenize all rows once and keep the result on disk, so that runs need not. Results stay the same.
+    #[command(after_help = PREPARE_EXAMPLES)]
+    Prepare(DataPrepareArgs),
+    /// Remove prepared data: what no run can use any more, or more with --older-than and --all.
+    #[command(after_help = CLEAN_EXAMPLES)]
+    Clean(DataCleanArgs),
+}
+
+/// `trainer data prepare`
+#[derive(Debug, Args)]
+pub struct DataPrepareArgs {
+    /// The recipe, a TOML file. Absent: the defaults.
+    pub recipe: Option<PathBuf>,
+    /// The flags over it.
+    #[command(flatten)]
+    pub over: RecipeArgs,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// `trainer data clean`
+#[derive(Debug, Args)]
+pub struct DataCleanArgs {
+    /// Also what was last used longer ago than this, such as 30d, 12h or 90m.
+    #[arg(long, value_name = "TIME", value_parser = crate::commands::data::clean::age)]
+    pub older_than: Option<std::time::Duration>,
+    /// Everything.
+    #[arg(long, conflicts_with = "older_than")]
+    pub all: bool,
+    /// Only list: what there is, and what would be removed.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
 }
 
 /// `trainer data stat`

@@ -37,6 +37,8 @@ fn main() -> ExitCode {
         Command::Selftest(args) => commands::selftest::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Data(DataCommand::Stat(args)) => commands::data::stat::run(&args),
+        Command::Data(DataCommand::Prepare(args)) => commands::data::prepare::run(&args),
+        Command::Data(DataCommand::Clean(args)) => commands::data::clean::run(&args),
         Command::Preview(args) => commands::preview::run(&args),
         Command::Runs(command) => commands::runs::run(command),
         Command::Report { run, out } => commands::runs::report(&run, out.as_deref()),

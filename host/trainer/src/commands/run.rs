@@ -68,7 +68,11 @@ pub fn run(args: RunArgs, json_lines: bool) -> Result<ExitCode> {
 
 fn show(event: &Event<'_>, progress: &mut Progress) {
     match event {
-        Event::Ready(b) => say!("{}", banner(b)),
+        Event::Preparing { source, done, total } => progress.preparing(source, *done, *total),
+        Event::Ready(b) => {
+            progress.clear();
+            say!("{}", banner(b));
+        }
         Event::Warning(text) => say!("warning: {text}"),
         Event::Evaluating { when, done, total } => progress.evaluating(*when, *done, *total),
         Event::Evaluated { when, report } => {
@@ -140,7 +144,12 @@ fn log_event(event: &Event<'_>, pace: &mut Pace) {
         }
         Event::Checkpoint { step } => tracing::info!(target: "progress", step, "checkpoint"),
         Event::SampleKept { step } => tracing::info!(target: "progress", step, "sample"),
-        Event::Evaluating { .. } | Event::Trained { .. } | Event::SamplePrompt(_) | Event::SampleText(_) | Event::SampleEnd => {}
+        Event::Preparing { .. }
+        | Event::Evaluating { .. }
+        | Event::Trained { .. }
+        | Event::SamplePrompt(_)
+        | Event::SampleText(_)
+        | Event::SampleEnd => {}
     }
 }
 
