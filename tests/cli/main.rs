@@ -15,5 +15,6 @@ mod plugins;
 mod preview;
 mod resume;
 mod seeing;
+mod serve;
 mod sources;
 mod support;
