@@ -16,5 +16,7 @@ mod preview;
 mod resume;
 mod seeing;
 mod serve;
+mod serve_load;
+mod serve_real;
 mod sources;
 mod support;

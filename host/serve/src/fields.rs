@@ -132,9 +132,9 @@ impl<'a> Fields<'a> {
     /// All keys have been read.
     ///
     /// # Errors
-    /// There is one that was never asked for.
+    /// There is one that was never asked for, and has a value.
     pub fn finish(&self) -> Result<()> {
-        match self.map.iter().find(|(key, _)| !self.known.contains(&key.as_str())) {
+        match self.map.iter().find(|(key, value)| !value.is_null() && !self.known.contains(&key.as_str())) {
             Some((key, _)) => {
                 let path = self.path(&short(key));
                 Err(ApiError::param(&path, format!("{path} is no parameter that this server knows")).code("unknown_parameter"))

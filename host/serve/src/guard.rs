@@ -1,6 +1,6 @@
 //! Who is answered.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -51,14 +51,15 @@ impl ApiKey {
 /// was allowed.
 fn host_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let Some(host) = headers.get(header::HOST).and_then(|h| h.to_str().ok()) else { return false };
-    let Ok(authority) = host.parse::<axum::http::uri::Authority>() else { return false };
-    let name = authority.host();
-    let address = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    authority.as_str() == host
-        && !host.contains('@')
-        && (address.parse::<IpAddr>().is_ok()
-            || name.eq_ignore_ascii_case("localhost")
-            || allowed.iter().any(|a| a.eq_ignore_ascii_case(name)))
+    // An address of IPv6 has brackets, so that its colons are not the port's.
+    let (name, rest) = match host.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+        Some((address, rest)) if address.parse::<Ipv6Addr>().is_ok() => ("localhost", rest),
+        Some(_) => return false,
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
+    };
+    let port_fits = rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    let known = name.parse::<Ipv4Addr>().is_ok() || name.eq_ignore_ascii_case("localhost");
+    port_fits && (known || allowed.iter().any(|a| a.eq_ignore_ascii_case(name)))
 }
 
 fn allowed(app: &App, request: &Request) -> Result<(), ApiError> {
@@ -133,6 +134,9 @@ mod tests {
             "localhost:x",
             "a:b:c",
             "user@localhost",
+            "[::1]x",
+            "[::1]:x",
+            "::1",
         ] {
             assert!(!is(host), "{host}");
         }

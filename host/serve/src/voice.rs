@@ -92,7 +92,7 @@ fn call_up_to(choice: &ToolChoice, mark: &str) -> Message {
     };
     Message {
         role: "assistant".into(),
-        content: Content::None,
+        content: Content::Text(String::new()),
         reasoning_content: None,
         tool_calls: vec![ToolCall { id: None, name, arguments: CallArguments::Text(arguments) }],
         tool_call_id: None,

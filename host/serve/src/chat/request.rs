@@ -196,6 +196,8 @@ fn message(value: &Value, path: &str) -> Result<Message> {
             format!("{path} has {} calls; at most {MOST_TOOLS} are possible", calls.len()),
         ));
     }
+    // OpenAI's answers that only call tools have null here; templates want text.
+    let content = if matches!(content, Content::None) { Content::Text(String::new()) } else { content };
     let tool_calls = calls.iter().enumerate().map(|(i, c)| call(c, &format!("{path}.tool_calls[{i}]"))).collect::<Result<_>>()?;
     let reasoning = fields.string("reasoning_content")?;
     let message = Message {
