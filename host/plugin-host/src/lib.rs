@@ -41,6 +41,7 @@ mod instance;
 mod kind;
 mod limits;
 mod manifest;
+pub mod schema;
 mod settings;
 
 pub use clients::formatter::{Formatter, RowOutcome};

@@ -69,7 +69,7 @@ impl Plugin {
             let parameters = path.field("parameters");
             check.json(parameters, &tool.parameters, Expect::Object)?;
             let schema: Value = serde_json::from_str(&tool.parameters).map_err(|e| check.bad(parameters, e.to_string()))?;
-            jsonschema::validator_for(&schema).map_err(|e| check.bad(parameters, format!("it is no valid JSON Schema: {e}")))?;
+            crate::schema::compile(&schema).map_err(|e| check.bad(parameters, e.to_string()))?;
         }
         Ok(tools)
     }
