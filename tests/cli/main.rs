@@ -20,5 +20,8 @@ mod prepared;
 mod preview;
 mod resume;
 mod seeing;
+mod serve;
+mod serve_load;
+mod serve_real;
 mod sources;
 mod support;
