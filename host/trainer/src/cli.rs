@@ -221,7 +221,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Continue the run in this directory, by its own recipe, to the same bytes as if it had never stopped.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "RecipeArgs", "GrantArgs", "out", "locked", "dry_run"])]
+    // A group that holds another one has no members for clap, so the flags of `over` are named one by one.
+    #[arg(long, value_name = "DIR", conflicts_with_all = [
+        "recipe", "plugin", "GrantArgs", "set", "max_steps", "seed", "max_bad_rows", "device", "threads", "out", "locked", "dry_run",
+    ])]
     pub resume: Option<PathBuf>,
     /// Refuse to start unless everything that this lock file pins is the same.
     #[arg(long, value_name = "FILE")]
