@@ -69,7 +69,7 @@ fn commands_change_the_conversation() {
         "/clear now",
     ];
     let shown = chat(&sandbox, &[], &lines);
-    insta::assert_snapshot!(shown, @r"
+    insta::assert_snapshot!(shown, @r#"
     no tools are on offer; --plugin adds some
     thinking is left to the template
     thinking is off
@@ -92,7 +92,7 @@ fn commands_change_the_conversation() {
     cannot open nothing.json: No such file or directory (os error 2)
     there is no system message
     /clear takes nothing after it
-    ");
+    "#);
     assert_eq!(
         json_file(&sandbox.path("empty.json")),
         json!({ "messages": [{ "role": "system", "content": "Be brief." }], "enable_thinking": false })
