@@ -15,5 +15,8 @@ mod plugins;
 mod preview;
 mod resume;
 mod seeing;
+mod serve;
+mod serve_load;
+mod serve_real;
 mod sources;
 mod support;

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(args, json_lines),
         Command::Eval(args) => commands::eval::run(args),
         Command::Generate(args) => commands::generate::run(args),
+        Command::Serve(args) => commands::serve::run(args),
         Command::Plugin(PluginCommand::Inspect { plugin, json }) => commands::plugin::inspect(&plugin, json.as_deref()),
         Command::Plugin(PluginCommand::List { kind, json }) => commands::plugin::list(kind, json.as_deref()),
         Command::Bench(args) => commands::bench::run(args),

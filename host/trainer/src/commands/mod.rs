@@ -12,6 +12,7 @@ pub mod preview;
 pub mod run;
 pub mod runs;
 pub mod selftest;
+pub mod serve;
 
 use std::path::Path;
 use std::sync::Arc;
