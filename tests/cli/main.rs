@@ -17,3 +17,4 @@ mod resume;
 mod seeing;
 mod sources;
 mod support;
+mod tools;

@@ -53,6 +53,7 @@ pub const PLUGINS: &[PluginFile] = &[
     PluginFile { name: "math_mix", bytes: include_bytes!("../../../plugins/prebuilt/math_mix.wasm") },
     PluginFile { name: "qwen3_chat", bytes: include_bytes!("../../../plugins/prebuilt/qwen3_chat.wasm") },
     PluginFile { name: "sharegpt", bytes: include_bytes!("../../../plugins/prebuilt/sharegpt.wasm") },
+    PluginFile { name: "tool_calls", bytes: include_bytes!("../../../plugins/prebuilt/tool_calls.wasm") },
 ];
 
 /// The embedded data file of this name (without [`DATA_PREFIX`]).

@@ -304,7 +304,7 @@ impl<O: Ops> Assembly<O> {
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Option<Report>, TrainError> {
         let Some(panel) = &self.panel else { return Ok(None) };
-        Ok(Some(panel.judge(&self.candidate(work, when)?, &self.speaker, folder, when.name(), progress)?))
+        Ok(Some(panel.judge(&self.candidate(work, when)?, &self.speaker, folder, when.name(), progress)?.report))
     }
 
     /// Streams the sample answer of the trained model.
@@ -420,6 +420,9 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
     }
     for metric in recipe.eval.metrics.iter().filter(|m| m.as_str() == name) {
         add("eval".into(), recipe.metric_settings(metric));
+    }
+    for tools in recipe.eval.tools.iter().filter(|t| t.as_str() == name) {
+        add("tools".into(), recipe.settings_of(tools, &trainer_config::Settings::new()));
     }
     PluginLock {
         version: manifest.version.clone(),
