@@ -16,7 +16,7 @@ const OWN_CSS: &str = ".bar{height:.7rem;background:var(--c0);border-radius:2px;
 /// The page's script: filters.
 const OWN_JS: &str = r#""use strict";
 (() => {
-  const form = document.querySelector("form.view"), rows = [...document.querySelectorAll("details.sample")], count = document.querySelector("#shown");
+  const form = document.querySelector("form.view"), rows = [...document.querySelectorAll("details.sample")], count = document.getElementById("shown");
   const apply = () => {
     const metric = form.metric.value, verdict = form.verdict.value, end = form.end.value, text = form.text.value.toLowerCase();
     let shown = 0;
@@ -172,7 +172,10 @@ fn about(report: &Report) -> String {
     rows.extend(report.plugins.iter().map(|p| ("plugin".to_owned(), plugin(p))));
     for (metric, n) in &report.rows {
         let skipped = n.skipped.values().sum::<u64>();
-        rows.push((metric.clone(), format!("{} of {} rows scored, {skipped} skipped, {} bad, {} failed", n.scored, n.rows, n.bad, n.failed)));
+        rows.push((
+            metric.clone(),
+            format!("{} of {} rows scored, {skipped} skipped, {} bad, {} failed", n.scored, n.rows, n.bad, n.failed),
+        ));
     }
     let rows: String = rows.iter().map(|(k, v)| format!("<tr><th>{}</th><td>{}</td></tr>", escape(k), escape(v))).collect();
     format!("<div class=\"scroll\"><table>{rows}</table></div>")
@@ -188,9 +191,9 @@ pub fn page(report: &Report, samples: &[SampleResult]) -> String {
             "wrong" | "unscored" => format!("<span class=\"no\">{verdict}</span>"),
             other => other.to_owned(),
         };
-        let _ = write!(
+        let _ = writeln!(
             rows,
-            "<details class=\"sample\" data-metric=\"{}\" data-verdict=\"{verdict}\" data-end=\"{}\"><summary>{} <span class=\"dim\">{}</span> {mark}</summary>{}</details>\n",
+            "<details class=\"sample\" data-metric=\"{}\" data-verdict=\"{verdict}\" data-end=\"{}\"><summary>{} <span class=\"dim\">{}</span> {mark}</summary>{}</details>",
             escape(&sample.metric),
             escape(&ends(sample).join(" ")),
             escape(sample.id.as_deref().unwrap_or(&sample.row)),

@@ -59,9 +59,9 @@ pub fn report(report: &Report, samples: &[SampleResult]) -> String {
                     failures += usize::from(element == "failure");
                     errors += usize::from(element == "error");
                     let outputs = sample.outputs.join("\n");
-                    let _ = write!(
+                    let _ = writeln!(
                         cases,
-                        ">\n      <{element} message=\"{}\">{}</{element}>\n    </testcase>\n",
+                        ">\n      <{element} message=\"{}\">{}</{element}>\n    </testcase>",
                         escape(&words),
                         escape(&format!("{}\n{outputs}", sample.row))
                     );
@@ -80,9 +80,9 @@ pub fn report(report: &Report, samples: &[SampleResult]) -> String {
         for (reason, n) in &rows.skipped {
             property(&format!("skipped: {reason}"), &n.to_string());
         }
-        let _ = write!(
+        let _ = writeln!(
             suites,
-            "  <testsuite name=\"{}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\">\n    <properties>\n{properties}    </properties>\n{cases}  </testsuite>\n",
+            "  <testsuite name=\"{}\" tests=\"{tests}\" failures=\"{failures}\" errors=\"{errors}\">\n    <properties>\n{properties}    </properties>\n{cases}  </testsuite>",
             escape(metric)
         );
         all += tests;
@@ -100,6 +100,9 @@ mod tests {
 
     #[test]
     fn text_is_escaped_and_always_xml() {
-        assert_eq!(escape("<a href=\"x\">'&'</a>\n\u{1b}\u{0}\u{ffff}é"), "&lt;a href=&quot;x&quot;&gt;&apos;&amp;&apos;&lt;/a&gt;&#10;\u{fffd}\u{fffd}\u{fffd}é");
+        assert_eq!(
+            escape("<a href=\"x\">'&'</a>\n\u{1b}\u{0}\u{ffff}é"),
+            "&lt;a href=&quot;x&quot;&gt;&apos;&amp;&apos;&lt;/a&gt;&#10;\u{fffd}\u{fffd}\u{fffd}é"
+        );
     }
 }
