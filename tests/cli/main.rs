@@ -2,19 +2,27 @@
 //!
 //! Every test has a folder and a cache of its own. Runs that several tests look at are made once.
 
+mod chat;
 mod custom_data;
 mod data;
 mod determinism;
 mod devices;
 mod dry_run;
 mod errors;
+mod eval_during;
 mod generate;
+mod grants;
 mod locked;
 mod main_job;
 mod plugins;
+mod predictions;
+mod prepared;
 mod preview;
 mod resume;
 mod seeing;
+mod serve;
+mod serve_load;
+mod serve_real;
 mod sources;
 mod support;
 mod tools;

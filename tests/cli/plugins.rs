@@ -21,6 +21,7 @@ fn list() {
     math_mix       0.1.0    dataset-formatter@0.1.0, mixing-policy@0.1.0
     qwen3_chat     0.1.0    chat-template@0.1.0
     sharegpt       0.1.0    dataset-formatter@0.1.0
+    weather        0.1.0    tool-executor@0.1.0
     "#);
 }
 
@@ -117,6 +118,22 @@ fn inspect_for_people() {
                    }
         "#);
     });
+}
+
+#[test]
+fn inspect_says_how_needs_are_granted() {
+    let sandbox = Sandbox::new();
+    let text = sandbox.ok(["plugin", "inspect", "weather"]);
+    let shown: Vec<&str> = text.lines().filter(|l| l.starts_with("  needs") || l.contains("--")).collect();
+    insta::assert_snapshot!(shown.join("\n"), @r"
+      needs    http: https://api.openweathermap.org, secret: OPENWEATHER_API_KEY
+      grant    --grant weather:http=https://api.openweathermap.org
+               --secret weather:OPENWEATHER_API_KEY=env:OPENWEATHER_API_KEY
+    ");
+    let about = sandbox.json(["plugin", "inspect", "weather", "--json"]);
+    assert_eq!(about["refused_imports"], json!([]));
+    assert_eq!(about["deterministic"], false);
+    assert_eq!(about["grant_with"][0], "--grant weather:http=https://api.openweathermap.org");
 }
 
 #[test]

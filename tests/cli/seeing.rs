@@ -20,6 +20,17 @@ fn trackers_follow_a_run_and_change_nothing_of_it() {
         let notes = crate::support::json_file(&run.join(format!("track/{name}.json")));
         assert_eq!((notes["step"].as_u64(), notes["closed"].as_bool()), (Some(SHORT_STEPS), Some(true)), "{notes}");
     }
+    assert!(!said.contains("a key is set"));
+    // Whoever has set a key for the client expects an upload; only the client itself can do that.
+    for (mode, told) in [("online", true), ("offline", false)] {
+        let mut command = sandbox.command(["run", "--resume", "run", "--report-to", "wandb"]);
+        let output = command.env("WANDB_API_KEY", "0123456789").env("WANDB_MODE", mode).output().unwrap();
+        let said = sandbox.neutral(std::str::from_utf8(&output.stderr).unwrap());
+        assert!(
+            output.status.success() && said.contains("`wandb sync [DIR]/run/wandb/offline-run-*` uploads it") == told,
+            "{mode}: {said}"
+        );
+    }
     // The lock does not know of trackers, so the same run can be asked for without them.
     sandbox.ok(short(&["--out", "again", "--locked", "run/lock.json"]));
 }

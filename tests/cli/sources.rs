@@ -112,5 +112,10 @@ fn the_data_path_over_many_rows() {
         assert!(rows > 0.0 && tokens > 50.0 * rows, "{rows} rows/s, {tokens} tokens/s");
         assert!(figure(&format!("data_scale/{access}/peak_resident_memory")) > 1.0);
     }
+    // With the same code as native code, and with what was prepared.
+    for way in ["native", "prepared"] {
+        assert!(figure(&format!("data_scale/{way}/tokens_per_second")) > 0.0, "{way}");
+    }
+    assert!(figure("data_scale/wasm_over_native") > 0.05 && figure("data_scale/prepared/size") > 1.0);
     assert!(sandbox.fails(["bench", "train", "--rows", "6000"]).contains("trainer bench data --rows N"));
 }

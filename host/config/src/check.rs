@@ -134,12 +134,44 @@ fn eval(recipe: &Recipe, report: &mut Report<'_>) {
             report(&format!("eval.tools[{i}]"), format!("\"{tool}\" is named twice"), Some("remove one of them"));
         }
     }
+    during(recipe, report);
     if eval.metrics.is_empty() && (eval.before || eval.after) {
         report("eval.metrics", "an evaluation needs a metric".to_owned(), Some("name one, or set eval.before and eval.after to false"));
     }
     for name in eval.settings.keys().filter(|name| !seen.contains(name)) {
         let near = nearest(name.as_str(), seen.iter().map(|n| n.as_str())).map(|n| format!("did you mean `{n}`?"));
         report(&format!("eval.settings.{name}"), "is not one of eval.metrics".to_owned(), near.as_deref());
+    }
+}
+
+/// What is watched during training must be measured there.
+fn during(recipe: &Recipe, report: &mut Report<'_>) {
+    let eval = &recipe.eval;
+    let held_out = recipe.data.sources.iter().any(|s| s.holdout > 0.0);
+    if eval.every > 0 && eval.metrics.is_empty() && !held_out {
+        let help = "name a metric in eval.metrics, or hold rows out of a source with its holdout";
+        report("eval.every", "there is nothing to measure during training".to_owned(), Some(help));
+    }
+    for (key, metric) in [("eval.early_stopping.metric", &eval.early_stopping.metric), ("eval.best.metric", &eval.best.metric)] {
+        let Some(metric) = metric else { continue };
+        if eval.every == 0 {
+            report(key, "nothing is measured during training".to_owned(), Some("set eval.every to a number of steps"));
+        }
+        if metric == recipe::HELD_OUT_LOSS {
+            if !held_out {
+                report(
+                    key,
+                    "no source holds rows out to measure their loss".to_owned(),
+                    Some("set a source's holdout to a share, such as 0.01"),
+                );
+            }
+            continue;
+        }
+        let plugin = metric.split('/').next().unwrap_or_default();
+        if !eval.metrics.iter().any(|m| m.as_str() == plugin) {
+            let near = nearest(plugin, eval.metrics.iter().map(|m| m.as_str())).map(|n| format!("did you mean \"{n}/...\"?"));
+            report(key, format!("{plugin:?} is not one of eval.metrics"), near.as_deref());
+        }
     }
 }
 
@@ -175,6 +207,16 @@ fn plugins(recipe: &Recipe, report: &mut Report<'_>) {
                 report(&format!("plugins.{name}.grants[{i}]"), "an empty grant grants nothing".to_owned(), Some("remove it"));
             } else if !grants.insert(grant) {
                 report(&format!("plugins.{name}.grants[{i}]"), format!("{grant:?} is granted twice"), Some("remove one of them"));
+            }
+        }
+        for (secret, source) in &plugin.secrets {
+            // The text is not repeated: it may be a value that somebody put there. The plugin host reads the rest.
+            if !source.starts_with("env:") && !source.starts_with("file:") {
+                report(
+                    &format!("plugins.{name}.secrets.{secret}"),
+                    "a secret's value does not stand in a recipe".to_owned(),
+                    Some("say where it is: \"env:NAME\" for an environment variable, or \"file:PATH\""),
+                );
             }
         }
     }

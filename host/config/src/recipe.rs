@@ -20,7 +20,7 @@ section! {
         pub template: Template = Template::default();
         /// The optimization.
         pub train: Train = Train::default();
-        /// The evaluation before and after training.
+        /// The evaluation before, during and after training.
         pub eval: Eval = Eval::default();
         /// The sample answer at the end of a run.
         pub sample: Sample = Sample::default();
@@ -132,6 +132,8 @@ section! {
         pub max_bad_rows: u64 = 0;
         /// Threads that read, format and tokenize ahead: `"auto"` (one less than the cores, at least one), or a number; 0 does it in the training thread. Never changes a result.
         pub workers: Count = Count::Auto, |c| c.within(0, 1024), "\"auto\" or from 0 to 1024";
+        /// What becomes of prepared data (`trainer data prepare`). Never changes a result.
+        pub cache: DataCache = DataCache::Auto;
         /// The sources, in the order in which the mixing policy sees them. Setting any replaces both defaults.
         pub sources: Vec<Source> = Source::builtin(), |s| !s.is_empty(), "at least one source";
     }
@@ -176,6 +178,18 @@ choices! {
         Plain = "plain",
         /// It becomes that special token, as most other trainers do.
         Parse = "parse",
+    }
+}
+
+choices! {
+    /// What becomes of prepared data.
+    pub enum DataCache {
+        /// They are used where there are such for exactly these data, plugins and settings.
+        Auto = "auto",
+        /// The same, and what is missing is prepared before the run begins.
+        Prepare = "prepare",
+        /// They are not used.
+        Off = "off",
     }
 }
 
@@ -373,7 +387,7 @@ choices! {
 }
 
 section! {
-    /// The evaluation before and after training, and what `trainer eval` uses for a run.
+    /// The evaluation before, during and after training, and what `trainer eval` uses for a run.
     pub struct Eval {
         /// The rows: as the `path` of a source, or `"holdout:NAME"`: those that the source of that name keeps out of training.
         pub data: DataPath = DataPath::Builtin("math_test".to_owned());
@@ -387,6 +401,12 @@ section! {
         pub before: bool = true;
         /// Whether to evaluate after training.
         pub after: bool = true;
+        /// Also after every so many steps, and after the last; 0: not during training. The numbers by step are in `evals.jsonl`.
+        pub every: u64 = 0;
+        /// Ends the run when a number stops getting better.
+        pub early_stopping: EarlyStopping = EarlyStopping::default();
+        /// Keeps the adapter of the step at which a number was best, in `adapter-best`.
+        pub best: Best = Best::default();
         /// At most this many rows, from the top. Absent: all.
         pub limit: Option<u64> = None, |n| n.is_none_or(|n| n >= 1), "at least 1";
         /// How many answers are generated at once.
@@ -416,6 +436,50 @@ section! {
         /// The most tokens of a conversation with tools, their results included; the model's own limit if that is less.
         pub max_context: usize = 4096, |n| (1..=1 << 24).contains(n), "from 1 to 16777216";
     }
+}
+
+section! {
+    /// Ends the run when a number of the evaluations during training stops getting better; needs `eval.every`.
+    pub struct EarlyStopping {
+        /// The number, as evaluations name it: `"boxed_answer/accuracy"`, or `"loss/eval"`, the loss on the rows that sources hold out. Absent: the run goes on to its last step.
+        pub metric: Option<String> = None, |m| m.as_deref().is_none_or(is_metric), "a metric's name and that of its number, such as \"boxed_answer/accuracy\", or \"loss/eval\"";
+        /// So many evaluations in a row without an improvement end the run.
+        pub patience: u64 = 3, |n| *n >= 1, "at least 1";
+        /// An improvement of no more than this counts as none.
+        pub min_delta: f64 = 0.0, |x| x.is_finite() && *x >= 0.0, "a finite number, at least 0";
+        /// Which way is better.
+        pub mode: Better = Better::Auto;
+    }
+}
+
+section! {
+    /// Keeps the adapter of the step at which a number of the evaluations during training was best; needs `eval.every`.
+    pub struct Best {
+        /// The number, as in `[eval.early_stopping]`. Absent: no adapter but the last is kept.
+        pub metric: Option<String> = None, |m| m.as_deref().is_none_or(is_metric), "a metric's name and that of its number, such as \"boxed_answer/accuracy\", or \"loss/eval\"";
+        /// Which way is better.
+        pub mode: Better = Better::Auto;
+    }
+}
+
+choices! {
+    /// Which way a number is better.
+    pub enum Better {
+        /// As the metric says; the run ends with an error where it does not.
+        Auto = "auto",
+        /// The higher, the better.
+        Max = "max",
+        /// The lower, the better.
+        Min = "min",
+    }
+}
+
+/// The number that is the loss on the rows that sources hold out.
+pub const HELD_OUT_LOSS: &str = "loss/eval";
+
+/// Whether a text can be the name of an evaluation's number.
+fn is_metric(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(metric, number)| !metric.is_empty() && !number.is_empty()) && !text.chars().any(char::is_control)
 }
 
 section! {
@@ -451,8 +515,10 @@ section! {
         pub settings: Settings = Settings::default();
         /// Limits over the defaults, such as `memory = "64MiB"`; `trainer plugin inspect` shows them all.
         pub limits: Settings = Settings::default();
-        /// What it may do beyond computing. The default is nothing; each grant is recorded in the lock.
+        /// What it may do beyond computing: `"http=https://api.example.com"` (a server, with methods before it if it is more than reading), `"network=10.0.0.0/8"` (addresses beyond the public internet). The default is nothing; each grant is recorded in the lock.
         pub grants: Vec<String> = Vec::new();
+        /// Its secrets: each by its name, and where its value is, `KEY = "env:NAME"` or `"file:PATH"`, with ` to https://HOST` after it where the plugin has several servers. Values never stand in a recipe.
+        pub secrets: BTreeMap<String, String> = BTreeMap::new();
     }
 }
 

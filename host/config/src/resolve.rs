@@ -38,6 +38,8 @@ impl Override {
         let Some(split) = equals_sign(text) else { return Err(invalid("there is no `=`".to_owned())) };
         let (key, value) = (text[..split].trim(), text[split + 1..].trim());
         let path = key_path(key).ok_or_else(|| invalid(format!("`{key}` is not a key")))?;
+        // What is set there may be a secret's value by mistake, which no message repeats.
+        let origin = if path.iter().any(|p| p == "secrets") { Origin::Flag(format!("{key}=...")) } else { origin };
         let dotted = path.join(".");
         let value = match tree::parse_value(value, &origin, &dotted) {
             Ok(node) => node,
@@ -164,7 +166,7 @@ impl Recipe {
     pub const TIMING_LIMITS: [&'static str; 3] = ["deadline", "compile_time", "compile_memory"];
 
     /// What decides the result of a run, as JSON, for the lock: the recipe without what must not matter (the run directory, thread counts,
-    /// checkpointing, the printed sample, trackers), without the choice of device and plan, which the lock has as they came out, and without the folders of models, data, plugins and adapters, whose contents the
+    /// prepared data, checkpointing, the printed sample, trackers), without the choice of device and plan, which the lock has as they came out, and without the folders of models, data, plugins and adapters, whose contents the
     /// lock pins by digest.
     pub fn identity(&self) -> serde_json::Value {
         let mut value = serde_json::to_value(self).unwrap_or_default();
@@ -176,7 +178,14 @@ impl Recipe {
         cut("model", "source");
         cut("adapter", "from");
         cut("data", "workers");
+        cut("data", "cache");
         cut("eval", "data");
+        if self.eval.every == 0 {
+            // Without evaluations during training these decide nothing, and are not in the locks of older programs.
+            for key in ["every", "early_stopping", "best"] {
+                cut("eval", key);
+            }
+        }
         // The lock has the machine and the plan that came of these.
         cut("device", "backend");
         cut("device", "threads");
@@ -191,6 +200,8 @@ impl Recipe {
         let entries = value.get_mut("plugins").and_then(serde_json::Value::as_object_mut);
         for plugin in entries.into_iter().flat_map(|m| m.values_mut()).filter_map(serde_json::Value::as_object_mut) {
             plugin.remove("path");
+            // Where a secret lies decides nothing; that there is one, and where it may go, is among the plugin's grants in the lock.
+            plugin.remove("secrets");
             // Wall-clock limits and the compiler's stop a run; they never decide what is in it. So they may be raised to continue one.
             if let Some(limits) = plugin.get_mut("limits").and_then(serde_json::Value::as_object_mut) {
                 for key in Self::TIMING_LIMITS {

@@ -247,3 +247,25 @@ fn a_changed_recipe_is_checked_by_the_same_rules() {
     recipe.adapter.r = 0;
     assert!(recipe.validate().is_err());
 }
+
+#[test]
+fn what_is_watched_during_training_must_be_measured_there() {
+    let watch = "[eval]\nevery = 10\n[eval.best]\nmetric = \"boxed_answer/accuracy\"\n[eval.early_stopping]\nmetric = \"boxed_answer/accuracy\"\npatience = 2\n";
+    let recipe = Recipe::parse(watch).unwrap();
+    assert_eq!((recipe.eval.every, recipe.eval.early_stopping.patience), (10, 2));
+    insta::assert_snapshot!(errors("[eval]\nevery = 1\n[eval.best]\nmetric = \"accuracy\"\n[eval.early_stopping]\nmetric = \"boxed/accuracy\"\npatience = 0\nmin_delta = -1\nmode = \"up\"\n"), @r#"
+    recipe.toml:4:10: eval.best.metric: must be a metric's name and that of its number, such as "boxed_answer/accuracy", or "loss/eval", not "accuracy"
+    recipe.toml:7:12: eval.early_stopping.patience: must be at least 1, not 0
+    recipe.toml:8:13: eval.early_stopping.min_delta: must be a finite number, at least 0, not -1.0
+    recipe.toml:9:8: eval.early_stopping.mode: must be one of "auto", "max", "min", not "up"
+    4 problems in the recipe
+    "#);
+    insta::assert_snapshot!(errors("[eval]\nbefore = false\nafter = false\nevery = 5\nmetrics = []\n"), @r"
+    recipe.toml:4:1: eval.every: there is nothing to measure during training
+      help: name a metric in eval.metrics, or hold rows out of a source with its holdout
+    ");
+    // Without evaluations during training none of it decides anything, so older locks stay good.
+    let idle = Recipe::parse("[eval.early_stopping]\npatience = 9\n").unwrap();
+    assert_eq!(idle.identity(), Recipe::default().identity());
+    assert_ne!(recipe.identity(), Recipe::default().identity());
+}

@@ -142,9 +142,9 @@ fn data() -> impl Strategy<Value = Data> {
             })
             .collect::<Vec<_>>()
     });
-    let longer = (one_of(TooLong::ALL), one_of(TruncationSide::ALL));
+    let longer = (one_of(TooLong::ALL), one_of(TruncationSide::ALL), one_of(DataCache::ALL));
     (one_of(TrainOn::ALL), 2..1_000_000usize, longer, any::<bool>(), 0..i64::MAX as u64, count(0), sources).prop_map(
-        |(train_on, max_seq_length, (too_long, truncation_side), packing, max_bad_rows, workers, sources)| Data {
+        |(train_on, max_seq_length, (too_long, truncation_side, cache), packing, max_bad_rows, workers, sources)| Data {
             train_on,
             max_seq_length,
             too_long,
@@ -152,6 +152,7 @@ fn data() -> impl Strategy<Value = Data> {
             packing,
             max_bad_rows,
             workers,
+            cache,
             sources,
             ..Data::default()
         },
@@ -198,7 +199,8 @@ fn recipe() -> impl Strategy<Value = Recipe> {
             path: path.map(Into::into),
             settings,
             limits: limits.into_iter().map(|(k, v)| (k, v.into())).collect(),
-            grants: vec!["clock".to_owned()],
+            grants: vec!["http=https://api.example.com".to_owned()],
+            secrets: [("KEY".to_owned(), "env:SOME_KEY".to_owned())].into(),
         },
     );
     let model = prop_oneof![Just(ModelSource::Nano), path().prop_map(|p| ModelSource::Folder(p.into()))];
@@ -299,6 +301,7 @@ fn the_resolved_main_job_is_this_text() {
     special_tokens = "plain"
     max_bad_rows = 0
     workers = "auto"
+    cache = "auto"
 
     [[data.sources]]
     name = "math"
@@ -365,6 +368,7 @@ fn the_resolved_main_job_is_this_text() {
     metrics = ["boxed_answer"]
     before = true
     after = true
+    every = 0
     batch = 128
     max_new_tokens = 256
     temperature = 0.0
@@ -375,6 +379,14 @@ fn the_resolved_main_job_is_this_text() {
     enable_thinking = "template"
 
     [eval.settings]
+
+    [eval.early_stopping]
+    patience = 3
+    min_delta = 0.0
+    mode = "auto"
+
+    [eval.best]
+    mode = "auto"
 
     [sample]
     every = 0

@@ -229,7 +229,7 @@ fn run_body(run: &Run, view: View) -> Result<String, Failure> {
 fn tag(runs: &[Run]) -> String {
     let mut tag = "\"".to_owned();
     for run in runs {
-        for name in ["metrics.jsonl", "timings.jsonl", "samples.jsonl", "eval", "adapter"] {
+        for name in ["metrics.jsonl", "timings.jsonl", "evals.jsonl", "samples.jsonl", "eval", "adapter"] {
             let found = std::fs::metadata(run.file(name)).ok();
             let length = found.as_ref().map_or(0, std::fs::Metadata::len);
             let time = found.and_then(|m| m.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
@@ -267,7 +267,9 @@ async fn transcripts(State(options): Shared, UrlPath((wanted, name)): UrlPath<(S
     const MOST: usize = 500;
     reading(move || {
         let run = lookup(&options, &wanted)?;
-        if !run.evaluations().iter().any(|e| e.name == name) {
+        // A name of the run's own, not one that leads elsewhere.
+        let during = trainer_runs::records::EvalMetrics::step_of(&name).is_some_and(|_| run.evaluation(&name).is_some());
+        if !during && !run.evaluations().iter().any(|e| e.name == name) {
             return Err(Failure::Unknown(format!("The run has no evaluation {name:?}.")));
         }
         let body = format!(
@@ -343,7 +345,7 @@ async fn api_run(State(options): Shared, UrlPath(wanted): UrlPath<String>) -> Re
         let run = lookup(&options, &wanted)?;
         json(&serde_json::json!({
             "overview": run.overview()?, "metrics": run.metrics()?, "timings": run.timings()?, "samples": run.samples()?,
-            "evaluations": run.evaluations(), "recipe": run.recipe()?, "lock": run.lock()?,
+            "evaluations": run.evaluations(), "evals": run.evals()?, "recipe": run.recipe()?, "lock": run.lock()?,
         }))
     })
     .await

@@ -98,6 +98,9 @@ pub enum DataError {
     /// A worker thread panicked or could not be started: a defect of the program.
     #[error("a data worker failed: {0}")]
     Worker(String),
+    /// The folder of prepared data.
+    #[error(transparent)]
+    Prepared(#[from] crate::prepared::StoreError),
     /// A sample that does not fit a micro-batch.
     #[error("packing: {0}")]
     Pack(String),

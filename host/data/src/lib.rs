@@ -17,6 +17,7 @@
 //! impl Tracer { fn next(&mut self) -> ...; fn row(&mut self, source: u32, ordinal: u64) -> ...; } // rows with everything that became of them
 //! pub fn pack(samples: &[Sample], max_tokens: usize) -> Result<Vec<MicroBatch>, DataError>;      // greedy, in order, no padding
 //! pub fn batches(samples: &[Sample], batch: usize) -> Result<Vec<MicroBatch>, DataError>;        // `batch` samples each
+//! fn prepare(spec: &PipelineSpec, source: usize, store: &PreparedStore, ...) -> ...;                // outcomes of all rows, kept on disk
 //! impl Source { fn open(spec: SourceSpec) -> Result<Source, DataError>; fn len(&self) -> u64; fn files(&self) -> &[FileInfo]; fn rows(&self) -> Rows<'_>; }
 //! ```
 
@@ -28,6 +29,7 @@ mod order;
 mod pack;
 pub mod pipeline;
 pub mod plugins;
+mod prepared;
 pub mod source;
 pub mod stages;
 mod survey;
@@ -40,6 +42,7 @@ pub use pipeline::{
     SourcePosition, TooLong, Tracer, TrainOn, TruncationSide,
 };
 pub use plugins::{PluginMixer, TextEncoder};
+pub use prepared::{EntryInfo, EntryState, Preparation, PrepareProgress, PreparedStore, StoreError, prepare};
 pub use source::{Access, FileInfo, Filter, Format, Holdout, Order, Row, RowView, Source, SourceData, SourceSpec, read_rows};
 pub use stages::{Draw, FormatOutcome, MixerFactory, MixerSetup, RowFormatter, SampleTemplate, SegmentEncoder, SourceLoss, SourceMixer};
 pub use survey::{Drawn, count_draws, each_sample};

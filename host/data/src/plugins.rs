@@ -30,6 +30,10 @@ impl RowFormatter for Formatter {
             })
             .collect())
     }
+
+    fn identity(&self) -> Option<serde_json::Value> {
+        self.plugin().grants().is_empty().then(|| Formatter::identity(self))
+    }
 }
 
 impl SampleTemplate for Template {
@@ -43,6 +47,10 @@ impl SampleTemplate for Template {
                 Err(RowError::Trapped(error)) => Err(RenderFault { kind: BadKind::Trap, message: error.to_string() }),
             })
             .collect())
+    }
+
+    fn identity(&self) -> Option<serde_json::Value> {
+        self.plugin().grants().is_empty().then(|| Template::identity(self))
     }
 }
 
@@ -84,6 +92,14 @@ impl SegmentEncoder for TextEncoder {
             .collect();
         let encoded = self.tokenizer.encode_segments(&borrowed, self.mode).map_err(|e| StageError::Row(e.to_string()))?;
         Ok(Tokens { ids: encoded.ids, weights: encoded.weights, segments: encoded.segments })
+    }
+
+    fn identity(&self) -> Option<serde_json::Value> {
+        let mode = match self.mode {
+            SpecialMode::Plain => "plain",
+            SpecialMode::Parse => "parse",
+        };
+        Some(serde_json::json!({ "sha256": self.tokenizer.digest(), "special_tokens": mode }))
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! `plugins` implements them for the sandboxed components; tests implement them natively.
 
+use serde_json::Value;
+
 use crate::conversation::{Conversation, Piece};
 use crate::error::{BadKind, StageError};
 
@@ -27,6 +29,11 @@ pub enum FormatOutcome {
 pub trait RowFormatter: Send + Sync {
     /// One outcome per row, in order.
     fn format(&self, rows: &[String]) -> Result<Vec<FormatOutcome>, StageError>;
+
+    /// All that decides its answers besides the rows, if they may be kept; none: they may not.
+    fn identity(&self) -> Option<Value> {
+        None
+    }
 }
 
 /// A segment of a rendered text (`chat-template.segment`).
@@ -56,6 +63,11 @@ pub trait SampleTemplate: Send + Sync {
     /// For each conversation its training samples (several where turns are split), or why it cannot be rendered.
     #[expect(clippy::type_complexity, reason = "the nesting is the contract: batch, result, samples, segments")]
     fn render(&self, conversations: &[Conversation]) -> Result<Vec<Result<Vec<Vec<RenderedSegment>>, RenderFault>>, StageError>;
+
+    /// All that decides its answers besides the conversations, if they may be kept; none: they may not.
+    fn identity(&self) -> Option<Value> {
+        None
+    }
 }
 
 /// Ids with the loss weight of each as a target and the segment that each begins in; equally long.
@@ -73,6 +85,11 @@ pub struct Tokens {
 pub trait SegmentEncoder: Send + Sync {
     /// Encodes the joined pieces; a token takes the weight of its first byte.
     fn encode(&self, segments: &[(Piece, f32)]) -> Result<Tokens, StageError>;
+
+    /// All that decides its answers besides the segments, if they may be kept; none: they may not.
+    fn identity(&self) -> Option<Value> {
+        None
+    }
 }
 
 /// A source as the mixing policy sees it.

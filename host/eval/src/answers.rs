@@ -68,8 +68,9 @@ pub(crate) struct AnswerRecord {
     pub malformed: Vec<String>,
     /// Why it ended.
     pub finish: Finished,
-    /// Tokens of all turns.
-    pub tokens: u64,
+    /// Tokens of all turns; none where the output was given.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tokens: Option<u64>,
     /// Prompt tokens of the turns after the first.
     pub more_prompt_tokens: u64,
     /// Why it could not be had.
@@ -89,7 +90,7 @@ impl Default for AnswerRecord {
             calls: Vec::new(),
             malformed: Vec::new(),
             finish: Finished::Limit,
-            tokens: 0,
+            tokens: None,
             more_prompt_tokens: 0,
             failed: None,
             transcript: None,
@@ -104,12 +105,12 @@ impl AnswerRecord {
     }
 
     /// Adds the output of a turn.
-    pub fn add(&mut self, raw: &str, parts: &[OutputPart], tokens: u64) {
+    pub fn add(&mut self, raw: &str, parts: &[OutputPart], tokens: Option<u64>) {
         if !self.raw.is_empty() {
             self.raw.push('\n');
         }
         self.raw.push_str(raw);
-        self.tokens = self.tokens.saturating_add(tokens);
+        self.tokens = tokens.map(|n| n.saturating_add(self.tokens.unwrap_or(0)));
         self.text.clear();
         let mut calls = Vec::new();
         let mut first_reasoning = !self.reasoning.is_empty();
@@ -187,12 +188,12 @@ mod tests {
         let call = |name: &str| OutputPart::ToolCall(ParsedCall { name: name.into(), arguments: CallArguments::Json("{}".into()) });
         let malformed = OutputPart::Malformed(MalformedCall { raw: "<".into(), message: "no".into() });
         let mut record = AnswerRecord::default();
-        record.add("one", &[OutputPart::Reasoning("r1".into()), OutputPart::Text("a".into()), malformed], 3);
-        record.add("two", &[OutputPart::Reasoning("r2".into()), call("f"), call("g")], 4);
-        record.add("three", &[call("h"), OutputPart::Text("b".into())], 5);
+        record.add("one", &[OutputPart::Reasoning("r1".into()), OutputPart::Text("a".into()), malformed], Some(3));
+        record.add("two", &[OutputPart::Reasoning("r2".into()), call("f"), call("g")], Some(4));
+        record.add("three", &[call("h"), OutputPart::Text("b".into())], Some(5));
         let answer = record.answer();
         assert_eq!((answer.raw.as_str(), answer.text.as_str(), answer.reasoning.as_str()), ("one\ntwo\nthree", "b", "r1\nr2"));
         assert_eq!(answer.calls.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["f", "g"]);
-        assert_eq!((answer.malformed, record.tokens), (vec!["no".to_owned()], 12));
+        assert_eq!((answer.malformed, record.tokens), (vec!["no".to_owned()], Some(12)));
     }
 }

@@ -306,13 +306,13 @@ fn advance<O: Ops>(subject: &Subject<'_, O>, this: &mut Open, output: Output) ->
     let parts = match subject.template.parse(&[pieces])?.into_iter().next() {
         Some(Ok(parts)) => parts,
         Some(Err(e)) => {
-            record.add(&raw, &[], tokens);
+            record.add(&raw, &[], Some(tokens));
             record.failed = Some(e.to_string());
             return Ok(None);
         }
         None => Vec::new(),
     };
-    record.add(&raw, &parts, tokens);
+    record.add(&raw, &parts, Some(tokens));
     match job.episode.take(Turn { parts, tokens, end })? {
         Next::End => {
             if let Some(end) = job.episode.end() {

@@ -29,6 +29,14 @@ pub enum EvalError {
         /// Where and what.
         message: String,
     },
+    /// A prediction that cannot be used, or a row that has none.
+    #[error("{place}: {message}")]
+    Prediction {
+        /// File and line.
+        place: String,
+        /// What is wrong.
+        message: String,
+    },
     /// There is nothing to evaluate.
     #[error("{what}: no row to evaluate")]
     NoRows {

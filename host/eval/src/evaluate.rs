@@ -23,9 +23,9 @@ use crate::prompts::{encode_prompt, rendered_text};
 use crate::report::{RowCounts, SampleResult, ScoreRecord};
 
 /// Rows that go through a plugin at once.
-const PLUGIN_BATCH: usize = 64;
+pub(crate) const PLUGIN_BATCH: usize = 64;
 /// Prompt tokens in one forward pass.
-const PREFILL_TOKENS: usize = 2048;
+pub const PREFILL_TOKENS: usize = 2048;
 /// The clock of every episode, milliseconds since 1970 UTC: the same in every evaluation, so that none depends on when it ran (1 January 2026).
 const CLOCK_MS: u64 = 1_767_225_600_000;
 
@@ -59,6 +59,8 @@ pub struct Subject<'a, O: Ops> {
     pub adapter: Option<&'a Adapter<O>>,
     /// How many answers are generated at once; never changes a result.
     pub slots: usize,
+    /// The most tokens in the key/value cache: of longer sequences fewer are generated at once. None: no limit.
+    pub cache_tokens: Option<usize>,
     /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Tokens at which an answer ends.
@@ -148,13 +150,16 @@ pub(crate) fn evaluate<O: Ops>(
 }
 
 /// A row with its question.
-struct Asked<'a> {
-    place: &'a str,
-    row: &'a str,
+pub(crate) struct Asked<'a> {
+    /// File and row.
+    pub place: &'a str,
+    /// The row as JSON.
+    pub row: &'a str,
     case: Case,
     /// The case's name on a tape: its `id`, or its place where it has none of its own.
     name: String,
-    request: Request,
+    /// What the metric asks.
+    pub request: Request,
     prompt: String,
     prompt_ids: Vec<u32>,
     failed: Option<String>,
@@ -182,11 +187,21 @@ fn one_metric<O: Ops>(
     }
     let given = Given { subject, judge, metric: &used.name, decoding, journal };
     let responses = respond(&given, &asked, progress, out)?;
-    let (mut items, mut all_answers) = (Vec::with_capacity(asked.len()), Vec::with_capacity(asked.len()));
-    for (a, responded) in asked.iter().zip(responses) {
-        items.push(Item { row: a.row.to_owned(), response: responded.response });
-        all_answers.push(responded.answers);
-    }
+    let (items, answers) =
+        asked.iter().zip(responses).map(|(a, r)| (Item { row: a.row.to_owned(), response: r.response }, r.answers)).unzip();
+    judge_responses(used, judge, asked, items, answers, counts, out)
+}
+
+/// Scores responses, one per question, and sums up.
+pub(crate) fn judge_responses(
+    used: &MetricUse,
+    judge: &Judge<'_>,
+    asked: Vec<Asked<'_>>,
+    items: Vec<Item>,
+    all_answers: Vec<Vec<AnswerRecord>>,
+    mut counts: RowCounts,
+    out: &mut Evaluation,
+) -> Result<(), EvalError> {
     let scores = score(used, &items)?;
     add_pass_at_k(used, &items, out)?;
     for aggregate in used.metric.aggregate(&scores)? {
@@ -214,7 +229,7 @@ fn one_metric<O: Ops>(
             prompt: a.prompt,
             outputs: shown.iter().map(|a| a.raw.clone()).collect(),
             finish: shown.iter().map(|a| a.finish.name().to_owned()).collect(),
-            tokens: shown.iter().map(|a| usize::try_from(a.tokens).unwrap_or(usize::MAX)).collect(),
+            tokens: shown.iter().filter_map(|a| usize::try_from(a.tokens?).ok()).collect(),
             failed,
             scores: scores.into_iter().map(score_record).collect(),
             transcripts: answers.into_iter().filter_map(|a| a.transcript).collect(),
@@ -296,7 +311,7 @@ fn score_record(score: Score) -> ScoreRecord {
 }
 
 /// Asks the metric what to ask.
-fn prepare<'a>(used: &MetricUse, judge: &Judge<'a>, counts: &mut RowCounts) -> Result<Vec<Asked<'a>>, EvalError> {
+pub(crate) fn prepare<'a>(used: &MetricUse, judge: &Judge<'a>, counts: &mut RowCounts) -> Result<Vec<Asked<'a>>, EvalError> {
     let mut asked: Vec<Asked<'a>> = Vec::with_capacity(judge.rows.len());
     let mut names = std::collections::HashSet::new();
     for chunk in judge.rows.chunks(PLUGIN_BATCH) {
@@ -453,7 +468,7 @@ fn answers<O: Ops>(
     let mut complete = Vec::with_capacity(all.len());
     for slots in all {
         let slots: Vec<AnswerRecord> = slots.into_iter().filter_map(|known| known.or_else(|| fresh.next())).collect();
-        out.generated_tokens += slots.iter().map(|a| a.tokens).sum::<u64>();
+        out.generated_tokens += slots.iter().filter_map(|a| a.tokens).sum::<u64>();
         out.prompt_tokens += slots.iter().map(|a| a.more_prompt_tokens).sum::<u64>();
         complete.push(slots);
     }
@@ -500,7 +515,8 @@ fn likelihoods<O: Ops>(subject: &Subject<'_, O>, asked: &[Asked<'_>]) -> Result<
 
 /// A generator no larger than the requests need.
 pub(crate) fn generator<O: Ops>(subject: &Subject<'_, O>, requests: usize, longest: usize) -> Result<Generator<O>, EvalError> {
-    let slots = subject.slots.min(requests).max(1);
     let cache_length = longest.min(subject.model.config().max_position_embeddings).max(1);
+    let fitting = subject.cache_tokens.map_or(usize::MAX, |tokens| tokens / cache_length);
+    let slots = subject.slots.min(requests).min(fitting).max(1);
     Ok(Generator::new(subject.model.clone(), GenOptions { slots, cache_length, prefill_tokens: PREFILL_TOKENS })?)
 }

@@ -115,7 +115,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("eval.journal.jsonl");
         let key = |n: u32| ("m".to_owned(), format!("rows:{n}"), 0);
-        let answer = |n: u32| AnswerRecord { raw: format!("answer {n}"), tokens: u64::from(n), ..AnswerRecord::default() };
+        let answer = |n: u32| AnswerRecord { raw: format!("answer {n}"), tokens: Some(u64::from(n)), ..AnswerRecord::default() };
         let journal = Journal::open(&path, "k1").unwrap();
         for n in 0..3 {
             journal.add(key(n), &answer(n)).unwrap();

@@ -79,7 +79,7 @@ pub struct SampleResult {
     pub outputs: Vec<String>,
     /// Why each output ended: `stop`, `length` or `limit`.
     pub finish: Vec<String>,
-    /// The tokens of each output.
+    /// The tokens of each output; none of given outputs.
     pub tokens: Vec<usize>,
     /// Why the sample failed before it could be scored.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,21 +109,28 @@ pub struct Report {
     pub rows: BTreeMap<String, RowCounts>,
     /// This program's version.
     pub trainer: String,
-    /// The backend that computed.
-    pub backend: String,
-    /// The base model.
-    pub model: Component,
+    /// The backend that computed; none where outputs were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The base model; none where outputs were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<Component>,
+    /// The given outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predictions: Option<DataUse>,
     /// The adapter on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<Component>,
-    /// The tokenizer.
-    pub tokenizer: Component,
+    /// The tokenizer; none where outputs were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<Component>,
     /// The rows.
     pub data: DataUse,
     /// The plugins that had a part.
     pub plugins: Vec<Component>,
-    /// How the answers were drawn.
-    pub decoding: crate::Decoding,
+    /// How the answers were drawn; none where outputs were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoding: Option<crate::Decoding>,
     /// The per-sample results: a file beside the report, by name.
     pub samples: PathBuf,
     /// Tokens of all prompts.

@@ -20,11 +20,23 @@ use trainer_tools::{Limits, Tape, TapeHeader, TapePlugin, ToolPlugin, Toolbox, w
 use crate::error::EvalError;
 use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, evaluate};
 use crate::journal::Journal;
+use crate::predictions::{Predictions, evaluate_predictions};
 use crate::prompts::{encode_prompt, rendered_text};
 use crate::report::{Component, DataUse, Report, SampleResult, Timing, write_report};
 
 /// Rows to evaluate at most: they are held in memory.
 const MAX_ROWS: usize = 1_000_000;
+
+/// The chat template of a recipe.
+///
+/// # Errors
+/// The plugin cannot be had, or refuses its settings.
+pub fn chat_template(recipe: &Recipe, plugins: &mut Plugins) -> Result<Template, EvalError> {
+    let name = &recipe.template.plugin;
+    let plugin = plugins.get("template.plugin", name, Kind::ChatTemplate)?;
+    let settings = recipe.settings_of(name, &recipe.template.settings);
+    Ok(plugin.template(&serde_json::Value::Object(settings))?)
+}
 
 /// The chat template of a recipe, and what ends an answer under it.
 pub struct Speaker {
@@ -43,9 +55,7 @@ impl Speaker {
     /// The plugin cannot be had, or stops at a token that the tokenizer does not have.
     pub fn new(recipe: &Recipe, base: &Base, plugins: &mut Plugins) -> Result<Self, EvalError> {
         let name = &recipe.template.plugin;
-        let plugin = plugins.get("template.plugin", name, Kind::ChatTemplate)?;
-        let settings = recipe.settings_of(name, &recipe.template.settings);
-        let template = Arc::new(plugin.template(&serde_json::Value::Object(settings))?);
+        let template = Arc::new(chat_template(recipe, plugins)?);
         let mut stop_ids = base.eos.clone();
         for token in template.describe()?.stop_tokens {
             match base.tokenizer.added_token_id(&token) {
@@ -246,14 +256,18 @@ impl Rows {
             let json = row.json.map_err(|bad| EvalError::BrokenRow { message: bad.to_string() })?;
             rows.push((place, json));
         }
-        let files = source.files().iter().map(|f| component(&f.name, &f.sha256)).collect();
         Ok(Self {
-            data: DataUse { path: recipe.eval.data.to_string(), files },
+            data: DataUse { path: recipe.eval.data.to_string(), files: file_components(&source) },
             sha256: source_digest(&source),
             length: Some(source.len()),
             rows,
         })
     }
+}
+
+/// The files of a source by name and digest.
+pub(crate) fn file_components(source: &Source) -> Vec<Component> {
+    source.files().iter().map(|f| component(&f.name, &f.sha256)).collect()
 }
 
 /// The judges of a recipe with their rows.
@@ -265,7 +279,10 @@ pub struct Panel {
     plugins: Vec<Component>,
     max_bad_rows: u64,
     slots: usize,
+    /// See [`Subject::cache_tokens`].
+    pub cache_tokens: Option<usize>,
     decoding: Decoding,
+    limit: Option<u64>,
     toolbox: Arc<Toolbox>,
     record: Option<PathBuf>,
     resumable: bool,
@@ -293,6 +310,8 @@ pub struct Candidate<'a, O: Ops> {
     pub live: Option<&'a Adapter<O>>,
     /// sha256 of the adapter, folded in or not.
     pub adapter: Option<String>,
+    /// Numbers that were measured already and belong in the report, with whether more is better.
+    pub measured: Vec<(String, f64, bool)>,
 }
 
 impl Panel {
@@ -365,7 +384,9 @@ impl Panel {
             plugins: components,
             max_bad_rows: recipe.data.max_bad_rows,
             slots: e.batch,
+            cache_tokens: None,
             decoding,
+            limit: e.limit,
             toolbox: Arc::new(toolbox),
             record: None,
             resumable: false,
@@ -401,6 +422,7 @@ impl Panel {
             model: candidate.model.clone(),
             adapter: candidate.live,
             slots: self.slots,
+            cache_tokens: self.cache_tokens,
             tokenizer: &base.tokenizer,
             stop_ids: &speaker.stop_ids,
             template: &speaker.template,
@@ -414,13 +436,14 @@ impl Panel {
             scoring_versions: Default::default(),
             rows: Default::default(),
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
-            backend: candidate.model.ops().describe(),
-            model: component(&base.name, &base.digest.get()?.sha256),
+            backend: Some(candidate.model.ops().describe()),
+            model: Some(component(&base.name, &base.digest.get()?.sha256)),
+            predictions: None,
             adapter: candidate.adapter.as_ref().map(|digest| component("adapter", digest)),
-            tokenizer: component("tokenizer", base.tokenizer.digest()),
+            tokenizer: Some(component("tokenizer", base.tokenizer.digest())),
             data: self.rows.data.clone(),
             plugins: self.plugins.clone(),
-            decoding: self.decoding.clone(),
+            decoding: Some(self.decoding.clone()),
             samples: Default::default(),
             prompt_tokens: 0,
             generated_tokens: 0,
@@ -434,11 +457,15 @@ impl Panel {
         report.pass_at_k = result.pass_at_k;
         report.scoring_versions = result.scoring_versions;
         report.rows = result.rows;
+        for (name, value, higher_is_better) in &candidate.measured {
+            report.metrics.insert(name.clone(), *value);
+            report.higher_is_better.insert(name.clone(), *higher_is_better);
+        }
         report.prompt_tokens = result.prompt_tokens;
         report.generated_tokens = result.generated_tokens;
         report.seconds = began.elapsed().as_secs_f64();
         if let Some(path) = &self.record {
-            let header = TapeHeader::new(&report.trainer, &report.model.sha256, &self.rows.sha256, self.toolbox.plugins());
+            let header = TapeHeader::new(&report.trainer, &base.digest.get()?.sha256, &self.rows.sha256, self.toolbox.plugins());
             write_tape(path, header, &result.traffic)?;
         }
         let taken_over = journal.as_ref().map_or(0, Journal::len);
@@ -448,6 +475,57 @@ impl Panel {
             journal.remove();
         }
         Ok(Judged { report, samples: result.samples, taken_over })
+    }
+
+    /// As [`Panel::new`], with all rows whatever the recipe's limit, which [`Panel::judge_predictions`] keeps.
+    ///
+    /// # Errors
+    /// As [`Panel::new`].
+    pub fn for_predictions(recipe: &Recipe, plugins: &mut Plugins) -> Result<Self, EvalError> {
+        let mut unlimited = recipe.clone();
+        unlimited.eval.limit = None;
+        Ok(Self { limit: recipe.eval.limit, ..Self::new(&unlimited, plugins)? })
+    }
+
+    /// Judges given outputs, and writes the same files as [`Panel::judge`].
+    ///
+    /// # Errors
+    /// Outputs and rows do not match; see [`EvalError`].
+    pub fn judge_predictions(
+        &self,
+        predictions: &Predictions,
+        template: &Template,
+        folder: &Path,
+        name: &str,
+    ) -> Result<Judged, EvalError> {
+        let began = Instant::now();
+        let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows, toolbox: &self.toolbox };
+        let limit = self.limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let result = evaluate_predictions(template, &judge, predictions, limit)?;
+        let mut report = Report {
+            metrics: result.metrics,
+            stderr: result.stderr,
+            higher_is_better: result.higher_is_better,
+            pass_at_k: Default::default(),
+            scoring_versions: result.scoring_versions,
+            rows: result.rows,
+            trainer: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: None,
+            model: None,
+            predictions: Some(predictions.data.clone()),
+            adapter: None,
+            tokenizer: None,
+            data: self.rows.data.clone(),
+            plugins: self.plugins.clone(),
+            decoding: None,
+            samples: Default::default(),
+            prompt_tokens: 0,
+            generated_tokens: 0,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        let timing = Timing { seconds: report.seconds, taken_over: 0 };
+        write_report(folder, name, &mut report, &result.samples, &timing)?;
+        Ok(Judged { report, samples: result.samples, taken_over: 0 })
     }
 
     /// The journal of a judgement. Its key is everything that an answer depends on, the recorded calls of a replay included.
@@ -494,6 +572,6 @@ pub fn plugin_component(plugin: &Arc<Plugin>) -> Component {
         version: Some(manifest.version.clone()),
         sha256: plugin.digest().to_owned(),
         kinds: plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect(),
-        grants: Some(Vec::new()),
+        grants: Some(plugin.grants().to_vec()),
     }
 }

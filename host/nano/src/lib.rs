@@ -48,12 +48,17 @@ pub struct PluginFile {
 
 /// All official plugins.
 pub const PLUGINS: &[PluginFile] = &[
+    PluginFile { name: "bfcl", bytes: include_bytes!("../../../plugins/prebuilt/bfcl.wasm") },
     PluginFile { name: "boxed_answer", bytes: include_bytes!("../../../plugins/prebuilt/boxed_answer.wasm") },
     PluginFile { name: "calculator", bytes: include_bytes!("../../../plugins/prebuilt/calculator.wasm") },
+    PluginFile { name: "exact_match", bytes: include_bytes!("../../../plugins/prebuilt/exact_match.wasm") },
+    PluginFile { name: "math_equal", bytes: include_bytes!("../../../plugins/prebuilt/math_equal.wasm") },
     PluginFile { name: "math_mix", bytes: include_bytes!("../../../plugins/prebuilt/math_mix.wasm") },
+    PluginFile { name: "perplexity", bytes: include_bytes!("../../../plugins/prebuilt/perplexity.wasm") },
     PluginFile { name: "qwen3_chat", bytes: include_bytes!("../../../plugins/prebuilt/qwen3_chat.wasm") },
     PluginFile { name: "sharegpt", bytes: include_bytes!("../../../plugins/prebuilt/sharegpt.wasm") },
     PluginFile { name: "tool_calls", bytes: include_bytes!("../../../plugins/prebuilt/tool_calls.wasm") },
+    PluginFile { name: "weather", bytes: include_bytes!("../../../plugins/prebuilt/weather.wasm") },
 ];
 
 /// The embedded data file of this name (without [`DATA_PREFIX`]).

@@ -31,6 +31,9 @@ pub const KINDS: [Kind; 5] = [
     Kind { package: "eval-metric", interface: "metric" },
 ];
 
+/// The packages of capabilities, each with a world `imports` that a plugin which uses it adds to that of its kind.
+pub const CAPABILITIES: [&str; 1] = ["http"];
+
 /// Generates the files of `plugins/sdk/src/bindings/`: name and content, in a fixed order. `wit` is the folder of WIT packages.
 pub fn generate(wit: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
     let mut resolve = Resolve::default();
@@ -46,6 +49,14 @@ pub fn generate(wit: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
             .map_err(|e| Error::invalid(format!("the component type of {}", kind.package), e))?;
         files.push((format!("{}.component-type", kind.package), section));
         world.push_str(&format!("  export trainer:{}/{}@{WIT_VERSION};\n", kind.package, kind.interface));
+    }
+    for capability in CAPABILITIES {
+        let package = push(&mut resolve, wit, capability)?;
+        let imports = select_world(&resolve, package, "imports")?;
+        let section = wit_component::metadata::encode(&resolve, imports, StringEncoding::UTF8, None)
+            .map_err(|e| Error::invalid(format!("the component type of {capability}"), e))?;
+        files.push((format!("{capability}.component-type"), section));
+        world.push_str(&format!("  include trainer:{capability}/imports@{WIT_VERSION};\n"));
     }
     world.push_str("}\n");
     let package = resolve.push_str("sdk.wit", &world).map_err(|e| Error::invalid("the SDK's world", e))?;

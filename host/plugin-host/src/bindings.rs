@@ -15,6 +15,15 @@ pub mod shared {
     });
 }
 
+/// Requests and secrets (`wit/http`), which a plugin's world imports beside that of its kind.
+pub mod http {
+    wasmtime::component::bindgen!({
+        path: "../../wit/http/0.1.0",
+        world: "trainer:http/imports@0.1.0",
+        additional_derives: [PartialEq, serde::Serialize, serde::Deserialize],
+    });
+}
+
 /// See the WIT package of the kind.
 pub mod formatter {
     wasmtime::component::bindgen!({

@@ -90,8 +90,11 @@ impl Cache {
     }
 }
 
-/// Makes sure of a directory that is nobody else's business.
-fn make_private(dir: &Path) -> Result<(), String> {
+/// Makes sure of a directory that is nobody else's business: there, no link, the user's own and closed to others. It is made where it is missing.
+///
+/// # Errors
+/// The reason why it is not, or cannot be made.
+pub fn make_private(dir: &Path) -> Result<(), String> {
     if let Err(e) = fs::symlink_metadata(dir) {
         if e.kind() != std::io::ErrorKind::NotFound {
             return Err(format!("{}: {e}", dir.display()));

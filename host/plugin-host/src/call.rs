@@ -7,6 +7,7 @@ use wasmtime::component::{ComponentType, Lift, Linker, WasmStr};
 use wasmtime::{Engine, ResourceLimiter, Store, StoreContextMut, Trap};
 
 use crate::bindings::shared::trainer::host::log::Level;
+use crate::capability::{self, Capabilities, Connection, Transport};
 use crate::engine::TICK;
 use crate::error::{Place, PluginError};
 use crate::inspect::LOG;
@@ -15,6 +16,9 @@ use crate::manifest::Manifest;
 
 /// Component handles that a guest may hold: parsers, sessions and mixers, of which the host makes one per store.
 const MAX_HANDLES: usize = 1024;
+
+/// Longer than any call.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Bytes of log text that the host looks at in one call, however they are cut into lines.
 const LOG_BYTES: usize = 256 << 10;
@@ -65,7 +69,8 @@ impl Hit {
 /// What the host keeps beside a guest.
 pub(crate) struct State {
     plugin: Arc<Manifest>,
-    limits: Arc<Limits>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) connection: Connection,
     /// Bytes in all linear memories.
     memory: usize,
     /// The bytes that the last allowed growth added, taken back if it fails after all.
@@ -82,8 +87,9 @@ struct Log {
 }
 
 impl State {
-    pub(crate) fn new(plugin: Arc<Manifest>, limits: Arc<Limits>) -> Self {
-        Self { plugin, limits, memory: 0, growing: 0, log: Log::default() }
+    fn new(plugin: Arc<Manifest>, limits: Arc<Limits>, capabilities: Arc<Capabilities>, transport: Arc<dyn Transport>) -> Self {
+        let connection = Connection { capabilities, transport, requests: 0, deadline: Instant::now() };
+        Self { plugin, limits, connection, memory: 0, growing: 0, log: Log::default() }
     }
 
     /// One line of the guest, cut to the limits of a call and without control characters, which could forge lines of a log.
@@ -103,6 +109,7 @@ impl State {
         }
         drop(text);
         let state = store.data_mut();
+        let line = state.connection.capabilities.scrub(line);
         state.log.lines += 1;
         state.log.bytes = state.log.bytes.saturating_add(length);
         let (plugin, version) = (state.plugin.name.as_str(), state.plugin.version.as_str());
@@ -166,7 +173,7 @@ impl ResourceLimiter for State {
     }
 }
 
-/// A linker with all that plugins are given: the log.
+/// A linker with all that plugins can be given: the log, and what [`crate::inspect`] lets only those import that declare it.
 pub(crate) fn linker(engine: &Engine) -> Result<Linker<State>, PluginError> {
     let host = |e: wasmtime::Error| PluginError::Host(format!("{e:#}"));
     let mut linker = Linker::new(engine);
@@ -175,12 +182,20 @@ pub(crate) fn linker(engine: &Engine) -> Result<Linker<State>, PluginError> {
         .map_err(host)?
         .func_wrap("write", |store: StoreContextMut<'_, State>, (level, message): (Level, WasmStr)| State::write(store, level, &message))
         .map_err(host)?;
+    capability::link(&mut linker).map_err(host)?;
     Ok(linker)
 }
 
 /// A store for one instance.
-pub(crate) fn store(engine: &Engine, plugin: &Arc<Manifest>, limits: &Arc<Limits>) -> Store<State> {
-    let mut store = Store::new(engine, State::new(Arc::clone(plugin), Arc::clone(limits)));
+pub(crate) fn store(
+    engine: &Engine,
+    plugin: &Arc<Manifest>,
+    limits: &Arc<Limits>,
+    capabilities: &Arc<Capabilities>,
+    transport: &Arc<dyn Transport>,
+) -> Store<State> {
+    let state = State::new(Arc::clone(plugin), Arc::clone(limits), Arc::clone(capabilities), Arc::clone(transport));
+    let mut store = Store::new(engine, state);
     store.limiter(|state| state);
     // What is lifted from the guest is counted as it is lifted, so a gigabyte behind one pointer, or behind a million, is never copied.
     store.set_hostcall_fuel(limits.returned_size.bytes());
@@ -210,8 +225,12 @@ pub(crate) fn enter<R>(
     // One tick more, because the current one has partly gone by.
     let ticks = deadline.as_millis().div_ceil(TICK.as_millis()).saturating_add(1);
     store.set_epoch_deadline(u64::try_from(ticks).unwrap_or(u64::MAX / 2).min(u64::MAX / 2));
-    store.data_mut().log = Log::default();
     let started = Instant::now();
+    let state = store.data_mut();
+    state.log = Log::default();
+    state.connection.requests = 0;
+    // A deadline that no clock can hold is none.
+    state.connection.deadline = started.checked_add(deadline).unwrap_or_else(|| started + DAY);
     let result = store.set_fuel(fuel).and_then(|()| call(store));
     let state = store.data();
     if state.log.dropped > 0 {

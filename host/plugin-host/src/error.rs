@@ -98,6 +98,16 @@ pub enum PluginError {
         /// The need.
         need: String,
     },
+    /// The user grants what the plugin does not ask for.
+    #[error("plugin `{plugin}` {version} {reason}")]
+    Grant {
+        /// The plugin.
+        plugin: String,
+        /// Its version.
+        version: String,
+        /// What is granted for nothing, and what to do.
+        reason: String,
+    },
     /// The plugin is asked to do what it does not offer.
     #[error("plugin `{plugin}` {version} is no {wanted}: it exports {}", kinds(has))]
     WrongKind {

@@ -11,6 +11,7 @@ use wasmtime::component::{Component, InstancePre};
 
 use crate::cache::Cache;
 use crate::call::{State, linker};
+use crate::capability::{Capabilities, Gate, Grants, Need, Network, Transport};
 use crate::compile::{CompilerCommand, compile};
 use crate::engine::{Engines, Ticker};
 use crate::error::PluginError;
@@ -35,6 +36,8 @@ pub struct HostOptions {
     pub default_limits: Limits,
     /// How many idle instances each client keeps: as many as threads use it.
     pub worker_instances: usize,
+    /// How requests of plugins that were granted servers reach them.
+    pub network: Network,
 }
 
 impl HostOptions {
@@ -45,6 +48,7 @@ impl HostOptions {
             compiler,
             default_limits: Limits::default(),
             worker_instances: std::thread::available_parallelism().map_or(1, usize::from),
+            network: Network::default(),
         }
     }
 }
@@ -143,22 +147,36 @@ impl PluginHost {
         &self.options.default_limits
     }
 
-    /// Loads a plugin: reads its manifest and type, refuses what it may not import, and compiles it, unless that was done before.
+    /// Loads a plugin that is granted nothing: see [`Self::load_with`].
     ///
     /// # Errors
-    /// If the file cannot be read, is no component, has no or a wrong manifest, exports no known kind in a known version, imports or
-    /// needs what nothing grants, or exceeds a limit on its size, counts or compilation.
+    /// As there.
     pub fn load(&self, source: &PluginSource, limits: Limits) -> Result<Arc<Plugin>, PluginError> {
+        self.load_with(source, limits, Grants::default())
+    }
+
+    /// Loads a plugin: reads its manifest and type, refuses what it may not import, and compiles it, unless that was done before. What it
+    /// declares and is not granted is refused when it is used: see [`Plugin::missing_grants`].
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no component, has no or a wrong manifest, exports no known kind in a known version, imports what it
+    /// does not declare or nothing offers, is granted what it does not declare, or exceeds a limit on its size, counts or compilation.
+    pub fn load_with(&self, source: &PluginSource, limits: Limits, grants: Grants) -> Result<Arc<Plugin>, PluginError> {
         let (file, bytes, manifest_file) = source.read(limits.component_size)?;
         check_size(&file, bytes.len(), &limits)?;
         let scan = Scan::of(&file, &bytes)?;
         let manifest = scan.manifest(&file, manifest_file.as_deref())?;
         let kinds = scan.kinds(&manifest.name)?;
-        scan.check_imports(&manifest)?;
+        let needs = crate::capability::needs(&manifest)?;
+        scan.check_imports(&manifest, &needs)?;
         scan.check_counts(&manifest, &limits)?;
-        if let Some(need) = manifest.needs.iter().find(|need| *need != "log") {
-            return Err(PluginError::Need { plugin: manifest.name, version: manifest.version, need: need.clone() });
+        if let Some(need) = needs.iter().find(|need| **need != Need::Log && kinds.iter().any(|k| k.kind != Kind::ToolExecutor)) {
+            return Err(PluginError::Manifest {
+                plugin: manifest.name,
+                reason: format!("its manifest says that it needs `{need}`, which only a plugin of nothing but tools may"),
+            });
         }
+        let capabilities = Arc::new(Capabilities::new(&manifest, grants)?);
         if !manifest.deterministic && kinds.iter().any(|k| k.kind != Kind::ToolExecutor) {
             return Err(PluginError::Manifest {
                 plugin: manifest.name,
@@ -183,6 +201,8 @@ impl PluginHost {
         Ok(Arc::new(Plugin {
             manifest: Arc::new(manifest),
             limits: Arc::new(limits),
+            capabilities,
+            transport: Arc::new(Gate::new(self.options.network.clone())),
             digest,
             kinds,
             imports,
@@ -273,6 +293,9 @@ fn interface_error(manifest: &Manifest, error: &wasmtime::Error) -> PluginError 
 pub struct Plugin {
     manifest: Arc<Manifest>,
     limits: Arc<Limits>,
+    capabilities: Arc<Capabilities>,
+    /// The gate to the network.
+    transport: Arc<dyn Transport>,
     digest: String,
     kinds: Vec<KindVersion>,
     imports: Vec<String>,
@@ -331,10 +354,21 @@ impl Plugin {
         &self.limits
     }
 
-    /// The capabilities that it was granted. Logging is none: every plugin has it. There are no others yet, and a plugin that needs one
-    /// is refused, so this is empty.
+    /// What it was granted, in normal form, for locks and reports: servers, address ranges, and secrets by name and kind of source.
+    /// Logging is none: every plugin has it.
     pub fn grants(&self) -> &[String] {
-        &[]
+        self.capabilities.described()
+    }
+
+    /// What its manifest asks for and the user did not grant; [`Need::flag`] says how to. Using it is refused.
+    pub fn missing_grants(&self) -> Vec<Need> {
+        self.capabilities.missing().cloned().collect()
+    }
+
+    /// What carries its requests: the gate, which checks them and goes to the network. To record or replay an episode, wrap it in a
+    /// [`Transport`] and pass that to [`Plugin::tool_session_through`].
+    pub fn transport(&self) -> Arc<dyn Transport> {
+        Arc::clone(&self.transport)
     }
 
     /// Checks settings against the schema in the manifest and gives them as the JSON text that the plugin is configured with.
@@ -347,6 +381,10 @@ impl Plugin {
 
     pub(crate) fn manifest_arc(&self) -> &Arc<Manifest> {
         &self.manifest
+    }
+
+    pub(crate) fn capabilities(&self) -> &Arc<Capabilities> {
+        &self.capabilities
     }
 
     pub(crate) fn limits_arc(&self) -> &Arc<Limits> {

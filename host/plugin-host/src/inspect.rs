@@ -5,16 +5,17 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wasmparser::{Encoding, Parser, Payload, Validator};
 
+use crate::capability::{CLIENT, Need, SECRETS};
 use crate::engine::{features, hex};
 use crate::error::PluginError;
 use crate::kind::{Kind, KindVersion};
 use crate::limits::Limits;
 use crate::manifest::{Manifest, SECTION};
 
-/// The interfaces that a component may import: logging, and those that hold nothing but types.
+/// The interfaces that every component may import: logging, and those that hold nothing but types.
 const GRANTED_IMPORTS: [&str; 2] = [LOG, "trainer:conversation/types@0.1.0"];
 
-/// The one import with functions.
+/// The one import with functions that needs no grant.
 pub(crate) const LOG: &str = "trainer:host/log@0.1.0";
 
 /// The report of `trainer plugin inspect`.
@@ -30,10 +31,13 @@ pub struct Inspection {
     pub kinds: Vec<KindVersion>,
     /// Everything that it imports.
     pub imports: Vec<String>,
-    /// The imports that nothing grants: with any of them, the plugin is refused.
+    /// The imports that nothing offers, or that its manifest does not declare: with any of them, the plugin is refused.
     pub refused_imports: Vec<String>,
     /// The capabilities that its manifest asks for.
     pub needs: Vec<String>,
+    /// How a user would grant them on the command line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub grant_with: Vec<String>,
     /// Whether its manifest claims that equal arguments give equal results.
     pub deterministic: bool,
     /// JSON Schema of its settings.
@@ -62,7 +66,10 @@ pub(crate) fn inspect_named(file: &str, bytes: &[u8], manifest_file: Option<&[u8
     if let Some(schema) = &manifest.settings_schema {
         crate::settings::compile_schema(&manifest, schema)?;
     }
-    let refused_imports = scan.imports.iter().filter(|i| !GRANTED_IMPORTS.contains(&i.as_str())).cloned().collect();
+    // A need that this host does not know is shown as it stands; loading refuses it.
+    let needs: Vec<Need> = manifest.needs.iter().filter_map(|n| Need::parse(n).ok().flatten()).collect();
+    let refused_imports = scan.imports.iter().filter(|i| !may_import(i, &needs)).cloned().collect();
+    let grant_with = needs.iter().filter_map(|n| n.flag(&manifest.name)).collect();
     Ok(Inspection {
         name: manifest.name,
         version: manifest.version,
@@ -71,11 +78,21 @@ pub(crate) fn inspect_named(file: &str, bytes: &[u8], manifest_file: Option<&[u8
         imports: scan.imports,
         refused_imports,
         needs: manifest.needs,
+        grant_with,
         deterministic: manifest.deterministic,
         settings_schema: manifest.settings_schema,
         size: bytes.len() as u64,
         digest: digest(bytes),
     })
+}
+
+/// Whether a component with these needs may import an interface.
+fn may_import(import: &str, needs: &[Need]) -> bool {
+    match import {
+        CLIENT => needs.iter().any(|n| matches!(n, Need::Http(_))),
+        SECRETS => needs.iter().any(|n| matches!(n, Need::Secret(_))),
+        other => GRANTED_IMPORTS.contains(&other),
+    }
 }
 
 /// SHA-256, hexadecimal.
@@ -171,17 +188,24 @@ impl<'a> Scan<'a> {
         Ok(kinds)
     }
 
-    /// Refuses every import that nothing grants.
-    pub(crate) fn check_imports(&self, manifest: &Manifest) -> Result<(), PluginError> {
-        let Some(import) = self.imports.iter().find(|i| !GRANTED_IMPORTS.contains(&i.as_str())) else { return Ok(()) };
+    /// Refuses every import that nothing offers or that the manifest does not declare.
+    pub(crate) fn check_imports(&self, manifest: &Manifest, needs: &[Need]) -> Result<(), PluginError> {
+        let Some(import) = self.imports.iter().find(|i| !may_import(i, needs)) else { return Ok(()) };
         let hint = if import.starts_with("wasi:") {
             "plugins get no WASI; build the component without it (target wasm32-unknown-unknown, or your toolchain's option that stubs \
              WASI, such as `--stub-wasi`)"
                 .to_owned()
         } else if import.starts_with("trainer:host/log@") || import.starts_with("trainer:conversation/") {
             format!("this host offers {}; build the plugin against that version of the interfaces", GRANTED_IMPORTS.join(" and "))
+        } else if import == CLIENT {
+            "its manifest does not declare it; its author adds the server to the manifest's `needs`, such as \"http: https://api.example.com\""
+                .to_owned()
+        } else if import == SECRETS {
+            "its manifest does not declare it; its author adds the secret to the manifest's `needs`, such as \"secret: API_KEY\"".to_owned()
+        } else if import.starts_with("trainer:http/") {
+            format!("this host offers {CLIENT} and {SECRETS}; build the plugin against that version of the interfaces")
         } else {
-            format!("plugins are linked to {LOG} and nothing else")
+            format!("plugins are linked to {LOG}, and tools that declare it to {CLIENT} and {SECRETS}, and nothing else")
         };
         Err(PluginError::Import { plugin: manifest.name.clone(), version: manifest.version.clone(), import: import.clone(), hint })
     }

@@ -7,6 +7,7 @@ use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{PoolConcurrencyLimitError, Store};
 
 use crate::call::{Load, State, enter, place, store};
+use crate::capability::Transport;
 use crate::error::PluginError;
 use crate::host::Plugin;
 use crate::kind::Kind;
@@ -76,16 +77,23 @@ impl<B> Guest<B> {
 /// Makes instances of one plugin as one kind.
 pub(crate) struct Factory<B: Bindings> {
     pub(crate) plugin: Arc<Plugin>,
+    /// What carries the requests of the instances.
+    transport: Arc<dyn Transport>,
     pre: InstancePre<State>,
     indices: B::Indices,
 }
 
 impl<B: Bindings> Factory<B> {
     pub(crate) fn new(plugin: &Arc<Plugin>) -> Result<Self, PluginError> {
+        Self::through(plugin, plugin.transport())
+    }
+
+    /// As [`Self::new`], with something else that carries the instances' requests.
+    pub(crate) fn through(plugin: &Arc<Plugin>, transport: Arc<dyn Transport>) -> Result<Self, PluginError> {
         plugin.require(B::KIND)?;
         let pre = plugin.instance_pre().clone();
         let indices = B::indices(&pre).map_err(|e| plugin.interface_error(&e))?;
-        Ok(Self { plugin: Arc::clone(plugin), pre, indices })
+        Ok(Self { plugin: Arc::clone(plugin), transport, pre, indices })
     }
 
     pub(crate) fn make(&self) -> Result<Guest<B>, PluginError> {
@@ -105,7 +113,7 @@ impl<B: Bindings> Factory<B> {
 
     fn instantiate(&self, pre: &InstancePre<State>, indices: &B::Indices) -> Result<Guest<B>, Failure> {
         let plugin = &self.plugin;
-        let mut store = store(pre.engine(), plugin.manifest_arc(), plugin.limits_arc());
+        let mut store = store(pre.engine(), plugin.manifest_arc(), plugin.limits_arc(), plugin.capabilities(), &self.transport);
         let fuelled = plugin.manifest().deterministic || B::KIND != Kind::ToolExecutor;
         let mut pool_is_full = false;
         // Start functions and initialisers of the component are guest code and run under the same limits as a call.
@@ -151,6 +159,20 @@ impl<B: Configure> Pool<B> {
 
     pub(crate) fn plugin(&self) -> &Arc<Plugin> {
         &self.factory.plugin
+    }
+
+    /// All that decides what the plugin answers, for caches of its answers: the component, what it says of itself, contract versions, limits, grants and
+    /// settings.
+    pub(crate) fn identity(&self) -> serde_json::Value {
+        let plugin = self.plugin();
+        serde_json::json!({
+            "sha256": plugin.digest(),
+            "manifest": plugin.manifest(),
+            "kinds": plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect::<Vec<_>>(),
+            "limits": plugin.limits(),
+            "grants": plugin.grants(),
+            "settings": self.settings,
+        })
     }
 
     /// A new instance, configured.

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! # What a plugin can reach
-//! Nothing. The one import that is linked is `trainer:host/log@0.1.0`, whose lines go to `tracing`, counted and cut. A component that
+//! Nothing. The one import that every plugin has is `trainer:host/log@0.1.0`, whose lines go to `tracing`, counted and cut. Tools that
+//! declare it may also send requests to servers that the user granted, with secrets that they never see ([`Grants`]). A component that
 //! imports anything else is refused before it is compiled.
 //!
 //! # What stops a plugin
@@ -30,6 +31,7 @@
 mod bindings;
 mod cache;
 mod call;
+mod capability;
 mod check;
 mod clients;
 mod compile;
@@ -44,6 +46,11 @@ mod manifest;
 pub mod schema;
 mod settings;
 
+pub use cache::make_private;
+pub use capability::{
+    AddressRange, GrantError, Grants, Method, Need, Network, Outgoing, Resolver, SecretGrant, SecretSource, ServerPattern, SystemResolver,
+    Transport,
+};
 pub use clients::formatter::{Formatter, RowOutcome};
 pub use clients::metric::Metric;
 pub use clients::mixer::{Mixer, MixerSetup};
@@ -87,6 +94,11 @@ pub mod mixing {
 pub mod tools {
     pub use crate::bindings::executor::exports::trainer::tool_executor::executor::{Call, Outcome, Tool};
     pub use crate::clients::tools::{ToolContext, ToolSession};
+}
+
+/// Requests of tools (`wit/http`).
+pub mod http {
+    pub use crate::capability::http::{Error, Header, Request, Response};
 }
 
 /// Kind `eval-metric` (`wit/eval-metric`).

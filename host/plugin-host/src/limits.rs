@@ -51,6 +51,15 @@ pub struct Limits {
     pub log_lines: u64,
     /// Bytes of a logged line; the rest is cut off.
     pub log_line_size: ByteSize,
+    /// Requests to servers that a call may make.
+    pub http_requests: u64,
+    /// Wall-clock time of one request with its redirects, from looking up the server's name to the last byte of the answer. The call's own
+    /// deadline holds as well.
+    pub http_time: Span,
+    /// Bytes of a request: address, headers and body.
+    pub http_request_size: ByteSize,
+    /// Bytes of an answer's body.
+    pub http_response_size: ByteSize,
 }
 
 /// The largest stack that compiled code may have: the host's threads have 2 MiB at least, and the host needs its share.
@@ -78,6 +87,10 @@ impl Default for Limits {
             json_depth: 128,
             log_lines: 32,
             log_line_size: ByteSize::kib(1),
+            http_requests: 16,
+            http_time: Span::seconds(10),
+            http_request_size: ByteSize::mib(1),
+            http_response_size: ByteSize::mib(4),
         }
     }
 }

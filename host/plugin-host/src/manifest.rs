@@ -25,7 +25,7 @@ pub struct Manifest {
     /// JSON Schema of the settings, as a rule of an object. Without one the plugin takes no settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings_schema: Option<Value>,
-    /// Capabilities that it needs and the user has to grant.
+    /// Capabilities that it needs and the user has to grant: `http: SERVER`, `secret: NAME`.
     #[serde(default)]
     pub needs: Vec<String>,
     /// Whether equal arguments give equal results. Only a tool may say no; it then has no fuel limit, only a deadline.

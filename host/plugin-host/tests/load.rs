@@ -27,8 +27,23 @@ fn golden_refusals() {
         ),
         (
             import("trainer:host/http@0.1.0"),
-            "plugin `rogue` 1.2.3 imports `trainer:host/http@0.1.0`, and nothing grants it: plugins are linked to trainer:host/log@0.1.0 and \
-             nothing else",
+            "plugin `rogue` 1.2.3 imports `trainer:host/http@0.1.0`, and nothing grants it: plugins are linked to trainer:host/log@0.1.0, \
+             and tools that declare it to trainer:http/client@0.1.0 and trainer:http/secrets@0.1.0, and nothing else",
+        ),
+        (
+            import("trainer:http/client@0.1.0"),
+            "plugin `rogue` 1.2.3 imports `trainer:http/client@0.1.0`, and nothing grants it: its manifest does not declare it; its author \
+             adds the server to the manifest's `needs`, such as \"http: https://api.example.com\"",
+        ),
+        (
+            import("trainer:http/secrets@0.1.0"),
+            "plugin `rogue` 1.2.3 imports `trainer:http/secrets@0.1.0`, and nothing grants it: its manifest does not declare it; its author \
+             adds the secret to the manifest's `needs`, such as \"secret: API_KEY\"",
+        ),
+        (
+            import("trainer:http/client@0.2.0"),
+            "plugin `rogue` 1.2.3 imports `trainer:http/client@0.2.0`, and nothing grants it: this host offers trainer:http/client@0.1.0 \
+             and trainer:http/secrets@0.1.0; build the plugin against that version of the interfaces",
         ),
         (
             import("trainer:host/log@0.2.0"),
@@ -52,8 +67,17 @@ fn golden_refusals() {
              it; without the SDK put the same JSON ({\"name\", \"version\", \"description\", ...}) into a file NAME.plugin.json beside NAME.wasm",
         ),
         (
-            format!("(component {} {FORMATTER})", manifest(r#"{"name": "greedy", "version": "0.1.0", "needs": ["log", "http"]}"#)),
-            "plugin `greedy` 0.1.0 declares that it needs `http`, which this version of trainer cannot grant",
+            format!("(component {} {FORMATTER})", manifest(r#"{"name": "greedy", "version": "0.1.0", "needs": ["log", "clock"]}"#)),
+            "plugin `greedy` 0.1.0 declares that it needs `clock`, which this version of trainer cannot grant",
+        ),
+        (
+            format!("(component {} {FORMATTER})", manifest(r#"{"name": "greedy", "version": "0.1.0", "needs": ["http: https://a.bc"]}"#)),
+            "plugin `greedy`: its manifest says that it needs `http: https://a.bc`, which only a plugin of nothing but tools may",
+        ),
+        (
+            format!("(component {} {FORMATTER})", manifest(r#"{"name": "greedy", "version": "0.1.0", "needs": ["http: nowhere"]}"#)),
+            "plugin `greedy`: its need http: `nowhere`: it is no absolute address; it begins with http:// or https://; write it like \
+             https://api.example.com or \"GET,POST https://*.example.com:8443\"",
         ),
         (
             "(module)".to_owned(),

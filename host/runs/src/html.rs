@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::chart::{Chart, Series, escape, number, smooth};
 use crate::overview::{Comparison, Difference, Overview};
 use crate::read::{Run, RunError};
-use crate::records::{SampleAnswer, StepMetrics, StepTimings};
+use crate::records::{EvalMetrics, SampleAnswer, StepMetrics, StepTimings};
 
 /// The pages' style.
 pub const CSS: &str = include_str!("page.css");
@@ -35,11 +35,28 @@ struct Lines {
     name: String,
     metrics: Vec<StepMetrics>,
     timings: Vec<StepTimings>,
+    evals: BTreeMap<String, Vec<(f64, f64)>>,
+}
+
+/// By number: its course over the evaluations before and during training. Empty where there were none during training.
+fn eval_courses(run: &Run) -> Result<BTreeMap<String, Vec<(f64, f64)>>, RunError> {
+    let during: Vec<EvalMetrics> = run.evals()?;
+    let mut out: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    if during.is_empty() {
+        return Ok(out);
+    }
+    let before = run.evaluation("before").map(|e| (0, e.metrics));
+    for (step, metrics) in before.into_iter().chain(during.into_iter().map(|e| (e.step, e.metrics))) {
+        for (name, value) in metrics {
+            out.entry(name).or_default().push((step as f64, value));
+        }
+    }
+    Ok(out)
 }
 
 impl Lines {
     fn read(run: &Run) -> Result<Self, RunError> {
-        Ok(Self { name: run.name(), metrics: run.metrics()?, timings: run.timings()? })
+        Ok(Self { name: run.name(), metrics: run.metrics()?, timings: run.timings()?, evals: eval_courses(run)? })
     }
 
     fn metric(&self, value: impl Fn(&StepMetrics) -> f64) -> Vec<(f64, f64)> {
@@ -105,6 +122,12 @@ pub fn charts(runs: &[Run], view: View) -> Result<String, RunError> {
         }
     }
     charts.push(Chart { log: view.log, ..chart("loss", "Loss (nats per token)", loss) });
+    let measured: std::collections::BTreeSet<&String> = all.iter().flat_map(|l| l.evals.keys()).collect();
+    for (i, number) in measured.into_iter().enumerate() {
+        let of = |(i, l): (usize, &Lines)| Some(line(if alone { "value" } else { &l.name }, i, l.evals.get(number)?.clone()));
+        let series = all.iter().enumerate().filter_map(of).collect();
+        charts.push(chart(&format!("eval-{i}"), &format!("Evaluation: {number}"), series));
+    }
     let of_metric = |value: fn(&StepMetrics) -> f64| -> Vec<Series> {
         all.iter().enumerate().map(|(i, l)| line(if alone { "value" } else { &l.name }, i, l.metric(value))).collect()
     };
@@ -157,11 +180,13 @@ type Fact = fn(&Overview) -> Option<String>;
 /// What runs are and how far they are, with a column for each.
 pub fn overview(runs: &[Overview]) -> String {
     let text = |v: Option<String>| v.map_or(Value::Null, Value::from);
-    let rows: [(&str, Fact); 11] = [
+    let rows: [(&str, Fact); 13] = [
         ("began (UTC)", |o| o.started.clone()),
         ("model", |o| o.model.clone()),
         ("device", |o| o.device.clone()),
         ("steps", |o| Some(o.steps.map_or_else(|| o.step.to_string(), |n| format!("{} of {n}", o.step)))),
+        ("best step", |o| o.best_step.map(|s| s.to_string())),
+        ("ended early", |o| o.stopped_early.clone()),
         ("first loss", |o| o.first_loss.map(number)),
         ("loss of the last ten steps", |o| o.last_loss.map(number)),
         ("tokens", |o| Some(o.tokens.to_string())),
@@ -176,6 +201,10 @@ pub fn overview(runs: &[Overview]) -> String {
     }
     out += "</tr></thead><tbody>";
     for (name, value) in rows {
+        // What only some runs have would be a line of dashes for all others.
+        if matches!(name, "best step" | "ended early") && runs.iter().all(|o| value(o).is_none()) {
+            continue;
+        }
         let _ = write!(out, "<tr><th>{name}</th>{}</tr>", runs.iter().map(|o| cell(&text(value(o)))).collect::<String>());
     }
     out + "</tbody></table></div>\n"
@@ -212,7 +241,8 @@ pub fn comparison(c: &Comparison) -> String {
 pub fn evaluations(run: &Run, links: Option<&str>) -> String {
     let reports = run.evaluations();
     if reports.is_empty() {
-        return "<p class=\"none\">no evaluations</p>\n".to_owned();
+        let during = steps(run, links);
+        return if during.is_empty() { "<p class=\"none\">no evaluations</p>\n".to_owned() } else { during };
     }
     let keys: std::collections::BTreeSet<&String> = reports.iter().flat_map(|r| r.metrics.keys()).collect();
     let mut out = "<div class=\"scroll\"><table><thead><tr><th></th>".to_owned();
@@ -234,7 +264,20 @@ pub fn evaluations(run: &Run, links: Option<&str>) -> String {
         }
         out += "</tr>";
     }
-    out + "</tbody></table></div>\n"
+    out + "</tbody></table></div>\n" + &steps(run, links)
+}
+
+/// The steps that were evaluated during training, as links to their transcripts.
+fn steps(run: &Run, links: Option<&str>) -> String {
+    let (Some(base), Ok(evals)) = (links, run.evals()) else { return String::new() };
+    let one = |e: &EvalMetrics| {
+        let name = EvalMetrics::report_name(e.step);
+        format!("<a href=\"{}eval/{name}\">{}{}</a>", escape(base), e.step, if e.best { " (best so far)" } else { "" })
+    };
+    if evals.is_empty() {
+        return String::new();
+    }
+    format!("<p>transcripts after step {}</p>\n", evals.iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
 /// A name as a part of an address.

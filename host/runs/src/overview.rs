@@ -46,6 +46,10 @@ pub struct Overview {
     pub memory: Option<u64>,
     /// Metrics by evaluation (`before`, `after`, ...).
     pub evaluations: BTreeMap<String, BTreeMap<String, f64>>,
+    /// The step whose adapter is in `adapter-best`.
+    pub best_step: Option<u64>,
+    /// Why the run ended before its last step.
+    pub stopped_early: Option<String>,
 }
 
 impl Run {
@@ -62,6 +66,7 @@ impl Run {
         let last = metrics.get(metrics.len().saturating_sub(LAST)..).unwrap_or_default();
         let seconds: f64 = timings.iter().map(|t| t.seconds).sum();
         let tokens: u64 = metrics.iter().map(|m| m.tokens).sum();
+        let evals = self.evals()?;
         Ok(Overview {
             name: self.name(),
             path: self.root().to_owned(),
@@ -79,6 +84,8 @@ impl Run {
             data_wait_share: (seconds > 0.0).then(|| timings.iter().map(|t| t.data_wait_seconds).sum::<f64>() / seconds),
             memory: timings.iter().filter_map(|t| t.memory).max(),
             evaluations: self.evaluations().into_iter().map(|e| (e.name, e.metrics)).collect(),
+            best_step: evals.iter().rev().find(|e| e.best).map(|e| e.step),
+            stopped_early: evals.last().and_then(|e| e.stopped.clone()),
         })
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::records::{SampleAnswer, StepMetrics, StepTimings};
+use crate::records::{EvalMetrics, SampleAnswer, StepMetrics, StepTimings};
 use crate::tail::read_lines;
 
 /// How deep below a folder runs are looked for.
@@ -53,7 +53,7 @@ pub enum RunError {
 pub enum State {
     /// A process is working on it.
     Running,
-    /// All steps are done and the adapter is written.
+    /// All steps are done, or early stopping has ended it, and the adapter is written.
     Complete,
     /// It ended before its last step and can be continued.
     Stopped,
@@ -169,21 +169,33 @@ impl Run {
         self.lines("samples.jsonl")
     }
 
+    /// The evaluations during training so far.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn evals(&self) -> Result<Vec<EvalMetrics>, RunError> {
+        self.lines("evals.jsonl")
+    }
+
     fn lines<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, RunError> {
         let path = self.file(name);
         read_lines(&path).map_err(|source| RunError::Read { path, source })
     }
 
-    /// The evaluation reports: `before` and `after` first, then others by name. One that is not whole is left out.
+    /// The evaluation reports: `before` and `after` first, then others by name. One that is not whole is left out, and so are those of evaluations
+    /// during training, which [`Run::evals`] gives as a course.
     pub fn evaluations(&self) -> Vec<Evaluation> {
         let mut names: Vec<String> = fs::read_dir(self.file("eval")).into_iter().flatten().flatten().filter_map(json_name).collect();
+        names.retain(|n| EvalMetrics::step_of(n).is_none());
         names.sort_by_key(|n| (n != "before", n != "after", n.clone()));
-        let read = |name: String| {
-            let mut report: Evaluation = serde_json::from_slice(&small(&self.file("eval").join(format!("{name}.json"))).ok()?).ok()?;
-            report.name = name;
-            Some(report)
-        };
-        names.into_iter().filter_map(read).collect()
+        names.iter().filter_map(|name| self.evaluation(name)).collect()
+    }
+
+    /// The report of this name, such as `before` or `step-20`, if it is there and whole.
+    pub fn evaluation(&self, name: &str) -> Option<Evaluation> {
+        let mut report: Evaluation = serde_json::from_slice(&small(&self.file("eval").join(format!("{name}.json"))).ok()?).ok()?;
+        report.name = name.to_owned();
+        Some(report)
     }
 
     /// The steps that the run is to have, from its lock.
@@ -193,9 +205,10 @@ impl Run {
 
     /// Where it stands. `done`: the last step of its metrics.
     pub fn state(&self, done: u64) -> State {
+        let ended_early = || self.evals().is_ok_and(|e| e.last().is_some_and(|e| e.stopped.is_some() && e.step == done));
         if self.is_held() {
             State::Running
-        } else if self.steps().is_some_and(|steps| done >= steps) && self.file("adapter").is_dir() {
+        } else if self.file("adapter").is_dir() && (self.steps().is_some_and(|steps| done >= steps) || ended_early()) {
             State::Complete
         } else {
             State::Stopped
@@ -215,7 +228,7 @@ impl Run {
 
     /// When something was last written.
     pub fn changed(&self) -> Duration {
-        let times = ["metrics.jsonl", "timings.jsonl", "eval", "adapter", "lock.json"].map(|name| {
+        let times = ["metrics.jsonl", "timings.jsonl", "evals.jsonl", "eval", "adapter", "lock.json"].map(|name| {
             let time = fs::metadata(self.file(name)).and_then(|m| m.modified()).unwrap_or(UNIX_EPOCH);
             time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
         });

@@ -1,5 +1,7 @@
 //! The lines of a run's journals. One definition for the run that writes them and for everything that reads them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The outcome of one optimizer step: a line of `metrics.jsonl`, the same for the same run.
@@ -64,4 +66,44 @@ pub struct SampleAnswer {
     pub prompt: String,
     /// The answer.
     pub text: String,
+}
+
+/// An evaluation during training: a line of `evals.jsonl`, the same for the same run. Its report and transcripts are `eval/step-N.json` and
+/// `eval/step-N.samples.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalMetrics {
+    /// After this step.
+    pub step: u64,
+    /// `<metric>/<aggregate>` to its value.
+    pub metrics: BTreeMap<String, f64>,
+    /// Standard errors, where there are any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stderr: BTreeMap<String, f64>,
+    /// SHA-256 of the adapter that was evaluated.
+    pub adapter: String,
+    /// Whether this was the best so far by `eval.best`; such a step's adapter was put into `adapter-best`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub best: bool,
+    /// Why the run ended after this evaluation, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+}
+
+impl EvalMetrics {
+    /// The name of the files of a step's evaluation.
+    pub fn report_name(step: u64) -> String {
+        format!("step-{step}")
+    }
+
+    /// The step of such a name.
+    pub fn step_of(name: &str) -> Option<u64> {
+        let step = name.strip_prefix("step-")?.parse().ok()?;
+        (name == Self::report_name(step)).then_some(step)
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_false(value: &bool) -> bool {
+    !value
 }

@@ -102,3 +102,37 @@ fn a_report_is_whole_and_nothing_breaks_out_of_it() {
     let page = html::report(&Run::open(dir.path()).unwrap()).unwrap();
     assert!(page.contains("nothing yet"));
 }
+
+#[test]
+fn evaluations_during_training_are_a_course_and_can_end_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    make(root, "x", 0.5, 4, 9);
+    let run = Run::open(root).unwrap();
+    assert!(
+        run.evals().unwrap().is_empty()
+            && !html::charts(std::slice::from_ref(&run), html::View::default()).unwrap().contains("Evaluation:")
+    );
+    let line = |step: u64, value: f64, more: serde_json::Value| {
+        let mut line = json!({ "step": step, "metrics": { "m/<b>acc": value }, "adapter": "aa" });
+        line.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        line.to_string() + "\n"
+    };
+    let stopped = json!({ "stopped": "no <better>" });
+    fs::write(root.join("evals.jsonl"), line(2, 0.5, json!({ "best": true })) + &line(4, 0.25, stopped) + "{\"step\"").unwrap();
+    for name in ["before", "step-2", "step-4"] {
+        fs::write(root.join(format!("eval/{name}.json")), json!({ "metrics": { "m/<b>acc": 0.125 } }).to_string()).unwrap();
+    }
+    let about = run.overview().unwrap();
+    assert_eq!((about.best_step, about.stopped_early.as_deref(), about.state), (Some(2), Some("no <better>"), State::Stopped));
+    fs::create_dir(root.join("adapter")).unwrap();
+    assert_eq!(run.overview().unwrap().state, State::Complete, "it ended early, with its adapter");
+    // The steps are a course and no columns of the table.
+    let names: Vec<_> = run.evaluations().into_iter().map(|e| e.name).collect();
+    assert_eq!(names, ["before", "after"]);
+    assert_eq!(run.evaluation("step-4").unwrap().metrics["m/<b>acc"], 0.125);
+    let page = html::report(&run).unwrap();
+    assert!(page.contains("Evaluation: m/&lt;b&gt;acc") && page.contains("no &lt;better&gt;"));
+    assert!(!page.contains("m/<b>") && !page.contains("<better>"));
+    assert!(html::evaluations(&run, Some("")).contains("<a href=\"eval/step-2\">2 (best so far)</a>"));
+}

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use trainer_config::{Recipe, SpecialTokens, TooLong, TrainOn, TruncationSide};
-use trainer_data::{FeedbackPlan, PipelineSpec, PluginMixer, Source, SourceInput, TextEncoder};
+use trainer_config::{DataCache, Recipe, SpecialTokens, TooLong, TrainOn, TruncationSide};
+use trainer_data::{FeedbackPlan, PipelineSpec, PluginMixer, PreparedStore, Source, SourceInput, TextEncoder};
 use trainer_plugin_host::template::Template;
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_text::{SpecialMode, Tokenizer};
 
 use crate::error::RuntimeError;
 use crate::model::load_tokenizer;
-use crate::plugins::{Plugins, compiler_command};
+use crate::plugins::{Plugins, cache_base, compiler_command};
 use crate::sources::open_sources;
 
 /// What a pipeline is made from, loaded.
@@ -70,7 +70,15 @@ pub fn pipeline_spec(recipe: &Recipe, parts: &DataParts<'_>) -> Result<PipelineS
         spec.feedback = Some(FeedbackPlan { lag: recipe.mix.feedback_lag, samples_per_step });
     }
     spec.workers = Some(recipe.data.workers.or_else(default_workers));
+    if recipe.data.cache != DataCache::Off {
+        spec.prepared = prepared_store();
+    }
     Ok(spec)
+}
+
+/// Where prepared data are kept, beside the other caches of this user. None if there is no home.
+pub fn prepared_store() -> Option<PreparedStore> {
+    Some(PreparedStore::new(cache_base()?.join("prepared")))
 }
 
 /// Threads that prepare data where the recipe leaves it open: all cores but the one that trains.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use trainer_plugin_host::{Kind, PluginError};
+use trainer_plugin_host::{GrantError, Kind, PluginError};
 
 /// An error while putting a command's parts together. Each names the recipe key or flag that can mend it.
 #[derive(Debug, thiserror::Error)]
@@ -57,13 +57,31 @@ pub enum RuntimeError {
         /// What is wrong.
         message: String,
     },
-    /// Grants that nothing can use yet are refused, so that nobody believes them in force.
-    #[error("[plugins.{name}] grants = [\"{grant}\"]: this version knows no capability of that name, and plugins get none; remove it")]
+    /// Grants in the recipe that do not read or do not hold.
+    #[error("the grants of [plugins.{name}]: {source}")]
     Grant {
         /// The plugin.
         name: String,
-        /// The grant.
-        grant: String,
+        /// What is wrong.
+        source: GrantError,
+    },
+    /// A flag that grants something and does not read.
+    #[error("{flag}: {message}")]
+    GrantFlag {
+        /// The flag, without what may be a secret.
+        flag: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A flag that grants something to a plugin that is not in use.
+    #[error("{flag} {name}:...: no plugin of this name is in use (in use are {}); add it with --plugin", used.join(", "))]
+    UnusedPlugin {
+        /// The flag's name.
+        flag: &'static str,
+        /// The plugin's name.
+        name: String,
+        /// The plugins in use.
+        used: Vec<String>,
     },
     /// A name after `builtin:` that is not embedded.
     #[error("there is no embedded data `{name}`; there are {}", known.join(", "))]

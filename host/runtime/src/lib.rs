@@ -13,7 +13,7 @@ mod plugins;
 mod sources;
 
 pub use adapter::adapter_digest;
-pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec};
+pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec, prepared_store};
 pub use device::{
     Backend, DeviceInfo, DeviceKind, Gauge, KernelTime, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, limit_in_bytes,
     open_device, open_device_as, unusable,
@@ -21,6 +21,6 @@ pub use device::{
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
 pub use model::{Base, load_base, load_tokenizer, model_files};
-pub use planning::{PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
-pub use plugins::{PluginArg, Plugins, apply_plugin, compiler_command, find_plugin};
-pub use sources::{eval_source, open_sources, source_digest};
+pub use planning::{EvaluationSizes, PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
+pub use plugins::{PluginArg, Plugins, apply_grants, apply_plugin, compiler_command, find_plugin};
+pub use sources::{eval_source, open_held_out, open_sources, source_digest};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use trainer_config::DevicePlan;
 use trainer_engine::planner::{Choice, Goal, again, choose};
-use trainer_engine::{EngineError, Keep, LOSS_ROWS, PlanOptions, Recompute};
+use trainer_engine::{EngineError, GenOptions, Keep, LOSS_ROWS, PlanOptions, Recompute};
 use trainer_kernels::adamw::AdamWConfig;
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{AdapterConfig, ModelConfig};
@@ -31,6 +31,54 @@ pub struct PlanRequest<'a> {
     pub goal: DevicePlan,
     /// Bytes that may be used, in place of what the device has.
     pub limit: Option<u64>,
+    /// Evaluation while the training holds its memory.
+    pub evaluation: Option<EvaluationSizes>,
+}
+
+/// What an evaluation during training needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvaluationSizes {
+    /// Answers at once, if there is room; never changes a result.
+    pub slots: usize,
+    /// Tokens of a sequence, prompt included, that the cache is planned for. Where sequences are longer, fewer are generated at once.
+    pub length: usize,
+    /// The most prompt tokens in one forward pass.
+    pub prefill_tokens: usize,
+    /// Whether the adapter is folded into a second copy of the weights.
+    pub merged: bool,
+}
+
+/// The key/value cache of an evaluation during training gets at most this share of the memory: training needs it all the time.
+const CACHE_SHARE: u64 = 8;
+/// The name of the copy of the weights that an adapter is folded into.
+const MERGED: &str = "merged weights (evaluation)";
+
+impl PlanRequest<'_> {
+    /// The generator of an evaluation during training, as large as there is room for.
+    fn generation<O: Ops>(&self, ops: &O) -> Option<GenOptions> {
+        let sizes = self.evaluation?;
+        let kv_width = self.config.num_key_value_heads.saturating_mul(self.config.head_dim) as u64;
+        let token = (2 * self.config.num_hidden_layers as u64).saturating_mul(kv_width).saturating_mul(ops.element_bytes() as u64);
+        let room = self.limit.or_else(|| ops.memory_available()).map_or(u64::MAX, |bytes| bytes / CACHE_SHARE);
+        let length = sizes.length.min(self.config.max_position_embeddings).max(1);
+        let fitting = room / token.saturating_mul(length as u64).max(1);
+        let slots = sizes.slots.min(usize::try_from(fitting).unwrap_or(usize::MAX)).max(1);
+        Some(GenOptions { slots, cache_length: length, prefill_tokens: sizes.prefill_tokens })
+    }
+
+    /// Bytes of the weights that an adapter is folded into.
+    fn merged_bytes<O: Ops>(&self, ops: &O) -> u64 {
+        let merged = self.evaluation.is_some_and(|e| e.merged);
+        if merged { self.config.parameters().saturating_mul(ops.element_bytes() as u64) } else { 0 }
+    }
+
+    /// Counts the folded weights in a choice that was made without them.
+    fn count_merged<O: Ops>(&self, ops: &O, choice: &mut Choice) {
+        let bytes = self.merged_bytes(ops);
+        if bytes > 0 {
+            choice.memory.parts.insert(MERGED, bytes);
+        }
+    }
 }
 
 /// What was chosen.
@@ -44,6 +92,8 @@ pub struct Planned {
     pub packed: usize,
     /// Bytes that may be used; none where there is no limit.
     pub limit: Option<u64>,
+    /// The generator of an evaluation during training, where there is one.
+    pub generation: Option<GenOptions>,
 }
 
 /// All that was chosen, to choose it again.
@@ -112,9 +162,16 @@ pub fn choose_plan<O: Ops>(ops: &O, request: &PlanRequest<'_>) -> Result<Planned
     let mut refused = None;
     for max_tokens in sizes {
         match with_tokens(ops, request, max_tokens) {
-            Ok(choice) => {
+            Ok(mut choice) => {
                 let limit = request.limit.or_else(|| ops.memory_available());
-                return Ok(Planned { choice, max_tokens, packed: request.packed.min(max_tokens), limit });
+                request.count_merged(ops, &mut choice);
+                return Ok(Planned {
+                    choice,
+                    max_tokens,
+                    packed: request.packed.min(max_tokens),
+                    limit,
+                    generation: request.generation(ops),
+                });
             }
             Err(e @ EngineError::DoesNotFit { .. }) => refused = Some(e),
             Err(e) => return Err(e.into()),
@@ -122,7 +179,9 @@ pub fn choose_plan<O: Ops>(ops: &O, request: &PlanRequest<'_>) -> Result<Planned
     }
     match refused {
         Some(EngineError::DoesNotFit { need, budget, possible, .. }) => {
-            Err(RuntimeError::DoesNotFit { need, limit: budget, help: remedy(request, need, possible) })
+            let merged = request.merged_bytes(ops);
+            let (need, limit) = (need.saturating_add(merged), budget.saturating_add(merged));
+            Err(RuntimeError::DoesNotFit { need, limit, help: remedy(request, need, possible) })
         }
         Some(e) => Err(e.into()),
         None => Err(EngineError::Overflow("the plan").into()),
@@ -142,15 +201,18 @@ pub fn plan_again<O: Ops>(ops: &O, request: &PlanRequest<'_>, before: &PlanChoic
         weights: if before.packed_weights { WeightPlan::Packed } else { WeightPlan::Unpacked },
         host_embedding: before.offload,
         loss_rows: before.loss_rows,
-        generation: None,
+        generation: request.generation(ops),
     };
     let sequence = request.sequence.min(before.max_tokens);
-    match again(ops, request.config, request.adapter, &options, sequence, request.limit) {
-        Ok(choice) => {
+    let merged = request.merged_bytes(ops);
+    match again(ops, request.config, request.adapter, &options, sequence, request.limit.map(|l| l.saturating_sub(merged))) {
+        Ok(mut choice) => {
             let limit = request.limit.or_else(|| ops.memory_available());
-            Ok(Planned { choice, max_tokens: before.max_tokens, packed: before.packed, limit })
+            request.count_merged(ops, &mut choice);
+            Ok(Planned { choice, max_tokens: before.max_tokens, packed: before.packed, limit, generation: options.generation })
         }
         Err(EngineError::DoesNotFit { need, budget, .. }) => {
+            let (need, budget) = (need.saturating_add(merged), budget.saturating_add(merged));
             let help = "the run was begun with a plan that takes this much; free the memory, or raise device.memory_limit".to_owned();
             Err(RuntimeError::DoesNotFit { need, limit: budget, help })
         }
@@ -167,7 +229,7 @@ fn with_tokens<O: Ops>(ops: &O, request: &PlanRequest<'_>, max_tokens: usize) ->
         weights: WeightPlan::Unpacked,
         host_embedding: false,
         loss_rows: LOSS_ROWS,
-        generation: None,
+        generation: request.generation(ops),
     };
     let goal = match request.goal {
         DevicePlan::Auto => Goal::Auto,
@@ -176,7 +238,8 @@ fn with_tokens<O: Ops>(ops: &O, request: &PlanRequest<'_>, max_tokens: usize) ->
     };
     let sequence = request.sequence.min(max_tokens);
     let fixed = request.recompute.as_ref();
-    choose(ops, request.config, request.adapter, &options, fixed, sequence, goal, request.limit)
+    let limit = request.limit.map(|l| l.saturating_sub(request.merged_bytes(ops)));
+    choose(ops, request.config, request.adapter, &options, fixed, sequence, goal, limit)
 }
 
 /// The setting that would make a run fit.

@@ -14,8 +14,60 @@ fn with_goal(goal: DevicePlan, limit: Option<u64>, recompute: Option<Recompute>)
     let (config, optimizer) = (&base.config, AdamWConfig::default());
     choose_plan(
         &cpu(),
-        &PlanRequest { config, adapter: &adapter, optimizer, longest: 512, packed: 2048, sequence: 512, recompute, goal, limit },
+        &PlanRequest {
+            config,
+            adapter: &adapter,
+            optimizer,
+            longest: 512,
+            packed: 2048,
+            sequence: 512,
+            recompute,
+            goal,
+            limit,
+            evaluation: None,
+        },
     )
+}
+
+#[test]
+fn an_evaluation_during_training_is_counted_and_shrinks_to_what_there_is_room_for() {
+    let base = crate::load_base(&trainer_config::ModelSource::Nano, trainer_config::Quantization::Nf4, false).unwrap();
+    let adapter = AdapterConfig::default();
+    let sizes = EvaluationSizes { slots: 128, length: 512, prefill_tokens: 2048, merged: true };
+    let plan = |limit, evaluation| {
+        let (config, optimizer, goal) = (&base.config, AdamWConfig::default(), DevicePlan::Auto);
+        let request = PlanRequest {
+            config,
+            adapter: &adapter,
+            optimizer,
+            longest: 512,
+            packed: 2048,
+            sequence: 512,
+            recompute: None,
+            goal,
+            limit,
+            evaluation,
+        };
+        choose_plan(&cpu(), &request)
+    };
+    let without = plan(None, None).unwrap();
+    let with = plan(None, Some(sizes)).unwrap();
+    let (more, memory) = (&with.choice.memory, with.choice.memory.total());
+    assert_eq!(with.generation, Some(GenOptions { slots: 128, cache_length: 512, prefill_tokens: 2048 }));
+    assert_eq!(more.part(MERGED), base.config.parameters() * 4);
+    let kv = (base.config.num_key_value_heads * base.config.head_dim) as u64;
+    assert_eq!(more.part("key/value cache"), 2 * base.config.num_hidden_layers as u64 * 128 * 512 * kv * 4);
+    let parts = more.part(MERGED) + more.part("key/value cache");
+    assert!(memory >= without.choice.memory.total() + parts, "{memory}");
+    // Under a limit the cache is smaller, and everything together still fits.
+    let limit = without.choice.memory.total() + (64 << 20);
+    let tight = plan(Some(limit), Some(sizes)).unwrap();
+    let slots = tight.generation.unwrap().slots;
+    assert!((1..128).contains(&slots), "{slots}");
+    assert!(tight.choice.memory.part("key/value cache") <= limit / CACHE_SHARE && tight.choice.memory.total() <= limit);
+    // What cannot hold the folded weights too is refused.
+    let least = with_goal(DevicePlan::Smallest, None, None).unwrap().choice.memory.total();
+    assert!(matches!(plan(Some(least), Some(sizes)), Err(RuntimeError::DoesNotFit { .. })));
 }
 
 #[test]
@@ -62,6 +114,7 @@ fn a_plan_is_made_again_from_its_choice_whatever_would_be_chosen_now() {
             recompute: None,
             goal: DevicePlan::Auto,
             limit,
+            evaluation: None,
         };
         assert_eq!(plan_again(&cpu(), &request(limit), &choice).unwrap(), first);
         let need = first.choice.memory.total();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use trainer_config::{PluginName, Recipe, Settings};
-use trainer_plugin_host::{CompilerCommand, HostOptions, Kind, Limits, Plugin, PluginHost, PluginSource};
+use trainer_plugin_host::{CompilerCommand, Grants, HostOptions, Kind, Limits, Plugin, PluginHost, PluginSource};
 
 use crate::error::RuntimeError;
 
@@ -88,6 +88,55 @@ fn replace(plugin: &mut PluginName, settings: &mut Settings, name: &PluginName) 
     }
 }
 
+/// Puts the flags `--grant NAME:GRANT` and `--secret NAME:KEY=SOURCE` into the recipe. A flag's secret takes the place of the recipe's.
+///
+/// # Errors
+/// A flag that does not read, or names a plugin that is not in use. No error repeats what stands for a secret.
+pub fn apply_grants(recipe: &mut Recipe, grants: &[String], secrets: &[String]) -> Result<(), RuntimeError> {
+    for flag in grants {
+        let wrong = |message: &str| RuntimeError::GrantFlag { flag: format!("--grant {flag}"), message: message.to_owned() };
+        let (name, grant) = flag.split_once(':').ok_or_else(|| wrong("write --grant PLUGIN:http=https://HOST"))?;
+        Grants::parse([grant], []).map_err(|e| wrong(&e.to_string()))?;
+        let entry = granted(recipe, name, "--grant")?;
+        if !entry.grants.iter().any(|g| g == grant) {
+            entry.grants.push(grant.to_owned());
+        }
+    }
+    for flag in secrets {
+        // What comes after `=` may be a value that somebody put there.
+        let (name, rest) = flag.split_once('=').map_or((flag.as_str(), None), |(name, source)| (name, Some(source)));
+        let wrong = |message: &str| RuntimeError::GrantFlag { flag: format!("--secret {name}=..."), message: message.to_owned() };
+        let help = "write --secret PLUGIN:KEY=env:NAME, or file:PATH in place of env:NAME";
+        let (plugin, key, source) = match (name.split_once(':'), rest) {
+            (Some((plugin, key)), Some(source)) => (plugin, key, source),
+            _ => return Err(RuntimeError::GrantFlag { flag: "--secret".to_owned(), message: help.to_owned() }),
+        };
+        if !source.starts_with("env:") && !source.starts_with("file:") {
+            return Err(wrong(help));
+        }
+        granted(recipe, plugin, "--secret")?.secrets.insert(key.to_owned(), source.to_owned());
+    }
+    Ok(())
+}
+
+/// The recipe's entry of a plugin in use.
+fn granted<'a>(recipe: &'a mut Recipe, name: &str, flag: &'static str) -> Result<&'a mut trainer_config::Plugin, RuntimeError> {
+    let mut used = recipe.plugin_names();
+    used.extend(recipe.plugins.keys().cloned());
+    let name = PluginName::new(name);
+    if !used.contains(&name) {
+        let used = used.iter().map(PluginName::to_string).collect();
+        return Err(RuntimeError::UnusedPlugin { flag, name: name.to_string(), used });
+    }
+    Ok(recipe.plugins.entry(name).or_default())
+}
+
+/// What a recipe grants a plugin, read.
+fn grants(name: &PluginName, entry: &trainer_config::Plugin) -> Result<Grants, RuntimeError> {
+    let secrets = entry.secrets.iter().map(|(key, source)| (key.as_str(), source.as_str()));
+    Grants::parse(entry.grants.iter().map(String::as_str), secrets).map_err(|source| RuntimeError::Grant { name: name.to_string(), source })
+}
+
 /// The child that compiles components: this program under its hidden command.
 ///
 /// # Errors
@@ -148,9 +197,7 @@ impl Plugins {
 
     fn load(&self, key: &str, name: &PluginName) -> Result<Arc<Plugin>, RuntimeError> {
         let entry = self.entries.get(name);
-        if let Some(grant) = entry.and_then(|e| e.grants.first()) {
-            return Err(RuntimeError::Grant { name: name.to_string(), grant: grant.clone() });
-        }
+        let grants = entry.map_or_else(|| Ok(Grants::default()), |e| grants(name, e))?;
         let limits: Limits = match entry {
             Some(e) => serde_json::from_value(Value::Object(e.limits.clone()))
                 .map_err(|e| RuntimeError::Limits { name: name.to_string(), message: e.to_string() })?,
@@ -164,7 +211,7 @@ impl Plugins {
             },
         };
         let source = arg.source();
-        let plugin = self.host.load(&source, limits)?;
+        let plugin = self.host.load_with(&source, limits, grants)?;
         if let PluginSource::File(path) = &source
             && plugin.manifest().name != name.as_str()
         {

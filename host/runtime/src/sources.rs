@@ -71,6 +71,20 @@ pub fn open_sources(recipe: &Recipe) -> Result<Vec<Arc<Source>>, RuntimeError> {
     recipe.data.sources.iter().map(|s| Ok(Arc::new(Source::open(recipe_source(s, false)?)?))).collect()
 }
 
+/// The rows that sources hold out of training, in file order, each with its source's place in the recipe. At most `eval.limit` of each.
+///
+/// # Errors
+/// As [`open_sources`].
+pub fn open_held_out(recipe: &Recipe) -> Result<Vec<(usize, Arc<Source>)>, RuntimeError> {
+    let holding = recipe.data.sources.iter().enumerate().filter(|(_, s)| s.holdout > 0.0);
+    let open = |(i, setting): (usize, &trainer_config::Source)| {
+        let mut spec = recipe_source(setting, true)?;
+        spec.view.limit = recipe.eval.limit;
+        Ok((i, Arc::new(Source::open(spec)?)))
+    };
+    holding.map(open).collect()
+}
+
 /// The rows that the recipe evaluates on, in file order.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use trainer_runs::records::{SampleAnswer, StepMetrics, StepTimings};
+use trainer_runs::records::{EvalMetrics, SampleAnswer, StepMetrics, StepTimings};
 use trainer_runs::{Run, RunError, Tail};
 
 use crate::sink::{About, Item, SinkError};
@@ -20,8 +20,12 @@ pub struct Follower {
     metrics: Tail<StepMetrics>,
     timings: Tail<StepTimings>,
     samples: Tail<SampleAnswer>,
+    evals: Tail<EvalMetrics>,
     read_metrics: VecDeque<StepMetrics>,
     read_timings: VecDeque<StepTimings>,
+    read_evals: VecDeque<EvalMetrics>,
+    /// The last step that was passed on.
+    passed: u64,
 }
 
 impl Follower {
@@ -31,10 +35,13 @@ impl Follower {
             metrics: Tail::new(&run.file("metrics.jsonl")),
             timings: Tail::new(&run.file("timings.jsonl")),
             samples: Tail::new(&run.file("samples.jsonl")),
+            evals: Tail::new(&run.file("evals.jsonl")),
             run,
             steps,
             read_metrics: VecDeque::new(),
             read_timings: VecDeque::new(),
+            read_evals: VecDeque::new(),
+            passed: 0,
         }
     }
 
@@ -63,7 +70,7 @@ impl Follower {
             let at = now();
             let samples = samples.into_iter().map(|s| Item::Sample { step: s.step, at, prompt: s.prompt, text: s.text });
             items.extend(samples.filter(|item| !state.has(item)));
-            items.extend(self.evaluation("after", self.steps, &reports).filter(|item| !state.has(item)));
+            items.extend(self.evaluation("after", self.ended_at(), &reports).filter(|item| !state.has(item)));
         }
         Ok(items)
     }
@@ -73,10 +80,16 @@ impl Follower {
         if self.read_metrics.is_empty() {
             self.read_metrics.extend(self.metrics.read().map_err(refused("metrics.jsonl", &self.run))?);
         }
-        if self.read_metrics.is_empty() {
-            return Ok(Vec::new());
+        // After the metrics: what was measured before the last step that was read is there then, and can be passed on in its place.
+        loop {
+            let more = self.evals.read().map_err(refused("evals.jsonl", &self.run))?;
+            if more.is_empty() {
+                break;
+            }
+            self.read_evals.extend(more);
         }
         let mut items = Vec::new();
+        self.evals_so_far(&mut items);
         while items.len() < most {
             let Some(step) = self.read_metrics.front().map(|m| m.step) else { break };
             while self.read_timings.front().is_some_and(|t| t.step < step) {
@@ -95,22 +108,47 @@ impl Follower {
             }
             let timings = self.read_timings.front().filter(|t| t.step == step).cloned();
             items.extend(self.read_metrics.pop_front().map(|m| step_item(&m, timings.as_ref())));
+            self.passed = step;
+            self.evals_so_far(&mut items);
         }
         Ok(items)
     }
 
+    /// The evaluations that stand at or before the last step that was passed on.
+    fn evals_so_far(&mut self, items: &mut Vec<Item>) {
+        while let Some(e) = self.read_evals.pop_front_if(|e| e.step <= self.passed) {
+            let name = EvalMetrics::report_name(e.step);
+            items.push(Item::Evaluation { at: self.written(&name), name, step: e.step, values: eval_values(&e.metrics) });
+        }
+    }
+
     fn evaluation(&self, name: &str, step: u64, reports: &[trainer_runs::Evaluation]) -> impl Iterator<Item = Item> + use<> {
-        // The report's own time, so that what is delivered twice is the same twice.
-        let written = std::fs::metadata(self.run.file("eval").join(format!("{name}.json"))).and_then(|m| m.modified()).ok();
-        let at = written.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or_else(now, |d| d.as_secs_f64());
+        let at = self.written(name);
         let report = reports.iter().find(|r| r.name == name).map(|r| Item::Evaluation {
             name: name.to_owned(),
             step,
             at,
-            values: r.metrics.iter().map(|(metric, value)| (format!("eval/{}", label(metric)), *value)).collect(),
+            values: eval_values(&r.metrics),
         });
         report.into_iter()
     }
+
+    /// When a report was written: its own time, so that what is delivered twice is the same twice.
+    fn written(&self, report: &str) -> f64 {
+        let written = std::fs::metadata(self.run.file("eval").join(format!("{report}.json"))).and_then(|m| m.modified()).ok();
+        written.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or_else(now, |d| d.as_secs_f64())
+    }
+
+    /// The step after which training was over: the last one, or the one at which early stopping ended it.
+    fn ended_at(&self) -> u64 {
+        let early = self.run.evals().ok().and_then(|evals| evals.last().filter(|e| e.stopped.is_some()).map(|e| e.step));
+        early.unwrap_or(self.steps)
+    }
+}
+
+/// The numbers of an evaluation under the trackers' names.
+fn eval_values(metrics: &BTreeMap<String, f64>) -> Vec<(String, f64)> {
+    metrics.iter().map(|(metric, value)| (format!("eval/{}", label(metric)), *value)).collect()
 }
 
 /// A step under the names that people know from other trainers.
@@ -182,5 +220,50 @@ fn flatten(key: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
             items.iter().enumerate().for_each(|(i, item)| flatten(&join(&i.to_string()), item, out));
         }
         other => drop(out.insert(key.to_owned(), other.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn evaluations_stand_behind_their_steps() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for (name, text) in [("recipe.toml", ""), ("lock.json", "{}")] {
+            std::fs::write(root.join(name), text).unwrap();
+        }
+        let metric =
+            |step: u64| json!({ "step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "tokens": 1, "target_weight": 1.0, "sources": [] });
+        let timing = |step: u64| json!({ "step": step, "seconds": 1.0, "tokens_per_second": 1.0, "data_wait_seconds": 0.0 });
+        let eval = |step: u64| json!({ "step": step, "metrics": { "m/acc": step }, "adapter": "" });
+        let write = |name: &str, lines: Vec<Value>| {
+            std::fs::write(root.join(name), lines.iter().map(|l| format!("{l}\n")).collect::<String>()).unwrap();
+        };
+        write("metrics.jsonl", (1..=1200).map(metric).collect());
+        write("timings.jsonl", (1..=1200).map(timing).collect());
+        write("evals.jsonl", [3, 700, 1200, 1201].map(eval).to_vec());
+        let mut follower = Follower::new(Run::open(root).unwrap(), 1201);
+        let mut state = State::default();
+        let mut steps = Vec::new();
+        loop {
+            let items = follower.next(&state, false).unwrap();
+            if items.is_empty() {
+                break;
+            }
+            assert!(items.len() <= BATCH + 1);
+            state.delivered(&items);
+            steps.extend(items.iter().map(|item| match item {
+                Item::Step { step, .. } => (*step, false),
+                Item::Evaluation { step, .. } | Item::Sample { step, .. } => (*step, true),
+            }));
+        }
+        let mut expected: Vec<(u64, bool)> = (1..=1200).map(|s| (s, false)).chain([3, 700, 1200].map(|s| (s, true))).collect();
+        expected.sort_unstable();
+        assert_eq!(steps, expected, "what has not been trained yet waits");
+        assert!(follower.next(&state, false).unwrap().is_empty());
     }
 }

@@ -18,7 +18,7 @@ pub enum Item {
     },
     /// An evaluation.
     Evaluation {
-        /// Which: `before`, `after`.
+        /// Which: `before`, `after`, or `step-N` for one during training.
         name: String,
         /// The step that it stands at.
         step: u64,

@@ -6,19 +6,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trainer_config::{DataPath, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting};
-use trainer_data::{MicroBatch, Pipeline, PipelineState, Sample, Source, batches, pack};
+use trainer_config::{
+    DataCache, DataPath, HELD_OUT_LOSS, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting,
+};
+use trainer_data::{MicroBatch, Pipeline, PipelineState, PrepareProgress, Sample, Source, batches, each_sample, pack, prepare};
 use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Recompute, Schedule, TrainOptions, Trainer};
-use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
+use trainer_eval::{Candidate, PREFILL_TOKENS, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
-use trainer_kernels::ops::Ops;
+use trainer_kernels::ops::{HostBatch, Ops};
 use trainer_kernels::sampling::SamplingParams;
 use trainer_model::{AdapterBias, AdapterConfig, ModelConfig, ModelDigest, ModelFiles};
 use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
-    Base, DataParts, DeviceInfo, DeviceKind, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest, choose_plan,
-    compiler_command, default_workers, limit_in_bytes, load_base, model_files, open_sources, pipeline_spec, plan_again, source_digest,
+    Base, DataParts, DeviceInfo, DeviceKind, EvaluationSizes, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest,
+    choose_plan, compiler_command, default_workers, limit_in_bytes, load_base, model_files, open_held_out, open_sources, pipeline_spec,
+    plan_again, source_digest,
 };
 
 use crate::error::TrainError;
@@ -30,6 +33,10 @@ use crate::lock::{Lock, LockError, MachineLock, ModelLock, PlanLock, PluginLock,
 const PACKED_TOKENS: usize = 2048;
 /// The same on a card, at the least: what the longest sample needs is there for packing too.
 const PACKED_TOKENS_ON_CARD: usize = 4096;
+/// Tokens of a prompt that the cache of an evaluation during training is planned for; where prompts are longer, fewer are answered at once.
+const PROMPT_TOKENS: usize = 256;
+/// Held-out samples whose loss is computed together.
+const HELD_OUT_SAMPLES: usize = 64;
 
 /// Everything that a recipe names, loaded.
 pub struct Assembly<O: Ops> {
@@ -42,6 +49,8 @@ pub struct Assembly<O: Ops> {
     speaker: Speaker,
     formatters: Vec<Arc<Plugin>>,
     sources: Vec<Arc<Source>>,
+    /// What sources hold out, with each one's place in the recipe.
+    held_out: Vec<(usize, Arc<Source>)>,
     panel: Option<Panel>,
     plugins: Vec<Arc<Plugin>>,
     planned: Planned,
@@ -70,6 +79,29 @@ impl<O: Ops> Work<O> {
             None => batches(samples, 1)?,
         })
     }
+
+    /// Adds the losses of samples, without learning from them, and their target weights.
+    fn add_loss(&mut self, samples: &[Sample], sum: &mut f64, weight: &mut f64) -> Result<(), TrainError> {
+        for micro in self.micro_batches(samples)? {
+            let losses = self.trainer.loss(&host_batch(micro))?;
+            *sum += losses.sums.iter().sum::<f64>();
+            *weight += losses.weights.iter().sum::<f64>();
+        }
+        Ok(())
+    }
+}
+
+/// A micro-batch as the engine takes it.
+pub(crate) fn host_batch(micro: MicroBatch) -> HostBatch {
+    HostBatch {
+        ids: micro.ids,
+        targets: micro.targets,
+        weights: micro.weights,
+        positions: micro.positions,
+        cu_seqlens: micro.cu_seqlens,
+        samples: micro.sample_index,
+        slots: Vec::new(),
+    }
 }
 
 impl<O: Ops> Assembly<O> {
@@ -97,11 +129,15 @@ impl<O: Ops> Assembly<O> {
             formatters.push(plugins.get(&format!("data.sources.{}.formatter", source.name), &source.formatter, Kind::DatasetFormatter)?);
         }
         let speaker = Speaker::new(&recipe, &base, &mut plugins)?;
-        let evaluates = (recipe.eval.before || recipe.eval.after) && !recipe.eval.metrics.is_empty();
-        let panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
+        let evaluates = recipe.eval.every > 0 || (recipe.eval.before || recipe.eval.after) && !recipe.eval.metrics.is_empty();
+        let mut panel = if evaluates { Some(Panel::new(&recipe, &mut plugins)?) } else { None };
         let sources = open_sources(&recipe)?;
+        let held_out = if evaluates { open_held_out(&recipe)? } else { Vec::new() };
         let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
         let planned = choose(ops.as_ref(), &recipe, &base.config, &device, plan.and_then(|p| p.memory.as_ref()))?;
+        if let (Some(panel), Some(g)) = (&mut panel, planned.generation) {
+            panel.cache_tokens = Some(g.slots.saturating_mul(g.cache_length));
+        }
         let keeps = planned.keeps(base.config.num_hidden_layers);
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
@@ -144,7 +180,8 @@ impl<O: Ops> Assembly<O> {
                 driver: device.driver.clone(),
             },
         };
-        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, panel, plugins: loaded, planned, model, lock, recipe })
+        let plugins = loaded;
+        Ok(Self { base, ops, threads, device, mixer, speaker, formatters, sources, held_out, panel, plugins, planned, model, lock, recipe })
     }
 
     /// The recipe.
@@ -246,11 +283,16 @@ impl<O: Ops> Assembly<O> {
         Ok(Work { trainer: Trainer::new(model.clone(), adapter, options)?, model, packing })
     }
 
-    /// The stream of samples, from the beginning or from a state.
+    /// The stream of samples, from the beginning or from a state. Where the recipe says so, what is not yet prepared is; `preparing` is told source, rows
+    /// done and rows in all, and ends it early with false.
     ///
     /// # Errors
     /// Data or plugins that do not fit the state.
-    pub fn pipeline(&self, state: Option<&PipelineState>) -> Result<Pipeline, TrainError> {
+    pub fn pipeline(
+        &self,
+        state: Option<&PipelineState>,
+        preparing: &mut dyn FnMut(&str, u64, u64) -> bool,
+    ) -> Result<Pipeline, TrainError> {
         let recipe = &self.recipe;
         let parts = DataParts {
             mixer: &self.mixer,
@@ -260,6 +302,19 @@ impl<O: Ops> Assembly<O> {
             tokenizer: &self.base.tokenizer,
         };
         let spec = pipeline_spec(recipe, &parts)?;
+        if let (DataCache::Prepare, Some(store)) = (recipe.data.cache, &spec.prepared) {
+            for (i, source) in self.sources.iter().enumerate() {
+                let mut go_on = true;
+                prepare(&spec, i, store, &mut |p| {
+                    let done = if let PrepareProgress::Rows(done) = p { done } else { 0 };
+                    go_on = preparing(source.name(), done, source.len());
+                    if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                })?;
+                if !go_on {
+                    break;
+                }
+            }
+        }
         Ok(match state {
             Some(state) => Pipeline::resume(spec, state)?,
             None => Pipeline::new(spec)?,
@@ -281,30 +336,90 @@ impl<O: Ops> Assembly<O> {
     fn candidate<'a>(&'a self, work: &'a Work<O>, when: When) -> Result<Candidate<'a, O>, TrainError> {
         let base = &self.base;
         if when == When::Before {
-            return Ok(Candidate { model: work.model.clone(), base, live: None, adapter: None });
+            return Ok(Candidate { model: work.model.clone(), base, live: None, adapter: None, measured: Vec::new() });
         }
         let adapter = self.peft_adapter(work)?;
         let digest = Some(adapter_digest(&adapter)?);
         if self.device.kind != DeviceKind::Cpu {
-            return Ok(Candidate { model: work.model.clone(), base, live: Some(work.trainer.adapter()), adapter: digest });
+            let live = Some(work.trainer.adapter());
+            return Ok(Candidate { model: work.model.clone(), base, live, adapter: digest, measured: Vec::new() });
         }
         let model = Model::merged(self.ops.clone(), &base.config, &base.weights, &adapter)?;
-        Ok(Candidate { model, base, live: None, adapter: digest })
+        Ok(Candidate { model, base, live: None, adapter: digest, measured: Vec::new() })
     }
 
-    /// Evaluates the base or the trained model and writes the report; none if the recipe has nothing to evaluate.
+    /// Evaluates the base or the trained model, as it is now, and writes the report; none if the recipe has nothing to evaluate. Where sources hold
+    /// rows out, their loss is in it.
     ///
     /// # Errors
     /// See [`trainer_eval::EvalError`].
     pub fn evaluate(
         &self,
-        work: &Work<O>,
+        work: &mut Work<O>,
         when: When,
         folder: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Option<Report>, TrainError> {
         let Some(panel) = &self.panel else { return Ok(None) };
-        Ok(Some(panel.judge(&self.candidate(work, when)?, &self.speaker, folder, when.name(), progress)?.report))
+        let loss = self.held_out_loss(work)?;
+        let mut candidate = self.candidate(work, when)?;
+        candidate.measured.extend(loss.map(|loss| (HELD_OUT_LOSS.to_owned(), loss, false)));
+        Ok(Some(panel.judge(&candidate, &self.speaker, folder, &when.name(), progress)?.report))
+    }
+
+    /// SHA-256 of the adapter as it is now, as reports have it.
+    ///
+    /// # Errors
+    /// It cannot be read from the device.
+    pub fn adapter_digest(&self, work: &Work<O>) -> Result<String, TrainError> {
+        Ok(adapter_digest(&self.peft_adapter(work)?)?)
+    }
+
+    /// The loss on the rows that sources hold out, in nats per target token: that of training, without dropout. None where no source holds rows out.
+    fn held_out_loss(&self, work: &mut Work<O>) -> Result<Option<f64>, TrainError> {
+        if self.held_out.is_empty() {
+            return Ok(None);
+        }
+        // The recipe of these sources alone, so that each goes with its own settings.
+        let mut recipe = self.recipe.clone();
+        recipe.data.sources = self.held_out.iter().filter_map(|(i, _)| self.recipe.data.sources.get(*i).cloned()).collect();
+        let formatters: Vec<Arc<Plugin>> = self.held_out.iter().filter_map(|(i, _)| self.formatters.get(*i).cloned()).collect();
+        let sources: Vec<Arc<Source>> = self.held_out.iter().map(|(_, source)| source.clone()).collect();
+        let (mixer, template, tokenizer) = (&self.mixer, &self.speaker.template, &self.base.tokenizer);
+        let parts = DataParts { mixer, formatters: &formatters, sources: &sources, template, tokenizer };
+        let spec = pipeline_spec(&recipe, &parts)?;
+        let (mut sum, mut weight) = (0.0, 0.0);
+        for (place, setting) in recipe.data.sources.iter().enumerate() {
+            let mut waiting: Vec<Sample> = Vec::with_capacity(HELD_OUT_SAMPLES);
+            let mut failed = None;
+            let counters = each_sample(&spec, place, &mut |sample| {
+                waiting.push(sample.clone());
+                if waiting.len() == HELD_OUT_SAMPLES && failed.is_none() {
+                    failed = work.add_loss(&waiting, &mut sum, &mut weight).err();
+                    waiting.clear();
+                } else if failed.is_some() {
+                    waiting.clear();
+                }
+            })?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            if !waiting.is_empty() {
+                work.add_loss(&waiting, &mut sum, &mut weight)?;
+            }
+            if counters.bad_rows() > 0 {
+                tracing::warn!(
+                    source = setting.name,
+                    bad = counters.bad_rows(),
+                    "held-out rows that are bad are left out of {HELD_OUT_LOSS}"
+                );
+            }
+        }
+        if weight <= 0.0 {
+            tracing::warn!("the rows held out have no token with a loss weight, so there is no {HELD_OUT_LOSS}");
+            return Ok(None);
+        }
+        Ok(Some(sum / weight))
     }
 
     /// Streams the sample answer of the trained model.
@@ -400,7 +515,7 @@ fn plugin_info(plugin: &Arc<Plugin>) -> PluginInfo {
         version: manifest.version.clone(),
         sha256: plugin.digest().to_owned(),
         kinds: plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect(),
-        grants: Vec::new(),
+        grants: plugin.grants().to_vec(),
     }
 }
 
@@ -428,7 +543,7 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
         version: manifest.version.clone(),
         sha256: plugin.digest().to_owned(),
         kinds: plugin.kinds().iter().map(|k| (k.kind.to_string(), k.version.to_string())).collect(),
-        grants: Vec::new(),
+        grants: plugin.grants().to_vec(),
         limits: deciding_limits(plugin),
         settings,
     }
@@ -438,7 +553,8 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
 fn deciding_limits(plugin: &Plugin) -> serde_json::Value {
     let mut limits = serde_json::to_value(plugin.limits()).unwrap_or_default();
     if let Some(map) = limits.as_object_mut() {
-        map.retain(|key, _| !Recipe::TIMING_LIMITS.contains(&key.as_str()));
+        let connects = plugin.imports().iter().any(|i| i.starts_with("trainer:http/"));
+        map.retain(|key, _| !Recipe::TIMING_LIMITS.contains(&key.as_str()) && (connects || !key.starts_with("http_")));
     }
     limits
 }
@@ -539,6 +655,12 @@ fn choose<O: Ops>(
         recompute: recompute(recipe),
         goal: recipe.device.plan,
         limit: limit_in_bytes(&recipe.device),
+        evaluation: (recipe.eval.every > 0 && !recipe.eval.metrics.is_empty()).then(|| EvaluationSizes {
+            slots: recipe.eval.batch,
+            length: PROMPT_TOKENS.saturating_add(recipe.eval.max_new_tokens),
+            prefill_tokens: PREFILL_TOKENS,
+            merged: device.kind == DeviceKind::Cpu,
+        }),
     };
     Ok(match before {
         Some(before) => plan_again(ops, &request, before)?,

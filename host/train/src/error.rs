@@ -37,6 +37,24 @@ pub enum TrainError {
         /// The policy.
         mixer: String,
     },
+    /// What is watched is not among what was measured.
+    #[error("{key} = {metric:?} is not a number of the evaluation; there are {}", known.join(", "))]
+    NotMeasured {
+        /// The recipe's key.
+        key: &'static str,
+        /// What it names.
+        metric: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A number without a direction.
+    #[error("{key} = {metric:?}: the metric does not say whether more is better; set {key_mode} to \"max\" or \"min\"", key_mode = key.replace(".metric", ".mode"))]
+    NoDirection {
+        /// The recipe's key.
+        key: &'static str,
+        /// What it names.
+        metric: String,
+    },
     /// A checkpoint that is whole but not of this program's form.
     #[error("the checkpoint of step {step} does not fit this program: {message}")]
     State {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use trainer_eval::Report;
+use trainer_runs::records::EvalMetrics;
 use trainer_runtime::{DeviceInfo, Machine};
 
 /// A plugin of the run.
@@ -110,16 +111,29 @@ pub struct StepInfo {
 pub enum When {
     /// Before training.
     Before,
+    /// During training, after this step.
+    Step(u64),
     /// After it.
     After,
 }
 
 impl When {
     /// The name in files.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Before => "before",
-            Self::After => "after",
+            Self::Before => "before".to_owned(),
+            Self::Step(step) => EvalMetrics::report_name(step),
+            Self::After => "after".to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for When {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Before => f.write_str("before training"),
+            Self::Step(step) => write!(f, "after step {step}"),
+            Self::After => f.write_str("after training"),
         }
     }
 }
@@ -127,6 +141,15 @@ impl When {
 /// Something that happened.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// Rows are prepared before the run begins (`data.cache = "prepare"`).
+    Preparing {
+        /// The source.
+        source: &'a str,
+        /// Rows that are done.
+        done: u64,
+        /// Rows in all.
+        total: u64,
+    },
     /// Everything is loaded.
     Ready(&'a Banner),
     /// Something that the user should know before training.
@@ -147,6 +170,8 @@ pub enum Event<'a> {
         /// Its report.
         report: &'a Report,
     },
+    /// An evaluation during training is in `evals.jsonl`.
+    Measured(&'a EvalMetrics),
     /// A step is complete.
     Step(&'a StepInfo),
     /// A checkpoint is on disk.

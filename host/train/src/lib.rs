@@ -10,8 +10,10 @@ pub mod metrics;
 mod run;
 pub mod rundir;
 mod state;
+mod watch;
 
 pub use assemble::{Assembly, Work, plan_run};
 pub use error::TrainError;
 pub use events::{Banner, Event, PluginInfo, SourceInfo, StepInfo, When};
 pub use run::{RunSummary, Start, run};
+pub use watch::BestStep;

@@ -1,4 +1,4 @@
-//! What each step was: `metrics.jsonl` holds only values that the same run gives again, byte for byte; times go into `timings.jsonl`.
+//! What each step was: `metrics.jsonl` and `evals.jsonl` hold only values that the same run gives again, byte for byte; times go into `timings.jsonl`.
 //!
 //! One JSON object a line, floats in the shortest form that reads back to the same bits. A line that a killed program left unfinished is cut
 //! when the file is opened to be continued, and passed over when it is read.
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::files::{FileError, parent, sync_dir};
 
-pub use trainer_runs::records::{SourceMetrics, StepMetrics, StepTimings};
+pub use trainer_runs::records::{EvalMetrics, SourceMetrics, StepMetrics, StepTimings};
 
 /// A line of one of the files.
 pub trait Record: Serialize + DeserializeOwned {
@@ -50,6 +50,17 @@ impl Record for StepTimings {
             ("tokens_per_second", self.tokens_per_second),
             ("data_wait_seconds", self.data_wait_seconds),
         ])
+    }
+}
+
+impl Record for EvalMetrics {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn not_finite(&self) -> Option<&'static str> {
+        let values = self.metrics.values().map(|v| ("metrics", *v)).chain(self.stderr.values().map(|v| ("stderr", *v)));
+        first_not_finite(values)
     }
 }
 
@@ -104,6 +115,8 @@ pub struct Journal<T> {
 pub type Metrics = Journal<StepMetrics>;
 /// `timings.jsonl`.
 pub type Timings = Journal<StepTimings>;
+/// `evals.jsonl`.
+pub type Evals = Journal<EvalMetrics>;
 
 impl<T: Record> Journal<T> {
     /// Opens a file to be continued, or makes it. An unfinished last line is cut.

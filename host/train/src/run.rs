@@ -8,21 +8,22 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use trainer_config::Recipe;
-use trainer_data::{MicroBatch, Pipeline, Sample, SourceLoss};
+use trainer_data::{Pipeline, Sample, SourceLoss};
 use trainer_engine::schedule::lr;
 use trainer_eval::Report;
-use trainer_kernels::ops::{HostBatch, Ops};
+use trainer_kernels::ops::Ops;
 use trainer_runs::records::SampleAnswer;
 use trainer_runtime::{open_device_as, with_ops};
 
-use crate::assemble::{Assembly, Work};
+use crate::assemble::{Assembly, Work, host_batch};
 use crate::error::TrainError;
 use crate::events::{Event, StepInfo, When};
 use crate::files::{FileError, resident_memory};
 use crate::lock::Lock;
-use crate::metrics::{Metrics, SourceMetrics, StepMetrics, StepTimings, Timings, read_journal};
+use crate::metrics::{EvalMetrics, Evals, Metrics, SourceMetrics, StepMetrics, StepTimings, Timings, read_journal};
 use crate::rundir::{RunDir, RunDirError, default_path};
 use crate::state;
+use crate::watch::{self, BestStep};
 
 /// What to run.
 pub enum Start {
@@ -44,7 +45,7 @@ pub enum Start {
 pub struct RunSummary {
     /// The run directory.
     pub dir: PathBuf,
-    /// Whether training is complete; false after Ctrl-C.
+    /// Whether training is complete, early stopping included; false after Ctrl-C.
     pub complete: bool,
     /// Optimizer steps done.
     pub steps: u64,
@@ -54,6 +55,12 @@ pub struct RunSummary {
     pub tokens_per_second: f64,
     /// The share of those steps' time in which training waited for data.
     pub data_wait_share: f64,
+    /// The numbers of the evaluations during training, by step.
+    pub evaluations: Vec<EvalMetrics>,
+    /// The step that was best, where the recipe asks for it.
+    pub best: Option<BestStep>,
+    /// Why the run ended before its last step.
+    pub stopped_early: Option<String>,
     /// The evaluation before training.
     pub before: Option<Report>,
     /// The evaluation after training.
@@ -93,7 +100,7 @@ pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>))
         Origin::Resumed(dir) => Some(dir.lock()?),
     };
     with_ops!(open.backend, ops => {
-        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, stop)?.go(on_event)
+        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, stop, on_event)?.go(on_event)
     })
 }
 
@@ -105,7 +112,12 @@ enum Origin {
     Resumed(RunDir),
 }
 
-fn start_on<O: Ops>(assembly: Assembly<O>, origin: Origin, stop: &AtomicBool) -> Result<Run<'_, O>, TrainError> {
+fn start_on<'a, O: Ops>(
+    assembly: Assembly<O>,
+    origin: Origin,
+    stop: &'a AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Run<'a, O>, TrainError> {
     match origin {
         Origin::Fresh { dir, expected } => {
             if let Some(expected) = expected {
@@ -113,12 +125,12 @@ fn start_on<O: Ops>(assembly: Assembly<O>, origin: Origin, stop: &AtomicBool) ->
             }
             assembly.take_products()?;
             let dir = RunDir::create(&dir, &assembly.recipe().to_toml()?, assembly.lock())?;
-            Run::new(assembly, dir, false, stop)
+            Run::new(assembly, dir, false, stop, on_event)
         }
         Origin::Resumed(dir) => {
             dir.lock()?.check(assembly.lock())?;
             assembly.take_products()?;
-            Run::new(assembly, dir, true, stop)
+            Run::new(assembly, dir, true, stop, on_event)
         }
     }
 }
@@ -131,6 +143,10 @@ struct Run<'a, O: Ops> {
     pipeline: Pipeline,
     metrics: Metrics,
     timings: Timings,
+    /// None for a run that does not evaluate during training.
+    evals: Option<Evals>,
+    /// What is in `evals`.
+    measured: Vec<EvalMetrics>,
     losses: Vec<(u64, f64)>,
     stop: &'a AtomicBool,
     resumed_after: Option<u64>,
@@ -140,16 +156,33 @@ struct Run<'a, O: Ops> {
 }
 
 impl<'a, O: Ops> Run<'a, O> {
-    fn new(assembly: Assembly<O>, dir: RunDir, resumed: bool, stop: &'a AtomicBool) -> Result<Self, TrainError> {
+    fn new(
+        assembly: Assembly<O>,
+        dir: RunDir,
+        resumed: bool,
+        stop: &'a AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self, TrainError> {
+        let mut preparing = |source: &str, done: u64, total: u64| {
+            on_event(Event::Preparing { source, done, total });
+            !stop.load(Ordering::Relaxed)
+        };
         let mut work = assembly.work()?;
         let keep = assembly.recipe().train.keep_checkpoints;
         let checkpoint = if resumed { dir.checkpoints(keep)?.read_newest()? } else { None };
         let mut metrics = Metrics::open(&dir.metrics_path())?;
         let mut timings = Timings::open(&dir.timings_path())?;
+        let (mut evals, mut measured) = (None, Vec::new());
+        if assembly.recipe().eval.every > 0 {
+            let mut journal = Evals::open(&dir.evals_path())?;
+            journal.truncate_after_step(checkpoint.as_ref().map_or(0, |c| c.step))?;
+            measured = read_journal(&dir.evals_path())?;
+            evals = Some(journal);
+        }
         let (pipeline, resumed_after) = match &checkpoint {
             Some(c) => {
                 work.trainer.load_state(&state::train_state(c))?;
-                let pipeline = assembly.pipeline(Some(&state::pipeline_state(c)?))?;
+                let pipeline = assembly.pipeline(Some(&state::pipeline_state(c)?), &mut preparing)?;
                 metrics.truncate_to(c.metrics_bytes)?;
                 timings.truncate_after_step(c.step)?;
                 keep_samples(&dir, c.step, None)?;
@@ -159,11 +192,12 @@ impl<'a, O: Ops> Run<'a, O> {
                 metrics.truncate_to(0)?;
                 timings.truncate_after_step(0)?;
                 keep_samples(&dir, 0, None)?;
-                (assembly.pipeline(None)?, resumed.then_some(0))
+                (assembly.pipeline(None, &mut preparing)?, resumed.then_some(0))
             }
         };
         let losses = read_journal::<StepMetrics>(&dir.metrics_path())?.into_iter().map(|m| (m.step, m.loss)).collect();
-        Ok(Self { assembly, dir, work, pipeline, metrics, timings, losses, stop, resumed_after, tokens: 0, seconds: 0.0, waited: 0.0 })
+        let (tokens, seconds, waited) = (0, 0.0, 0.0);
+        Ok(Self { assembly, dir, work, pipeline, metrics, timings, evals, measured, losses, stop, resumed_after, tokens, seconds, waited })
     }
 
     fn go(mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<RunSummary, TrainError> {
@@ -174,7 +208,24 @@ impl<'a, O: Ops> Run<'a, O> {
             on_event(Event::Warning(&warning));
         }
         let before = self.evaluate(When::Before, on_event)?;
-        while self.work.trainer.step() < total && !self.stopping() {
+        if let Some(report) = &before {
+            // What is not there now will not be there later.
+            watch::check(&self.assembly.recipe().eval, report)?;
+        }
+        while self.ended().is_none() && !self.stopping() {
+            let done = self.work.trainer.step();
+            if self.is_due(done, total) {
+                if let Err(error) = self.measure(done, on_event) {
+                    return Err(self.salvage(error, on_event));
+                }
+                if self.ended().is_some() || !self.stopping() && self.checkpoint_is_due(done, total) {
+                    self.checkpoint(on_event)?;
+                }
+                continue;
+            }
+            if done >= total {
+                break;
+            }
             let info = match self.step(total) {
                 Ok(info) => info,
                 Err(error) => return Err(self.salvage(error, on_event)),
@@ -184,19 +235,23 @@ impl<'a, O: Ops> Run<'a, O> {
             if every > 0 && info.step.is_multiple_of(every) && info.step != total {
                 self.sample(info.step, on_event)?;
             }
-            let every = self.assembly.recipe().train.checkpoint_every;
-            if info.step == total || (every > 0 && info.step.is_multiple_of(every)) {
+            // Where an evaluation is to come first, the checkpoint holds its outcome.
+            if !self.is_due(info.step, total) && self.checkpoint_is_due(info.step, total) {
                 self.checkpoint(on_event)?;
             }
         }
         let steps = self.work.trainer.step();
+        let stopped_early = self.ended().filter(|_| steps < total).map(str::to_owned);
         let mut summary = RunSummary {
             dir: self.dir.root().to_owned(),
-            complete: steps >= total,
+            complete: self.ended().is_some() || steps >= total && !self.is_due(steps, total),
             steps,
             losses: std::mem::take(&mut self.losses),
             tokens_per_second: if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 },
             data_wait_share: if self.seconds > 0.0 { self.waited / self.seconds } else { 0.0 },
+            best: watch::best(&self.assembly.recipe().eval, &self.measured),
+            evaluations: self.measured.clone(),
+            stopped_early,
             before,
             after: None,
             sample: None,
@@ -210,7 +265,7 @@ impl<'a, O: Ops> Run<'a, O> {
             summary.files = self.files();
             return Ok(summary);
         }
-        self.write_adapter()?;
+        self.install_adapter("adapter")?;
         on_event(Event::Trained { losses: &summary.losses });
         summary.sample = self.sample(steps, on_event)?;
         summary.after = self.evaluate(When::After, on_event)?;
@@ -219,10 +274,62 @@ impl<'a, O: Ops> Run<'a, O> {
         Ok(summary)
     }
 
+    /// Why early stopping ended the run, if it did.
+    fn ended(&self) -> Option<&str> {
+        self.measured.last()?.stopped.as_deref()
+    }
+
+    /// Whether an evaluation is to follow a step and has not been made.
+    fn is_due(&self, step: u64, total: u64) -> bool {
+        let every = self.assembly.recipe().eval.every;
+        let wanted = every > 0 && step > 0 && (step.is_multiple_of(every) || step == total);
+        wanted && self.measured.last().is_none_or(|e| e.step < step)
+    }
+
+    fn checkpoint_is_due(&self, step: u64, total: u64) -> bool {
+        let every = self.assembly.recipe().train.checkpoint_every;
+        step == total || (every > 0 && step.is_multiple_of(every))
+    }
+
+    /// Evaluates after a step, unless the user wants no more, and notes what it means for the run.
+    fn measure(&mut self, step: u64, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
+        let when = When::Step(step);
+        let adapter = self.assembly.adapter_digest(&self.work)?;
+        // A killed run may have made it already; of the same adapter it is the same.
+        let made = read_report(&self.dir.eval_path().join(format!("{}.json", when.name())));
+        let report = match made.filter(|r| r.adapter.as_ref().is_some_and(|a| a.sha256 == adapter)) {
+            Some(report) => {
+                on_event(Event::Evaluated { when, report: &report });
+                report
+            }
+            None => match self.report(when, on_event)? {
+                Some(report) => report,
+                None => return Ok(()),
+            },
+        };
+        let line = watch::measured(&self.assembly.recipe().eval, &self.measured, step, &report, &adapter)?;
+        if line.best {
+            // Before the line that says so.
+            self.install_adapter("adapter-best")?;
+        }
+        self.evals.as_mut().map(|evals| evals.append(&line)).transpose()?;
+        on_event(Event::Measured(&line));
+        self.measured.push(line);
+        Ok(())
+    }
+
     /// Keeps what is done where the data or a plugin ended the run: the pipeline then stands where it stood before the failed step, so a
     /// checkpoint of the last step continues exactly once the cause is mended. After other errors the last checkpoint on disk has to do.
     fn salvage(&mut self, error: TrainError, on_event: &mut dyn FnMut(Event<'_>)) -> TrainError {
-        if !matches!(error, TrainError::Data(_)) || self.work.trainer.step() == 0 {
+        let may = matches!(
+            error,
+            TrainError::Data(_)
+                | TrainError::Eval(_)
+                | TrainError::Plugin(_)
+                | TrainError::NotMeasured { .. }
+                | TrainError::NoDirection { .. }
+        );
+        if !may || self.work.trainer.step() == 0 {
             return error;
         }
         match self.checkpoint(on_event) {
@@ -330,6 +437,7 @@ impl<'a, O: Ops> Run<'a, O> {
     fn checkpoint(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
         let metrics_bytes = self.metrics.sync()?;
         self.timings.sync()?;
+        self.evals.as_mut().map(Evals::sync).transpose()?;
         if let Some(lock) = self.assembly.grown_lock() {
             lock.save(&self.dir.lock_path())?;
         }
@@ -353,8 +461,39 @@ impl<'a, O: Ops> Run<'a, O> {
             on_event(Event::Evaluated { when, report: &report });
             return Ok(Some(report));
         }
+        if when == When::After
+            && let Some(report) = self.last_measured()?
+        {
+            on_event(Event::Evaluated { when, report: &report });
+            return Ok(Some(report));
+        }
+        self.report(when, on_event)
+    }
+
+    /// The evaluation after the last step, where there was one, as that after training: it is of the same adapter on the same rows.
+    fn last_measured(&self) -> Result<Option<Report>, TrainError> {
+        let step = self.work.trainer.step();
+        if self.measured.last().is_none_or(|e| e.step != step) {
+            return Ok(None);
+        }
+        let name = When::Step(step).name();
+        let folder = self.dir.eval_path();
+        let samples = folder.join(format!("{name}.samples.jsonl"));
+        let (Some(mut report), Ok(samples)) = (read_report(&folder.join(format!("{name}.json"))), std::fs::read(samples)) else {
+            return Ok(None);
+        };
+        report.samples = self.dir.write("eval/after.samples.jsonl", &samples)?;
+        let mut text = serde_json::to_vec_pretty(&report).map_err(|e| TrainError::State { step, message: e.to_string() })?;
+        text.push(b'\n');
+        self.dir.write("eval/after.json", &text)?;
+        Ok(Some(report))
+    }
+
+    /// Makes an evaluation; none if the user wants no more meanwhile.
+    fn report(&mut self, when: When, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Option<Report>, TrainError> {
+        let folder = self.dir.eval_path();
         let stop = self.stop;
-        let result = self.assembly.evaluate(&self.work, when, &folder, &mut |p| {
+        let result = self.assembly.evaluate(&mut self.work, when, &folder, &mut |p| {
             on_event(Event::Evaluating { when, done: p.done, total: p.total });
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -379,9 +518,10 @@ impl<'a, O: Ops> Run<'a, O> {
         Ok(Some(text))
     }
 
-    fn write_adapter(&self) -> Result<(), TrainError> {
+    /// Puts the adapter as it is now into the run directory.
+    fn install_adapter(&self, name: &str) -> Result<(), TrainError> {
         let adapter = self.assembly.peft_adapter(&self.work)?;
-        self.dir.install("adapter", |folder| adapter.write(folder).map_err(TrainError::from))?;
+        self.dir.install(name, |folder| adapter.write(folder).map_err(TrainError::from))?;
         Ok(())
     }
 
@@ -391,9 +531,11 @@ impl<'a, O: Ops> Run<'a, O> {
             ("lock.json", "digests of everything that decides the result"),
             ("metrics.jsonl", "loss, learning rate and gradient norm of each step"),
             ("timings.jsonl", "how long each step took"),
+            ("evals.jsonl", "the numbers of the evaluations during training"),
             ("samples.jsonl", "the sample answers"),
             ("checkpoints", "for trainer run --resume"),
             ("adapter", "the LoRA adapter, in PEFT's format"),
+            ("adapter-best", "that of the step that was best"),
             ("eval/before.json", "the evaluation before training"),
             ("eval/after.json", "the evaluation after training"),
         ];
@@ -421,16 +563,4 @@ fn keep_samples(dir: &RunDir, step: u64, more: Option<SampleAnswer>) -> Result<(
 /// A report that is whole; anything else is made again.
 fn read_report(path: &Path) -> Option<Report> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
-}
-
-fn host_batch(micro: MicroBatch) -> HostBatch {
-    HostBatch {
-        ids: micro.ids,
-        targets: micro.targets,
-        weights: micro.weights,
-        positions: micro.positions,
-        cu_seqlens: micro.cu_seqlens,
-        samples: micro.sample_index,
-        slots: Vec::new(),
-    }
 }

@@ -5,9 +5,11 @@
 //! lock.json        what decides the run's result (see [`crate::lock`])
 //! metrics.jsonl    each step's values, the same for the same run
 //! timings.jsonl    each step's times
+//! evals.jsonl      the numbers of evaluations during training, by step, the same for the same run
 //! samples.jsonl    sample answers by step
 //! checkpoints/     see [`crate::checkpoint`]
 //! adapter/         the final adapter in PEFT's format
+//! adapter-best/    that of the step that was best by eval.best
 //! eval/            evaluation results
 //! track/           how far each tracker is; tensorboard/ and wandb/ hold what two of them write
 //! run.lock         locked by the process at work; holds its id
@@ -182,6 +184,11 @@ impl RunDir {
     /// `timings.jsonl`.
     pub fn timings_path(&self) -> PathBuf {
         self.root.join("timings.jsonl")
+    }
+
+    /// `evals.jsonl`.
+    pub fn evals_path(&self) -> PathBuf {
+        self.root.join("evals.jsonl")
     }
 
     /// `samples.jsonl`.

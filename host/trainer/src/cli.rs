@@ -21,11 +21,23 @@ Examples:
 const EVAL_EXAMPLES: &str = "\
 Examples:
   trainer eval --run runs/NAME --json report.json
-  trainer eval --model models/Qwen3-0.6B --data test.jsonl --metric boxed_answer";
+  trainer eval --model models/Qwen3-0.6B --data test.jsonl --plugin math_equal";
 
 const GENERATE_EXAMPLES: &str = "\
 Example:
   trainer generate --model nano --adapter runs/NAME/adapter --chat --prompt \"What is 3 + 4?\"";
+
+const CHAT_EXAMPLES: &str = "\
+Examples:
+  trainer chat --model nano --plugin calculator
+  trainer chat --run runs/NAME --system \"Answer briefly.\"
+  trainer chat --replay conversation.json --show-prompts   the exact prompts of a conversation that was written down";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  trainer serve --model nano                                          http://127.0.0.1:8000/v1
+  trainer serve --model models/Qwen3-0.6B --adapter math=runs/NAME/adapter --slots 64 --context 8192
+  TRAINER_KEY=... trainer serve --host 0.0.0.0 --api-key env:TRAINER_KEY";
 
 const RUNS_EXAMPLES: &str = "\
 Examples:
@@ -38,6 +50,18 @@ Examples:
   trainer dashboard                    the runs below ./runs, at http://127.0.0.1:7860/
   trainer dashboard runs/NAME --port 0 one run, at a free port
   ssh -L 7860:127.0.0.1:7860 gpu-box   from elsewhere, without opening it to a network";
+
+const PREPARE_EXAMPLES: &str = "\
+Examples:
+  trainer data prepare recipe.toml
+  trainer run recipe.toml                             uses it; --set data.cache=off does not
+  trainer run recipe.toml --set data.cache=prepare    prepares what is missing and runs";
+
+const CLEAN_EXAMPLES: &str = "\
+Examples:
+  trainer data clean --dry-run           lists what there is
+  trainer data clean                     removes what no run can use any more
+  trainer data clean --older-than 30d    and what was not used for a month";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -82,6 +106,12 @@ pub enum Command {
     /// Generate text from a prompt.
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateArgs),
+    /// Talk with a model in the terminal; it can call tools of plugins.
+    #[command(after_help = CHAT_EXAMPLES)]
+    Chat(ChatArgs),
+    /// Serve a model and its adapters with OpenAI's HTTP interface: chat and plain completions, streaming, tools, log-probabilities.
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServeArgs),
     /// List, show, compare and remove runs.
     #[command(subcommand, after_help = RUNS_EXAMPLES)]
     Runs(RunsCommand),
@@ -137,13 +167,28 @@ pub enum Command {
     },
 }
 
+/// Flags that grant plugins what they ask for, shared by every command that loads plugins.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GrantArgs {
+    /// Let a plugin do more than compute: PLUGIN:http=https://HOST for requests that read, 'PLUGIN:http=GET,POST https://HOST' for others,
+    /// PLUGIN:network=10.0.0.0/8 for addresses beyond the public internet. May be repeated.
+    #[arg(long, value_name = "PLUGIN:GRANT")]
+    pub grant: Vec<String>,
+    /// Lend a plugin a secret for the server that it was granted, without showing it: PLUGIN:KEY=env:NAME, or file:PATH. May be repeated.
+    #[arg(long, value_name = "PLUGIN:KEY=SOURCE")]
+    pub secret: Vec<String>,
+}
+
 /// Flags that change the recipe, shared by commands.
 #[derive(Clone, Debug, Default, Args)]
 pub struct RecipeArgs {
-    /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator). It takes the place of
+    /// A component file, or the name of an official plugin (math_mix, sharegpt, qwen3_chat, boxed_answer, calculator, weather, ...). It takes the place of
     /// the recipe's plugin for every kind that it exports. May be repeated.
     #[arg(long, value_name = "FILE|NAME")]
     pub plugin: Vec<String>,
+    /// What plugins may do.
+    #[command(flatten)]
+    pub grants: GrantArgs,
     /// Set one key of the recipe, such as train.learning_rate=1e-3. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -176,7 +221,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Continue the run in this directory, by its own recipe, to the same bytes as if it had never stopped.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "RecipeArgs", "out", "locked", "dry_run"])]
+    // A group that holds another one has no members for clap, so the flags of `over` are named one by one.
+    #[arg(long, value_name = "DIR", conflicts_with_all = [
+        "recipe", "plugin", "GrantArgs", "set", "max_steps", "seed", "max_bad_rows", "device", "threads", "out", "locked", "dry_run",
+    ])]
     pub resume: Option<PathBuf>,
     /// Refuse to start unless everything that this lock file pins is the same.
     #[arg(long, value_name = "FILE")]
@@ -208,23 +256,26 @@ pub struct EvalArgs {
     /// A PEFT adapter folder on top of --model.
     #[arg(long, value_name = "DIR", requires = "model")]
     pub adapter: Option<PathBuf>,
+    /// Score outputs that are given, without a model: {"id", "text"} a line, for the rows of the same id.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "model", "device"])]
+    pub predictions: Option<PathBuf>,
     /// Other rows: a file, folder, glob or builtin:NAME.
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
-    /// Metric plugins in place of the recipe's: file or name. May be repeated.
-    #[arg(long, value_name = "FILE|NAME")]
-    pub metric: Vec<String>,
-    /// Plugins by what they are: metrics as with --metric, tools for the model to call, a chat template. File or name. May be repeated.
-    #[arg(long, value_name = "FILE|NAME")]
+    /// Plugins by what they are: metrics and a chat template in place of the recipe's own, tools for the model to call. File or name. May be repeated.
+    #[arg(long, value_name = "FILE|NAME", visible_alias = "metric")]
     pub plugin: Vec<String>,
+    /// What plugins may do.
+    #[command(flatten)]
+    pub grants: GrantArgs,
     /// Answers per row, for pass@k (eval.repeats); needs a temperature, as by --set eval.temperature=0.7.
     #[arg(long, value_name = "K")]
     pub repeats: Option<u32>,
     /// Keep all tool traffic on a tape.
-    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["replay", "predictions"])]
     pub record: Option<PathBuf>,
     /// Answer tool calls from a tape: no tool runs, nothing reaches a network.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "predictions")]
     pub replay: Option<PathBuf>,
     /// At most this many rows.
     #[arg(long, value_name = "N")]
@@ -304,6 +355,136 @@ pub struct GenerateArgs {
     /// Print one JSON object (prompt ids, new ids, text, finish) in place of streaming: to a file, or to standard output (alone or with -).
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
+}
+
+/// `trainer chat`
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// A model: nano, or a folder.
+    #[arg(long, value_name = "MODEL", default_value = "nano")]
+    pub model: String,
+    /// A PEFT adapter folder.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// A run: its model, template and adapter.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "adapter"])]
+    pub run: Option<PathBuf>,
+    /// A component file, or the name of an official plugin: tools that the model may call, or the chat template. May be repeated.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub plugin: Vec<String>,
+    /// The system message.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["load", "replay"])]
+    pub system: Option<String>,
+    /// Qwen3's thinking switch. Absent: not passed, which means on.
+    #[arg(long, value_name = "true|false")]
+    pub enable_thinking: Option<bool>,
+    /// Go on with a conversation from a file, as /save writes it.
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub load: Option<PathBuf>,
+    /// Show a conversation from a file turn by turn, then go on with it.
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+    /// Only show the exact prompts of the replayed conversation.
+    #[arg(long, requires = "replay")]
+    pub show_prompts: bool,
+    /// The same as one JSON object, with tokens: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-", requires = "replay")]
+    pub json: Option<PathBuf>,
+    /// The most turns of the model after a question.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_turns: u32,
+    /// The most calls of tools after a question.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    pub max_calls: u32,
+    /// The most tokens of the conversation; the model's own limit if that is less.
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub max_context: usize,
+    /// The longest answer, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub temperature: f64,
+    /// Only among the k likeliest tokens; 0 turns it off.
+    #[arg(long, value_name = "K", default_value_t = 20)]
+    pub top_k: usize,
+    /// Only among the likeliest tokens that together reach this probability.
+    #[arg(long, value_name = "P", default_value_t = 0.8)]
+    pub top_p: f64,
+    /// Only among tokens with at least this share of the likeliest one's probability.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f64,
+    /// Makes tokens that were seen less likely; 1 turns it off.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f64,
+    /// The seed of the sampling.
+    #[arg(long, value_name = "N", default_value_t = 3407)]
+    pub seed: u64,
+    /// Hold the weights as the checkpoint stores them (as-stored), in NF4 (nf4) or unquantized (none). Absent: as stored, or as the run held them.
+    #[arg(long, value_name = "HOW")]
+    pub quantization: Option<String>,
+    /// What computes: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Compute threads.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `trainer serve`
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A model: nano, or a folder. Its name for clients is the folder's.
+    #[arg(long, value_name = "MODEL", default_value = "nano")]
+    pub model: String,
+    /// A PEFT adapter folder, served as a model of this name beside the base. May be repeated.
+    #[arg(long, value_name = "NAME=DIR")]
+    pub adapter: Vec<String>,
+    /// A chat template in place of the default: a component file, or the name of an official plugin. May be repeated.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub plugin: Vec<String>,
+    /// The port; 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub port: u16,
+    /// The address to listen on.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub host: std::net::IpAddr,
+    /// Require this key of every request: env:NAME or file:PATH. Never the key itself, which others could read in the list of processes.
+    #[arg(long, value_name = "env:NAME|file:PATH")]
+    pub api_key: Option<String>,
+    /// Without a key: answer also requests for this name, besides addresses and localhost. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
+    /// Sequences generated at the same time. Never changes an answer on the CPU.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub slots: u32,
+    /// The most tokens of a sequence, prompt and answer together. Absent: what the model was made for, at most 4096.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub context: Option<u32>,
+    /// Answers that may wait for a slot; beyond, requests are refused with 429.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub queue: u32,
+    /// Open connections; beyond, clients wait to be let in.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_connections: u32,
+    /// The largest request in bytes.
+    #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..=1 << 30))]
+    pub max_request_bytes: u32,
+    /// Seconds that an answer may take, from its request to its end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub request_timeout: u32,
+    /// Seconds that running answers have to finish after Ctrl-C or SIGTERM.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub shutdown_timeout: u32,
+    /// Hold the weights as the checkpoint stores them (as-stored), in NF4 (nf4) or unquantized (none).
+    #[arg(long, value_name = "HOW", default_value = "as-stored")]
+    pub quantization: String,
+    /// What computes: auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Compute threads. Never changes an answer.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
 }
 
 /// `trainer plugin`
@@ -464,6 +645,42 @@ pub struct PreviewArgs {
 pub enum DataCommand {
     /// Go through all rows and count: lengths, targets, what is left out and why, duplicates, and the mix as it will be drawn.
     Stat(DataStatArgs),
+    /// Format, render and tokenize all rows once and keep the result on disk, so that runs need not. Results stay the same.
+    #[command(after_help = PREPARE_EXAMPLES)]
+    Prepare(DataPrepareArgs),
+    /// Remove prepared data: what no run can use any more, or more with --older-than and --all.
+    #[command(after_help = CLEAN_EXAMPLES)]
+    Clean(DataCleanArgs),
+}
+
+/// `trainer data prepare`
+#[derive(Debug, Args)]
+pub struct DataPrepareArgs {
+    /// The recipe, a TOML file. Absent: the defaults.
+    pub recipe: Option<PathBuf>,
+    /// The flags over it.
+    #[command(flatten)]
+    pub over: RecipeArgs,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// `trainer data clean`
+#[derive(Debug, Args)]
+pub struct DataCleanArgs {
+    /// Also what was last used longer ago than this, such as 30d, 12h or 90m.
+    #[arg(long, value_name = "TIME", value_parser = crate::commands::data::clean::age)]
+    pub older_than: Option<std::time::Duration>,
+    /// Everything.
+    #[arg(long, conflicts_with = "older_than")]
+    pub all: bool,
+    /// Only list: what there is, and what would be removed.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
 }
 
 /// `trainer data stat`

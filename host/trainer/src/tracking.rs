@@ -26,12 +26,19 @@ impl Tracking {
             Event::Ready(banner) => match setup(banner, self.wanted.as_deref()) {
                 Ok(Some(setup)) => {
                     self.dir = setup.dir.display().to_string();
+                    if setup.trackers.contains(&Kind::Wandb) && expects_uploads() && !self.quiet {
+                        note!(
+                            "wandb: a key is set, but this program does not upload by itself: it writes an offline run, and `wandb sync {}/wandb/offline-run-*` \
+                             uploads it, during the run or afterwards",
+                            self.dir
+                        );
+                    }
                     self.running = Some(Trackers::start(&setup));
                 }
                 Ok(None) => {}
                 Err(e) => tracing::warn!("no tracker follows this run: {e:#}"),
             },
-            Event::Step(_) | Event::Evaluated { .. } | Event::SampleKept { .. } => {
+            Event::Step(_) | Event::Evaluated { .. } | Event::Measured(_) | Event::SampleKept { .. } => {
                 if let Some(trackers) = &self.running {
                     trackers.news();
                 }
@@ -55,6 +62,13 @@ impl Tracking {
             }
         }
     }
+}
+
+/// Whether the environment is set up for a client that uploads.
+fn expects_uploads() -> bool {
+    let set = |name: &str| std::env::var(name).is_ok_and(|v| !v.is_empty());
+    let online = std::env::var("WANDB_MODE").map_or(true, |mode| mode == "online" || mode.is_empty());
+    set("WANDB_API_KEY") && online
 }
 
 fn setup(banner: &Banner, wanted: Option<&[Tracker]>) -> Result<Option<Setup>> {

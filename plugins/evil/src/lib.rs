@@ -1,5 +1,7 @@
-//! `evil`: a formatter that does what a row like `{"evil": "loop"}` says, for the tests of the host's limits. See [`Payload`].
-//! Without a payload a row becomes an ordinary sample.
+//! `evil`: a formatter and a metric that do what a row like `{"evil": "loop"}` says, for the tests of the host's limits. See [`Payload`] and
+//! [`metric::Payload`]. Without a payload a row becomes an ordinary sample, and is asked and scored in an ordinary way.
+
+pub mod metric;
 
 use std::hint::black_box;
 
@@ -185,6 +187,9 @@ trainer_plugin_sdk::plugin_manifest! {
     settings_schema: r#"{"type":"object"}"#,
 }
 trainer_plugin_sdk::export_raw_formatter!(Evil);
+trainer_plugin_sdk::__export! {
+    metric::EvilMetric, METRIC, "component-type:trainer:eval-metric", eval_metric, metric, __export_trainer_eval_metric_metric_0_1_0_cabi
+}
 
 #[cfg(test)]
 mod tests {
@@ -198,5 +203,19 @@ mod tests {
         assert!(outcomes.iter().all(|o| matches!(o, Outcome::Sample(_))));
         assert_eq!(Evil::format(vec![r#"{"evil": "wrong_count"}"#.to_owned()]).len(), 2);
         assert!(Evil::format(vec![r#"{"evil": "no_outcome"}"#.to_owned()]).is_empty());
+    }
+
+    #[test]
+    fn the_metric_judges_other_rows() {
+        use trainer_plugin_sdk::bindings::exports::trainer::eval_metric::metric::Guest;
+        use trainer_plugin_sdk::{Item, Response};
+        let rows = |rows: &[&str]| rows.iter().map(|r| (*r).to_owned()).collect::<Vec<String>>();
+        assert_eq!(metric::EvilMetric::prepare(rows(&["{}", r#"{"evil": "loop"}"#])).len(), 2);
+        assert_eq!(metric::EvilMetric::prepare(rows(&[r#"{"evil": "ask_twice"}"#])).len(), 2);
+        let item = |row: &str| Item { row: row.to_owned(), response: Response::Failed(String::new()) };
+        let scores = metric::EvilMetric::score(vec![item("{}"), item(r#"{"evil": "sum_nan"}"#)]);
+        assert_eq!(scores.len(), 2);
+        assert!(metric::EvilMetric::aggregate(scores).unwrap()[0].value.is_nan());
+        assert_eq!(metric::EvilMetric::aggregate(Vec::new()).unwrap()[0].value, 1.0);
     }
 }

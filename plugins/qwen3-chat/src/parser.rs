@@ -21,6 +21,8 @@ const CALL_END: &str = "</tool_call>";
 /// Tokens that end a turn, and are no part of it.
 const STOP: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
+const UNCLOSED: &str = "the call is not closed by </tool_call>";
+
 /// How often an output may contain a call that turns out, at its end, to have run on over its closing tag. Each costs reading the rest
 /// again.
 const MAX_RESUMED: u32 = 64;
@@ -80,6 +82,8 @@ struct Call {
     /// Where the tag after it can begin.
     tail: usize,
     stage: Stage,
+    /// Whether it ends with its closing tag, and not with the opening of another call.
+    closed: bool,
     /// What came after the first closing tag inside a string, in case the string does not end.
     after_tag: Option<(usize, Vec<Piece>)>,
 }
@@ -122,10 +126,9 @@ impl OutputParser for Parser {
                     self.resume();
                     continue;
                 }
-                State::Call(call) => self.parts.push(OutputPart::Malformed(MalformedCall {
-                    raw: format!("{CALL}{}", call.raw),
-                    message: "the call is not closed by </tool_call>".to_owned(),
-                })),
+                State::Call(call) => self
+                    .parts
+                    .push(OutputPart::Malformed(MalformedCall { raw: format!("{CALL}{}", call.raw), message: UNCLOSED.to_owned() })),
             }
             return std::mem::take(&mut self.parts);
         }
@@ -276,7 +279,8 @@ impl Parser {
                 } else if call.after_tag.is_some() {
                     self.resume();
                 } else if token == CALL {
-                    call.stage = Stage::Broken("the call is not closed by </tool_call>");
+                    call.stage = Stage::Broken(UNCLOSED);
+                    call.closed = false;
                     self.close_call();
                     self.state = State::Call(Call::new());
                 } else {
@@ -391,7 +395,7 @@ fn after_first(text: &str, skip: usize) -> (&str, &str) {
 
 impl Call {
     fn new() -> Self {
-        Self { raw: String::new(), object_end: 0, tail: 0, stage: Stage::Before, after_tag: None }
+        Self { raw: String::new(), object_end: 0, tail: 0, stage: Stage::Before, closed: true, after_tag: None }
     }
 
     fn in_string(&self) -> bool {
@@ -445,7 +449,8 @@ impl Call {
                     _ if *escaped => *escaped = false,
                     '\\' => *escaped = true,
                     '"' => (*in_string, *after_string) = (false, true),
-                    c if c < ' ' => return Some("a line ends inside a string of the call's JSON"),
+                    '\n' | '\r' => return Some("a line ends inside a string of the call's JSON"),
+                    c if c < ' ' => return Some("a control character that is not escaped stands inside a string of the call's JSON"),
                     _ => {}
                 }
                 None
@@ -498,7 +503,10 @@ impl Call {
         };
         match parsed {
             Ok(call) => OutputPart::ToolCall(call),
-            Err(message) => OutputPart::Malformed(MalformedCall { raw: format!("{CALL}{inside}{CALL_END}"), message }),
+            Err(message) => {
+                let end = if self.closed { CALL_END } else { "" };
+                OutputPart::Malformed(MalformedCall { raw: format!("{CALL}{inside}{end}"), message })
+            }
         }
     }
 }

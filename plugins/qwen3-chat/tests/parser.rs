@@ -103,7 +103,7 @@ fn outputs_and_their_parts() {
         ),
         (
             &format!("{{C}}{{{{C}}{call}{{/C}}"),
-            "malformed \"<tool_call>{</tool_call>\": the call is not closed by </tool_call>\ncall f {}".to_owned(),
+            "malformed \"<tool_call>{\": the call is not closed by </tool_call>\ncall f {}".to_owned(),
         ),
         ("before{X}after", "text \"before<|fim_pad|>after\"".to_owned()),
     ] {

@@ -29,10 +29,12 @@
 
 pub mod adapter;
 pub mod bindings;
+pub mod http;
 mod json;
 pub mod log;
 #[macro_use]
 mod macros;
+pub mod secrets;
 mod traits;
 mod types;
 

@@ -6,6 +6,9 @@
 /// - `description`: one sentence. Plain characters: it goes into JSON as it stands.
 /// - `settings_schema`: optional, a JSON Schema object as text (a literal or `include_str!`); without it the plugin takes no settings.
 ///   Where a component has several kinds, each gets the same settings.
+/// - `deterministic`: optional, `false` for tools whose answers are not decided by their arguments and the session alone.
+/// - `needs`: optional, what the user has to grant, such as `["http: https://api.example.com", "secret: API_KEY"]`: see [`crate::http`]
+///   and [`crate::secrets`]. Only a plugin of nothing but tools may have needs.
 /// - one or several of `formatter`, `template`, `policy`, `executor`, `metric`, in this order: types that implement the traits.
 ///
 /// The version is that of the crate. To be used once, in the root of a crate with `crate-type = ["cdylib"]`.
@@ -15,13 +18,18 @@ macro_rules! plugin {
         name: $name:literal,
         description: $description:literal,
         $(settings_schema: $schema:expr,)?
+        $(deterministic: $deterministic:literal,)?
+        $(needs: [$($need:literal),+ $(,)?],)?
         $(formatter: $formatter:ty,)?
         $(template: $template:ty,)?
         $(policy: $policy:ty,)?
         $(executor: $executor:ty,)?
         $(metric: $metric:ty,)?
     ) => {
-        $crate::plugin_manifest! { name: $name, description: $description, $(settings_schema: $schema,)? }
+        $crate::plugin_manifest! {
+            name: $name, description: $description, $(settings_schema: $schema,)? $(deterministic: $deterministic,)?
+            $(needs: [$($need),+],)?
+        }
         $($crate::__export! {
             $crate::adapter::FormatterExport<$formatter>, FORMATTER, "component-type:trainer:dataset-formatter", dataset_formatter, formatter,
             __export_trainer_dataset_formatter_formatter_0_1_0_cabi
@@ -48,14 +56,34 @@ macro_rules! plugin {
 /// The manifest alone, for a plugin that exports an interface in a way of its own.
 #[macro_export]
 macro_rules! plugin_manifest {
-    (name: $name:literal, description: $description:literal, $(settings_schema: $schema:expr,)?) => {
+    (
+        name: $name:literal,
+        description: $description:literal,
+        $(settings_schema: $schema:expr,)?
+        $(deterministic: $deterministic:literal,)?
+        $(needs: [$first:literal $(, $need:literal)* $(,)?],)?
+    ) => {
         const _: () = {
             const MANIFEST: &[&str] = &[
                 concat!("{\"name\":", stringify!($name), ",\"version\":\"", env!("CARGO_PKG_VERSION"), "\",\"description\":"),
                 concat!(stringify!($description), ",\"settings_schema\":"),
                 $crate::__settings_schema!($($schema)?),
-                ",\"needs\":[]}",
+                $(concat!(",\"deterministic\":", stringify!($deterministic)),)?
+                ",\"needs\":[",
+                $(concat!(stringify!($first) $(, ",", stringify!($need))*),)?
+                "]}",
             ];
+            $(
+                // Whoever has needs imports what they are for.
+                #[cfg(target_arch = "wasm32")]
+                #[unsafe(link_section = "component-type:trainer:http")]
+                #[used]
+                static IMPORTS: [u8; $crate::bindings::component_type::HTTP.len()] =
+                    {
+                        let _: &str = $first;
+                        $crate::internal::array($crate::bindings::component_type::HTTP)
+                    };
+            )?
             #[cfg(target_arch = "wasm32")]
             #[unsafe(link_section = "trainer:plugin")]
             #[used]

@@ -107,7 +107,9 @@ impl Metric for ToolCalls {
         }
         let mean = |name: &str| {
             // A sample that could not be scored has neither score, and counts as wrong in both: it must not pay to fail.
-            let judged = samples.iter().filter(|s| s.iter().any(|s| s.name == name) || !s.iter().any(|s| [EXACT, CONTAINS].contains(&s.name.as_str())));
+            let judged = samples
+                .iter()
+                .filter(|s| s.iter().any(|s| s.name == name) || !s.iter().any(|s| [EXACT, CONTAINS].contains(&s.name.as_str())));
             let values: Vec<f64> = judged.map(|s| s.iter().find(|s| s.name == name).map_or(0.0, number)).collect();
             if values.is_empty() || !samples.iter().flatten().any(|s| s.name == name) {
                 return None;

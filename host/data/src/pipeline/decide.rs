@@ -7,7 +7,7 @@ use super::spec::{FeedbackPlan, SourceInput};
 use super::state::{PendingFeedback, SourcePosition};
 use super::worker::{At, Task};
 use crate::error::{DataError, StageError};
-use crate::source::{Access, Source, Windowed};
+use crate::source::{Access, Drawn, Source, Windowed};
 use crate::stages::{MixerFactory, MixerSetup, MixerSource, SourceMixer};
 
 /// The state at one draw, to start from or to save.
@@ -63,9 +63,12 @@ pub(super) fn mixer_error(error: StageError) -> DataError {
 }
 
 impl Decider {
+    /// Streamed sources whose rows are `prepared` are not read: the places of their rows are enough.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a pipeline's start, each with a name of its own")]
     pub(super) fn new(
         factory: Arc<dyn MixerFactory>,
         inputs: &[SourceInput],
+        prepared: &[bool],
         seed: u64,
         plan: Option<FeedbackPlan>,
         max_draws: Option<u64>,
@@ -89,9 +92,10 @@ impl Decider {
             }
         };
         let mut streams = Vec::with_capacity(sources.len());
-        for (source, position) in sources.iter().zip(&origin.sources) {
+        for (i, (source, position)) in sources.iter().zip(&origin.sources).enumerate() {
+            let places = prepared.get(i).copied().unwrap_or(false);
             streams.push(match source.access() {
-                Access::Stream { .. } => Some(Windowed::new(Arc::clone(source), seed, position.pass, position.next)?),
+                Access::Stream { .. } => Some(Windowed::new(Arc::clone(source), seed, position.pass, position.next, places)?),
                 Access::Random => None,
             });
         }
@@ -193,9 +197,12 @@ impl Decider {
                     return Err(refuse(format!("it drew row {ordinal} of source `{}`, which has {len} (counting from 0)", source.name())));
                 }
                 (None, Some(stream)) => {
-                    let (row, pass, next) = stream.next()?;
+                    let (drawn, pass, next) = stream.next()?;
                     *position = SourcePosition { pass, next };
-                    At::Row(Box::new(row))
+                    match drawn {
+                        Drawn::Row(row) => At::Row(row),
+                        Drawn::Place(place) => At::Ordinal(place),
+                    }
                 }
                 (None, None) => {
                     if position.next >= source.len() {

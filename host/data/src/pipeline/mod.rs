@@ -4,11 +4,11 @@
 //! the decision after it. Threads compute what each draw gives; nothing they do can change the order, what is counted, or the state.
 
 mod decide;
-mod pool;
+pub(crate) mod pool;
 mod spec;
 mod state;
 mod trace;
-mod worker;
+pub(crate) mod worker;
 
 #[cfg(test)]
 mod tests;
@@ -100,9 +100,11 @@ impl Pipeline {
             barren: s.barren,
             counters: s.counters.clone(),
         });
-        let decider = Decider::new(spec.mixer.clone(), &spec.sources, spec.seed, spec.feedback, spec.max_draws, resume)?;
+        let prepared = spec.prepared.as_ref().map(|store| store.find(&spec)).unwrap_or_default();
+        let ready: Vec<bool> = prepared.iter().map(Option::is_some).collect();
+        let decider = Decider::new(spec.mixer.clone(), &spec.sources, &ready, spec.seed, spec.feedback, spec.max_draws, resume)?;
         let workers = spec.worker_count();
-        let pool = Pool::new(Stages::new(&spec), workers)?;
+        let pool = Pool::new(Stages::new(&spec).with_prepared(prepared), workers)?;
         let rows = spec.sources.iter().fold(0u64, |sum, s| sum.saturating_add(s.source.len()));
         // With the read-ahead below a batch, one batch must still not hold all of it, or the threads would take turns.
         let fair = spec.read_ahead.div_ceil(workers.max(1));

@@ -14,7 +14,7 @@ type Job = (u64, Vec<Task>);
 type Done = (u64, Result<Vec<Outcome>, String>);
 
 /// The threads of a pipeline. What is under way is bounded by the pipeline, which stops submitting at its read-ahead.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     stages: Arc<Stages>,
     jobs: Option<Sender<Job>>,
     done: Receiver<Done>,
@@ -25,7 +25,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(stages: Stages, workers: usize) -> Result<Self, DataError> {
+    pub(crate) fn new(stages: Stages, workers: usize) -> Result<Self, DataError> {
         let stages = Arc::new(stages);
         let (jobs, incoming) = channel::<Job>();
         let (results, done) = channel();
@@ -42,7 +42,7 @@ impl Pool {
         Ok(pool)
     }
 
-    pub(super) fn submit(&mut self, number: u64, tasks: Vec<Task>) -> Result<(), DataError> {
+    pub(crate) fn submit(&mut self, number: u64, tasks: Vec<Task>) -> Result<(), DataError> {
         if self.threads.is_empty() {
             self.queue.push_back((number, tasks));
             return Ok(());
@@ -52,7 +52,7 @@ impl Pool {
     }
 
     /// Waits for the next finished batch, in any order.
-    pub(super) fn receive(&mut self) -> Result<(u64, Vec<Outcome>), DataError> {
+    pub(crate) fn receive(&mut self) -> Result<(u64, Vec<Outcome>), DataError> {
         let (number, outcome) = if self.threads.is_empty() {
             let Some((number, tasks)) = self.queue.pop_front() else {
                 return Err(DataError::Worker("nothing was submitted".to_owned()));

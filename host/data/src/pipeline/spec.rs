@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::prepared::PreparedStore;
 use crate::source::Source;
 use crate::stages::{MixerFactory, RowFormatter, SampleTemplate, SegmentEncoder};
 
@@ -126,6 +127,8 @@ pub struct PipelineSpec {
     pub read_ahead: usize,
     /// How many rows go to a formatter at once; at least 1.
     pub format_batch: usize,
+    /// Where prepared rows are looked for, which are used in place of computing them; changes nothing.
+    pub prepared: Option<PreparedStore>,
 }
 
 impl PipelineSpec {
@@ -156,6 +159,7 @@ impl PipelineSpec {
             workers: None,
             read_ahead: 512,
             format_batch: 32,
+            prepared: None,
         }
     }
 

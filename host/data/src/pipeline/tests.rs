@@ -1,5 +1,7 @@
 //! The promises of the pipeline, with native stages: order, resuming, feedback, policies on bad rows.
 
+mod prepared;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -52,6 +54,9 @@ impl RowFormatter for TestFormatter {
             })
             .collect())
     }
+    fn identity(&self) -> Option<serde_json::Value> {
+        Some("test formatter".into())
+    }
 }
 
 /// `N split` gives N % 4 samples, `N long` a hundred words, `N mute` nothing generated, `N refuse` an error.
@@ -78,6 +83,9 @@ impl SampleTemplate for TestTemplate {
         };
         Ok(conversations.iter().map(one).collect())
     }
+    fn identity(&self) -> Option<serde_json::Value> {
+        Some("test template".into())
+    }
 }
 
 /// Numbers as ids.
@@ -94,6 +102,9 @@ impl SegmentEncoder for TestEncoder {
             }
         }
         Ok(out)
+    }
+    fn identity(&self) -> Option<serde_json::Value> {
+        Some("test encoder".into())
     }
 }
 

@@ -101,7 +101,7 @@ impl Tracer {
     /// Begins at the first draw. Errors: as `Pipeline::new`.
     pub fn new(spec: &PipelineSpec) -> Result<Self, DataError> {
         spec.check()?;
-        let decider = Decider::new(spec.mixer.clone(), &spec.sources, spec.seed, spec.feedback, spec.max_draws, None)?;
+        let decider = Decider::new(spec.mixer.clone(), &spec.sources, &[], spec.seed, spec.feedback, spec.max_draws, None)?;
         Ok(Self {
             decider,
             stages: Stages::traced(spec),

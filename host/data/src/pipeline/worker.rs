@@ -6,6 +6,7 @@ use super::spec::{NoTarget, PipelineSpec, SourceInput, TooLong, TrainOn, Truncat
 use super::trace::{RowTrace, SampleTrace};
 use crate::conversation::{Conversation, Piece};
 use crate::error::{BadKind, BadRow, DataError, StageError};
+use crate::prepared::PreparedSource;
 use crate::source::Row;
 use crate::stages::{FormatOutcome, RenderFault, RenderedSegment, RowFormatter, SampleTemplate, SegmentEncoder};
 
@@ -14,14 +15,14 @@ const MAX_SPLIT: usize = 65_536;
 
 /// A decided draw.
 #[derive(Debug)]
-pub(super) struct Task {
-    pub(super) source: u32,
-    pub(super) at: At,
+pub(crate) struct Task {
+    pub(crate) source: u32,
+    pub(crate) at: At,
 }
 
 /// Which row.
 #[derive(Debug)]
-pub(super) enum At {
+pub(crate) enum At {
     /// By its place in file order.
     Ordinal(u64),
     /// Already read, from a streamed source.
@@ -30,42 +31,42 @@ pub(super) enum At {
 
 /// Ids and weights of one sample.
 #[derive(Debug, Default)]
-pub(super) struct Prepared {
-    pub(super) ids: Vec<u32>,
-    pub(super) weights: Vec<f32>,
+pub(crate) struct Prepared {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) weights: Vec<f32>,
     /// It was longer.
-    pub(super) truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 /// What became of a draw.
 #[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) source: u32,
-    pub(super) file: Arc<str>,
-    pub(super) row: u64,
-    pub(super) formatted: bool,
-    pub(super) result: Result<Vec<Result<Prepared, String>>, Failure>,
+pub(crate) struct Outcome {
+    pub(crate) source: u32,
+    pub(crate) file: Arc<str>,
+    pub(crate) row: u64,
+    pub(crate) formatted: bool,
+    pub(crate) result: Result<Vec<Result<Prepared, String>>, Failure>,
     /// What there was on the way, where it is kept.
-    pub(super) trace: Option<Box<RowTrace>>,
+    pub(crate) trace: Option<Box<RowTrace>>,
 }
 
 impl Outcome {
     /// How many samples it gives.
-    pub(super) fn samples(&self) -> u64 {
+    pub(crate) fn samples(&self) -> u64 {
         self.result.as_ref().map_or(0, |parts| parts.iter().filter(|p| p.is_ok()).count() as u64)
     }
 }
 
 /// Why a draw gives no samples.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     Skip(String),
     Bad(BadRow),
     Fatal(DataError),
 }
 
 /// What all threads share.
-pub(super) struct Stages {
+pub(crate) struct Stages {
     inputs: Vec<SourceInput>,
     template: Arc<dyn SampleTemplate>,
     tokenizer: Arc<dyn SegmentEncoder>,
@@ -76,6 +77,8 @@ pub(super) struct Stages {
     no_target: NoTarget,
     /// Whether what there is on the way of a row is kept for showing it.
     traced: bool,
+    /// By source, what became of its rows when that was computed before.
+    prepared: Vec<Option<PreparedSource>>,
 }
 
 /// A row on its way through a batch.
@@ -108,7 +111,7 @@ impl Item {
 }
 
 impl Stages {
-    pub(super) fn new(spec: &PipelineSpec) -> Self {
+    pub(crate) fn new(spec: &PipelineSpec) -> Self {
         Self {
             inputs: spec.sources.clone(),
             template: Arc::clone(&spec.template),
@@ -119,16 +122,23 @@ impl Stages {
             truncation_side: spec.truncation_side,
             no_target: spec.no_target,
             traced: false,
+            prepared: Vec::new(),
         }
     }
 
+    /// The same with what was prepared, by source.
+    pub(crate) fn with_prepared(mut self, prepared: Vec<Option<PreparedSource>>) -> Self {
+        self.prepared = prepared;
+        self
+    }
+
     /// The same, keeping what there is on the way.
-    pub(super) fn traced(spec: &PipelineSpec) -> Self {
+    pub(crate) fn traced(spec: &PipelineSpec) -> Self {
         Self { traced: true, ..Self::new(spec) }
     }
 
     /// One outcome per task, in order.
-    pub(super) fn process(&self, tasks: Vec<Task>) -> Vec<Outcome> {
+    pub(crate) fn process(&self, tasks: Vec<Task>) -> Vec<Outcome> {
         let mut items: Vec<Item> = tasks.into_iter().map(|t| self.read(t)).collect();
         for (index, input) in self.inputs.iter().enumerate() {
             let mut batch: Vec<&mut Item> =
@@ -161,10 +171,18 @@ impl Stages {
     }
 
     fn read(&self, task: Task) -> Item {
-        let input = usize::try_from(task.source).ok().and_then(|s| self.inputs.get(s));
+        let index = usize::try_from(task.source).unwrap_or(usize::MAX);
+        let input = self.inputs.get(index);
+        let prepared = self.prepared.get(index).and_then(Option::as_ref);
+        if let (At::Ordinal(ordinal), Some(prepared)) = (&task.at, prepared)
+            && let Some(Outcome { source, file, row, formatted, result, trace }) = prepared.get(task.source, *ordinal)
+        {
+            return Item { source, name: String::new(), file, row, formatted, state: State::Done(result), trace };
+        }
         let name = input.map_or_else(String::new, |i| i.source.name().to_owned());
         let row = match (task.at, input) {
             (At::Row(row), _) => Ok(*row),
+            (At::Ordinal(ordinal), Some(input)) if prepared.is_some() => input.source.read_slowly(ordinal),
             (At::Ordinal(ordinal), Some(input)) => input.source.read(ordinal),
             (At::Ordinal(_), None) => Err(DataError::Mixer(format!("there is no source {}", task.source))),
         };

@@ -2,6 +2,7 @@
 
 mod arrow_json;
 mod bytes;
+mod choose;
 mod ipc;
 mod json_text;
 mod parquet;
@@ -23,9 +24,9 @@ use serde::{Deserialize, Serialize};
 pub use self::rowview::{Filter, Holdout, RowView};
 pub use self::spec::{Access, Format, Order, SourceData, SourceSpec};
 pub use self::stream::Rows;
-pub(crate) use self::stream::Windowed;
+pub(crate) use self::stream::{Drawn, OwnedRows, Windowed};
 
-use self::bytes::ByteSource;
+pub(crate) use self::bytes::ByteSource;
 use self::scan::ScanError;
 use self::select::Selection;
 use self::spec::unpacked_name;
@@ -244,6 +245,18 @@ impl Source {
         self.read_any(self.selection.row(ordinal)).map(|row| self.shaped(row))
     }
 
+    /// As [`Source::read`], for any source: one that is only read from the front is read up to the row.
+    pub(crate) fn read_slowly(&self, ordinal: u64) -> Result<Row, DataError> {
+        if self.random_access() {
+            return self.read(ordinal);
+        }
+        let row = usize::try_from(ordinal).ok().and_then(|n| self.rows().nth(n));
+        row.unwrap_or_else(|| {
+            let message = format!("row {ordinal} was asked for, but there are only {} (counting from 0)", self.len);
+            Err(DataError::Source { source_name: self.name.to_string(), message })
+        })
+    }
+
     /// A row by its place among all rows of the files.
     fn read_any(&self, ordinal: u64) -> Result<Row, DataError> {
         let past =
@@ -265,6 +278,29 @@ impl Source {
             }
             Reader::Front(..) => Err(past()),
         }
+    }
+
+    /// Rows of a file by their places in it, one after another. Only for files that can be read at random.
+    pub(crate) fn each_of(&self, file: usize, rows: std::ops::Range<u64>, see: &mut dyn FnMut(&Row)) -> Result<(), DataError> {
+        let (Some(info), Some(reader)) = (self.files.get(file), self.readers.get(file)) else { return Ok(()) };
+        match reader {
+            Reader::Text(text) => {
+                for within in rows {
+                    let json = text.read(within).map_err(|error| self.io(info, error))?;
+                    see(&self.row(info, text.line(within), json));
+                }
+            }
+            Reader::Table(table) => {
+                // Not through the cache: each group is passed once.
+                let mut stream = table::TableStream::at(Arc::clone(table), rows.start);
+                for _ in rows {
+                    let Some((row, json)) = stream.next().map_err(|message| self.broken(info, message))? else { break };
+                    see(&self.row(info, row, json));
+                }
+            }
+            Reader::Front(..) => {}
+        }
+        Ok(())
     }
 
     /// The place in file order of the row that errors call `file:number`: line `number` of a text file, row `number` of a table, from 1. Without

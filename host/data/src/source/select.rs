@@ -1,5 +1,6 @@
 //! Which rows of a source are taken: found once, when it is opened, so that its length is known and every pass has the same rows.
 
+use super::choose::{Choice, choose, threads};
 use super::{Access, Source};
 use crate::error::DataError;
 
@@ -52,26 +53,7 @@ impl Source {
             self.selection = if self.len < all { Selection::First } else { Selection::All };
         } else {
             let streamed = matches!(self.access, Access::Stream { .. });
-            let (mut taken, mut count) = (Vec::new(), 0u64);
-            let mut known = vec![false; self.view.filters.len()];
-            for (at, row) in self.all_rows().enumerate() {
-                if count >= limit {
-                    break;
-                }
-                let row = row?;
-                let json = row.json.as_deref().map_err(|_| ());
-                if let Ok(json) = json {
-                    for (filter, known) in self.view.filters.iter().zip(&mut known) {
-                        *known = *known || super::rowview::RowView::has_value(json, &filter.column);
-                    }
-                }
-                if self.view.takes(json) {
-                    count += 1;
-                    if !streamed {
-                        taken.push(at as u64);
-                    }
-                }
-            }
+            let Choice { taken, count, known } = choose(self, limit, !streamed, threads())?;
             if count == 0 {
                 let unknown: Vec<String> =
                     self.view.filters.iter().zip(&known).filter(|(_, k)| !**k).map(|(f, _)| format!("`{}`", f.column)).collect();

@@ -31,6 +31,24 @@ impl Iterator for Rows<'_> {
     }
 }
 
+/// The same, keeping the source open.
+#[derive(Debug)]
+pub(crate) struct OwnedRows {
+    source: Arc<Source>,
+    front: Front,
+}
+
+impl OwnedRows {
+    pub(crate) fn new(source: Arc<Source>) -> Self {
+        Self { source, front: Front::default() }
+    }
+
+    /// The next row; none at the end.
+    pub(crate) fn next(&mut self) -> Result<Option<Row>, DataError> {
+        self.front.next_taken(&self.source)
+    }
+}
+
 /// A place in a source that is read from the front.
 #[derive(Debug, Default)]
 struct Front {
@@ -50,23 +68,26 @@ enum Open {
     Indexed,
 }
 
-/// Every row of the files as it is, in file order.
+/// Every row of files as it is, in file order.
 pub(super) struct AllRows<'a> {
     source: &'a Source,
     front: Front,
+    /// The first file that is not among them.
+    end: usize,
 }
 
 impl Iterator for AllRows<'_> {
     type Item = Result<Row, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.front.next(self.source).inspect_err(|_| self.front.file = usize::MAX).transpose()
+        self.front.next_before(self.source, self.end).inspect_err(|_| self.front.file = usize::MAX).transpose()
     }
 }
 
 impl Source {
-    pub(super) fn all_rows(&self) -> AllRows<'_> {
-        AllRows { source: self, front: Front::default() }
+    /// Every row of one file from the front.
+    pub(super) fn all_rows_of(&self, file: usize) -> AllRows<'_> {
+        AllRows { source: self, front: Front { file, ..Front::default() }, end: file.saturating_add(1) }
     }
 }
 
@@ -109,7 +130,15 @@ impl Front {
     }
 
     fn next(&mut self, source: &Source) -> Result<Option<Row>, DataError> {
+        self.next_before(source, usize::MAX)
+    }
+
+    /// The next row of files before `end`.
+    fn next_before(&mut self, source: &Source, end: usize) -> Result<Option<Row>, DataError> {
         while let Some((reader, info)) = source.readers().get(self.file).zip(source.files().get(self.file)) {
+            if self.file >= end {
+                break;
+            }
             if self.open.is_none() {
                 self.row = 0;
                 self.open = Some(match reader {
@@ -200,46 +229,74 @@ pub(crate) struct Windowed {
     pass: u64,
     next: u64,
     front: Front,
-    /// The window in memory: its number, its order, its rows.
-    loaded: Option<(u64, Permutation, Vec<Option<Row>>)>,
+    /// The window at hand: its number, its order, its rows.
+    loaded: Option<(u64, Permutation, Window)>,
+    /// Whether only the places of rows are wanted, for which nothing is read.
+    places: bool,
+}
+
+/// A row of a streamed source.
+#[derive(Debug)]
+pub(crate) enum Drawn {
+    /// Read.
+    Row(Box<Row>),
+    /// By its place in file order.
+    Place(u64),
+}
+
+#[derive(Debug)]
+enum Window {
+    Rows(Vec<Option<Row>>),
+    /// The first place and how many there are.
+    Places(u64, u64),
+}
+
+impl Window {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Rows(rows) => rows.len() as u64,
+            Self::Places(_, n) => *n,
+        }
+    }
+
+    fn take(&mut self, at: u64) -> Option<Drawn> {
+        match self {
+            Self::Rows(rows) => rows.get_mut(usize::try_from(at).ok()?)?.take().map(|row| Drawn::Row(Box::new(row))),
+            Self::Places(first, n) => (at < *n).then(|| Drawn::Place(first.saturating_add(at))),
+        }
+    }
 }
 
 impl Windowed {
-    /// Stands before row `next` of pass `pass`.
-    pub(crate) fn new(source: Arc<Source>, seed: u64, pass: u64, next: u64) -> Result<Self, DataError> {
+    /// Stands before row `next` of pass `pass`. With `places` it gives the places of rows and reads none.
+    pub(crate) fn new(source: Arc<Source>, seed: u64, pass: u64, next: u64, places: bool) -> Result<Self, DataError> {
         let window = match source.access() {
             Access::Stream { window } => u64::from(window).max(1),
             Access::Random => 1,
         };
         let mut front = Front::default();
-        for _ in 0..next - next % window {
+        for _ in 0..if places { 0 } else { next - next % window } {
             if !front.skip_taken(&source)? {
                 return Err(shorter(&source, next));
             }
         }
-        Ok(Self { source, seed, window, pass, next, front, loaded: None })
+        Ok(Self { source, seed, window, pass, next, front, loaded: None, places })
     }
 
     /// The next row, starting over at the end of a pass, and the position after it.
-    pub(crate) fn next(&mut self) -> Result<(Row, u64, u64), DataError> {
+    pub(crate) fn next(&mut self) -> Result<(Drawn, u64, u64), DataError> {
         loop {
             let number = self.next / self.window;
             if self.loaded.as_ref().is_none_or(|(have, ..)| *have != number) {
                 self.loaded = None;
-                let mut rows = Vec::new();
-                while (rows.len() as u64) < self.window {
-                    match self.front.next_taken(&self.source)? {
-                        Some(row) => rows.push(Some(row)),
-                        None => break,
-                    }
-                }
+                let rows = self.window_at(number)?;
                 let label = format!("{}\0window {number}", self.source.name());
-                self.loaded = Some((number, Permutation::new(self.seed, &label, self.pass, rows.len() as u64), rows));
+                self.loaded = Some((number, Permutation::new(self.seed, &label, self.pass, rows.len()), rows));
             }
             let Some((_, order, rows)) = &mut self.loaded else { continue };
             let within = self.next % self.window;
             let at = if self.source.order() == Order::Shuffled { order.get(within) } else { within };
-            if let Some(row) = usize::try_from(at).ok().and_then(|at| rows.get_mut(at)).and_then(Option::take) {
+            if let Some(row) = rows.take(at) {
                 self.next += 1;
                 return Ok((row, self.pass, self.next));
             }
@@ -250,5 +307,20 @@ impl Windowed {
             (self.pass, self.next) = (self.pass.saturating_add(1), 0);
             (self.front, self.loaded) = (Front::default(), None);
         }
+    }
+
+    fn window_at(&mut self, number: u64) -> Result<Window, DataError> {
+        if self.places {
+            let first = number.saturating_mul(self.window);
+            return Ok(Window::Places(first, self.source.len().saturating_sub(first).min(self.window)));
+        }
+        let mut rows = Vec::new();
+        while (rows.len() as u64) < self.window {
+            match self.front.next_taken(&self.source)? {
+                Some(row) => rows.push(Some(row)),
+                None => break,
+            }
+        }
+        Ok(Window::Rows(rows))
     }
 }

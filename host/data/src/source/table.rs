@@ -132,6 +132,13 @@ impl Table {
         self.rows
     }
 
+    /// From a row to the end of the chunk that holds it; none past the end.
+    pub(crate) fn chunk_from(&self, row: u64) -> Option<std::ops::Range<u64>> {
+        let (chunk, _) = self.locate(row).filter(|_| row < self.rows)?;
+        let place = self.chunks.get(chunk)?;
+        Some(row..place.start.saturating_add(place.rows))
+    }
+
     /// The chunk that holds a row, and the row's place in it.
     fn locate(&self, row: u64) -> Option<(usize, usize)> {
         let chunk = self.chunks.partition_point(|c| c.start <= row).checked_sub(1)?;
@@ -223,7 +230,12 @@ pub(crate) struct TableStream {
 
 impl TableStream {
     pub(crate) fn new(file: Arc<Table>) -> Self {
-        Self { file, row: 0, chunk: None }
+        Self::at(file, 0)
+    }
+
+    /// From a row on.
+    pub(crate) fn at(file: Arc<Table>, row: u64) -> Self {
+        Self { file, row, chunk: None }
     }
 
     /// The next row's number, from 1, and text.

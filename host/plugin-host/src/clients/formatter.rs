@@ -74,6 +74,11 @@ impl Formatter {
         self.pool.plugin()
     }
 
+    /// All that decides what it answers: component, manifest, contract versions, limits, grants and settings. For caches of its answers.
+    pub fn identity(&self) -> Value {
+        self.pool.identity()
+    }
+
     fn call(&self, guest: &mut Guest<World>, rows: &[String]) -> Result<Vec<RowOutcome>, PluginError> {
         let load = Load { rows: rows.len(), bytes: rows.iter().map(String::len).sum() };
         let outcomes = guest.call(FORMAT, load, |b, store| b.trainer_dataset_formatter_formatter().call_format(store, rows))?;

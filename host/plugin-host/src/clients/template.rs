@@ -155,6 +155,11 @@ impl Template {
         self.pool.plugin()
     }
 
+    /// All that decides what it answers: component, manifest, contract versions, limits, grants and settings. For caches of its answers.
+    pub fn identity(&self) -> Value {
+        self.pool.identity()
+    }
+
     fn check<'a>(&'a self, at: &'a Arc<Place>) -> Check<'a> {
         Check { at, limits: self.plugin().limits() }
     }

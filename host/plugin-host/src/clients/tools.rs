@@ -9,6 +9,7 @@ use wasmtime::component::ResourceAny;
 use crate::bindings::executor::Plugin as World;
 use crate::bindings::executor::exports::trainer::tool_executor::executor::{Call, Context, Outcome, Tool};
 use crate::call::{Load, place};
+use crate::capability::Transport;
 use crate::check::{Check, Expect, Path};
 use crate::error::PluginError;
 use crate::host::Plugin;
@@ -79,13 +80,27 @@ impl Plugin {
     /// # Errors
     /// If it is no tool executor, the settings do not fit, or it refuses the context.
     pub fn tool_session(self: &Arc<Self>, context: &ToolContext) -> Result<ToolSession, PluginError> {
+        self.tool_session_through(context, self.transport())
+    }
+
+    /// Begins an episode whose requests something else carries than the plugin's own [`Plugin::transport`], such as a recording.
+    ///
+    /// # Errors
+    /// As for [`Plugin::tool_session`].
+    pub fn tool_session_through(
+        self: &Arc<Self>,
+        context: &ToolContext,
+        transport: Arc<dyn Transport>,
+    ) -> Result<ToolSession, PluginError> {
         self.require(Kind::ToolExecutor)?;
         let settings = self.check_settings(&context.settings)?;
         let load = Load { rows: 1, bytes: settings.len() };
         let raw = Context { settings, seed: context.seed, now_ms: context.now_ms };
-        let mut guest = Factory::<World>::new(self)?.make()?;
+        let mut guest = Factory::<World>::through(self, transport)?.make()?;
         let opened = guest.call(OPEN, load, |b, s| b.trainer_tool_executor_executor().session().call_open(s, &raw))?;
-        let session = opened.map_err(|words| PluginError::Refused { at: place(self.manifest(), OPEN), message: bounded(&words) })?;
+        let refused =
+            |words: String| PluginError::Refused { at: place(self.manifest(), OPEN), message: bounded(&self.capabilities().scrub(words)) };
+        let session = opened.map_err(refused)?;
         Ok(ToolSession { plugin: Arc::clone(self), guest, session })
     }
 }
@@ -99,6 +114,13 @@ impl ToolSession {
         let session = self.session;
         let load = Load { rows: calls.len(), bytes: calls.iter().map(|c| c.arguments.len()).sum() };
         let outcomes = self.guest.call(CALL, load, |b, s| b.trainer_tool_executor_executor().session().call_call(s, session, calls))?;
+        // A guest holds no secrets, but it holds their placeholders.
+        let capabilities = self.plugin.capabilities();
+        let scrub = |outcome| match outcome {
+            Outcome::Ok(json) => Outcome::Ok(capabilities.scrub(json)),
+            Outcome::ToolError(words) => Outcome::ToolError(capabilities.scrub(words)),
+        };
+        let outcomes: Vec<Outcome> = outcomes.into_iter().map(scrub).collect();
         let at = place(self.plugin.manifest(), CALL);
         let check = Check { at: &at, limits: self.plugin.limits() };
         let root = Path::Root("outcomes");
@@ -121,6 +143,7 @@ impl ToolSession {
         let digest = self
             .guest
             .call(STATE_DIGEST, Load::default(), |b, s| b.trainer_tool_executor_executor().session().call_state_digest(s, session))?;
+        let digest = digest.map(|digest| self.plugin.capabilities().scrub(digest));
         if let Some(digest) = &digest {
             let at = place(self.plugin.manifest(), STATE_DIGEST);
             Check { at: &at, limits: self.plugin.limits() }.string(Path::Root("digest"), digest)?;

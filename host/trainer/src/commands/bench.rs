@@ -4,6 +4,8 @@ mod breakdown;
 mod data;
 mod decode;
 mod figure;
+#[cfg(feature = "native-plugins")]
+mod native;
 mod plugins;
 mod scale;
 mod synthetic;

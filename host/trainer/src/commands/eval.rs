@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use trainer_config::{Override, Recipe};
-use trainer_eval::{Candidate, Judged, Panel, Report, Speaker};
+use trainer_eval::{Candidate, Judged, Panel, Predictions, Report, Speaker, chat_template};
 use trainer_kernels::ops::Ops;
 use trainer_runtime::{Plugins, adapter_digest, apply_plugin, compiler_command, load_base, open_device, with_ops};
 use trainer_train::When;
@@ -36,8 +36,13 @@ struct Target {
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let target = target(&args)?;
-    let open = open_device(&target.recipe.device)?;
-    let judged = with_ops!(open.backend, ops => judge(ops, &target, json_on_stdout(args.json.as_deref())))?;
+    let judged = match &args.predictions {
+        Some(predictions) => judge_predictions(predictions, &target)?,
+        None => {
+            let open = open_device(&target.recipe.device)?;
+            with_ops!(open.backend, ops => judge(ops, &target, json_on_stdout(args.json.as_deref())))?
+        }
+    };
     let report = &judged.report;
     let write = |path: &Path, text: String| {
         trainer_model::durable::write_atomic(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
@@ -72,7 +77,7 @@ fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Judged> {
     let adapter = loaded.host.as_ref().map(adapter_digest).transpose()?;
     let stop = interruption()?;
     let mut progress = Progress::new(terminal() && !quiet);
-    let candidate = Candidate { model: loaded.model, base: &base, live: loaded.live.as_ref(), adapter };
+    let candidate = Candidate { model: loaded.model, base: &base, live: loaded.live.as_ref(), adapter, measured: Vec::new() };
     let judged = panel.judge(&candidate, &speaker, &target.folder, "eval", &mut |p| {
         if !quiet {
             progress.evaluating(When::After, p.done, p.total);
@@ -81,6 +86,15 @@ fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Judged> {
     });
     progress.clear();
     Ok(judged?)
+}
+
+/// Scores given outputs.
+fn judge_predictions(predictions: &Path, target: &Target) -> Result<Judged> {
+    let predictions = Predictions::read(predictions)?;
+    let mut plugins = Plugins::new(&target.recipe, compiler_command()?)?;
+    let template = chat_template(&target.recipe, &mut plugins)?;
+    let panel = Panel::for_predictions(&target.recipe, &mut plugins)?;
+    Ok(panel.judge_predictions(&predictions, &template, &target.folder, "eval")?)
 }
 
 fn show(judged: &Judged, folder: &Path) {
@@ -107,7 +121,9 @@ fn show(judged: &Judged, folder: &Path) {
             rows.failed
         );
     }
-    say!("{} prompt tokens, {} generated, {:.1} s", report.prompt_tokens, report.generated_tokens, report.seconds);
+    if report.model.is_some() {
+        say!("{} prompt tokens, {} generated, {:.1} s", report.prompt_tokens, report.generated_tokens, report.seconds);
+    }
     say!("written to {}", folder.display());
 }
 
@@ -143,22 +159,25 @@ fn target(args: &EvalArgs) -> Result<Target> {
             let sets: Vec<Override> = super::overrides(&args.set, &more)?;
             (Recipe::load_with(&run.recipe_path(), &sets)?, Some(adapter), run.eval_path())
         }
-        None if args.model.is_some() => {
+        None if args.model.is_some() || args.predictions.is_some() => {
             (super::recipe_with(&args.set, &more)?, args.adapter.clone(), default_path("eval", SystemTime::now()))
         }
-        None => bail!("say what to evaluate: --run DIR for a run, or --model MODEL (nano, or a folder)"),
+        None => bail!(
+            "say what to evaluate: --run DIR for a run, --model MODEL (nano, or a folder), or --predictions FILE for outputs that are given"
+        ),
     };
-    // Metrics that are given replace those of the recipe.
+    // Metrics that are given replace the recipe's, all together.
     let mut metrics = Vec::new();
-    for plugin in args.metric.iter().chain(&args.plugin) {
+    for plugin in &args.plugin {
         let before = std::mem::take(&mut recipe.eval.metrics);
         apply_plugin(&mut recipe, plugin)?;
-        let given = std::mem::replace(&mut recipe.eval.metrics, before);
-        metrics.extend(given.into_iter().filter(|m| !metrics.contains(m)).collect::<Vec<_>>());
+        metrics.append(&mut recipe.eval.metrics);
+        recipe.eval.metrics = before;
     }
     if !metrics.is_empty() {
         recipe.eval.metrics = metrics;
     }
+    super::grant(&mut recipe, &args.grants)?;
     let folder = args.out.clone().unwrap_or(folder);
     Ok(Target { recipe, adapter, folder, record: args.record.clone(), replay: args.replay.clone() })
 }

@@ -18,6 +18,7 @@ use trainer_text::SpecialMode;
 use super::Loaded;
 use crate::cli::GenerateArgs;
 use crate::output::{check_json, interruption, json_on_stdout, write_json};
+use crate::ui::shown;
 
 /// Runs the command.
 pub fn run(args: GenerateArgs) -> Result<ExitCode> {
@@ -69,7 +70,7 @@ fn answer<O: Ops>(ops: Arc<O>, args: &GenerateArgs, recipe: &Recipe) -> Result<E
     let answer = generate_one(loaded.model, loaded.live.as_ref(), &base, question, &mut |text| {
         if streams {
             let mut out = std::io::stdout().lock();
-            if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+            if out.write_all(shown(text).as_bytes()).and_then(|()| out.flush()).is_err() {
                 return ControlFlow::Break(());
             }
         }

@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench;
+pub mod chat;
 pub mod data;
 pub mod doctor;
 pub mod eval;
@@ -12,6 +13,7 @@ pub mod preview;
 pub mod run;
 pub mod runs;
 pub mod selftest;
+pub mod serve;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,9 +23,9 @@ use trainer_config::{Override, Recipe};
 use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
-use trainer_runtime::{Base, apply_plugin, inference_weights};
+use trainer_runtime::{Base, apply_grants, apply_plugin, inference_weights};
 
-use crate::cli::RecipeArgs;
+use crate::cli::{GrantArgs, RecipeArgs};
 
 /// A model that is to answer, with its adapter.
 pub struct Loaded<O: Ops> {
@@ -87,7 +89,13 @@ pub fn recipe(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe> {
     for plugin in &args.plugin {
         apply_plugin(&mut recipe, plugin)?;
     }
+    grant(&mut recipe, &args.grants)?;
     Ok(recipe)
+}
+
+/// Puts the grants of flags into a recipe whose plugins are known.
+pub fn grant(recipe: &mut Recipe, args: &GrantArgs) -> Result<()> {
+    Ok(apply_grants(recipe, &args.grant, &args.secret)?)
 }
 
 /// The default recipe with `--set` and other keys over it.

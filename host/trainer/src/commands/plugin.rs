@@ -24,6 +24,9 @@ pub fn inspect(plugin: &str, json: Option<&Path>) -> Result<ExitCode> {
     say!("  kinds    {}", list(about.kinds.iter().map(|k| format!("{}@{}", k.kind, k.version)).collect()));
     say!("  imports  {}", list(about.imports.clone()));
     say!("  needs    {}", list(about.needs.clone()));
+    for (i, flag) in about.grant_with.iter().enumerate() {
+        say!("  {:<8} {flag}", if i == 0 { "grant" } else { "" });
+    }
     say!("  size     {} ({} bytes)", bytes(about.size), count(about.size));
     say!("  sha256   {}", about.digest);
     if let Some(schema) = &about.settings_schema {

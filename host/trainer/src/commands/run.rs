@@ -13,7 +13,7 @@ use trainer_train::{Assembly, Event, Start, run as train};
 use crate::cli::RunArgs;
 use crate::output::{check_json, interruption, json_on_stdout, put, write_json};
 use crate::tracking::{ReportTo, Tracking};
-use crate::ui::{Pace, Progress, banner, bytes, loss_table, summary, terminal};
+use crate::ui::{Pace, Progress, banner, bytes, loss_table, shown, summary, terminal};
 
 /// Runs the command. `json_lines`: progress goes among the log lines.
 pub fn run(args: RunArgs, json_lines: bool) -> Result<ExitCode> {
@@ -68,13 +68,22 @@ pub fn run(args: RunArgs, json_lines: bool) -> Result<ExitCode> {
 
 fn show(event: &Event<'_>, progress: &mut Progress) {
     match event {
-        Event::Ready(b) => say!("{}", banner(b)),
+        Event::Preparing { source, done, total } => progress.preparing(source, *done, *total),
+        Event::Ready(b) => {
+            progress.clear();
+            say!("{}", banner(b));
+        }
         Event::Warning(text) => say!("warning: {text}"),
         Event::Evaluating { when, done, total } => progress.evaluating(*when, *done, *total),
         Event::Evaluated { when, report } => {
             progress.clear();
             for (name, value) in &report.metrics {
-                say!("{name} {} training: {value:.4} ({:.1} s)", when.name(), report.seconds);
+                say!("{name} {when}: {value:.4} ({:.1} s)", report.seconds);
+            }
+        }
+        Event::Measured(line) => {
+            if let Some(why) = &line.stopped {
+                say!("stopping early: {why}");
             }
         }
         Event::Step(info) => progress.step(info),
@@ -88,7 +97,7 @@ fn show(event: &Event<'_>, progress: &mut Progress) {
             say!("user: {prompt}\nassistant:");
         }
         Event::SampleText(text) => {
-            put(format_args!("{text}"));
+            put(format_args!("{}", shown(text)));
             // Streaming is for the eye; a failure to flush shows up at the next print.
             let _ = std::io::stdout().flush();
         }
@@ -107,6 +116,11 @@ fn log_event(event: &Event<'_>, pace: &mut Pace) {
         Event::Evaluated { when, report } => {
             for (metric, value) in &report.metrics {
                 tracing::info!(target: "progress", when = when.name(), metric, value, seconds = report.seconds, "evaluated");
+            }
+        }
+        Event::Measured(line) => {
+            if let Some(why) = &line.stopped {
+                tracing::info!(target: "progress", step = line.step, reason = why, "stopping early");
             }
         }
         Event::Step(s) => {
@@ -130,7 +144,12 @@ fn log_event(event: &Event<'_>, pace: &mut Pace) {
         }
         Event::Checkpoint { step } => tracing::info!(target: "progress", step, "checkpoint"),
         Event::SampleKept { step } => tracing::info!(target: "progress", step, "sample"),
-        Event::Evaluating { .. } | Event::Trained { .. } | Event::SamplePrompt(_) | Event::SampleText(_) | Event::SampleEnd => {}
+        Event::Preparing { .. }
+        | Event::Evaluating { .. }
+        | Event::Trained { .. }
+        | Event::SamplePrompt(_)
+        | Event::SampleText(_)
+        | Event::SampleEnd => {}
     }
 }
 

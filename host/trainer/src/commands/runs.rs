@@ -92,6 +92,8 @@ fn show(path: &Path, json: Option<&Path>) -> Result<ExitCode> {
     if let (Some(speed), Some(wait)) = (o.tokens_per_second, o.data_wait_share) {
         rows.push(("speed", format!("{speed:.0} tokens/s, {:.1} % of the time waiting for data", 100.0 * wait)));
     }
+    rows.extend(o.best_step.map(|s| ("best", format!("after step {s}; its adapter is in adapter-best"))));
+    rows.extend(o.stopped_early.clone().map(|why| ("ended", format!("early: {why}"))));
     rows.extend(o.memory.map(|m| ("memory", format!("{} at the most", bytes(m)))));
     for (name, value) in rows {
         say!("{name:<8} {value}");

@@ -98,6 +98,12 @@ pub fn summary(s: &RunSummary) -> String {
         };
         let _ = writeln!(out, "{name}  {text}");
     }
+    if let Some(best) = &s.best {
+        let _ = writeln!(out, "best after step {}: {} {:.4}", best.step, best.metric, best.value);
+    }
+    if let Some(why) = &s.stopped_early {
+        let _ = writeln!(out, "ended early after step {}: {why}", s.steps);
+    }
     if !s.skipped.is_empty() || s.bad_rows > 0 {
         let reasons: Vec<String> = s.skipped.iter().map(|(why, n)| format!("{n} {why}")).collect();
         let _ = writeln!(

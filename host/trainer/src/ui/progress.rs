@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use trainer_train::{StepInfo, When};
 
-use super::text::{bytes, colors, duration};
+use super::text::{bytes, colors, count, duration};
 use crate::output::put;
 
 /// How often a long evaluation or run reports where lines cannot be drawn over.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the line is drawn for what is told more often than anybody can read.
+const LIVE_INTERVAL: Duration = Duration::from_millis(100);
 /// Runs of up to so many steps report each.
 const SHORT_RUN: u64 = 200;
 /// Steps that the estimates look back on: enough to be steady, few enough to follow a change.
@@ -116,13 +118,24 @@ impl Progress {
         }
     }
 
+    /// Rows are prepared.
+    pub fn preparing(&mut self, source: &str, done: u64, total: u64) {
+        if self.live && (done == total || self.last.elapsed() >= LIVE_INTERVAL) {
+            self.last = Instant::now();
+            self.draw(&format!("preparing {source}: {}/{} rows", count(done), count(total)));
+        } else if !self.live && self.last.elapsed() >= PLAIN_INTERVAL {
+            self.last = Instant::now();
+            say!("preparing {source}: {done}/{total} rows");
+        }
+    }
+
     /// An evaluation goes on.
     pub fn evaluating(&mut self, when: When, done: usize, total: usize) {
         if self.live {
-            self.draw(&format!("evaluating {} training: {done}/{total}", when.name()));
+            self.draw(&format!("evaluating {when}: {done}/{total}"));
         } else if self.last.elapsed() >= PLAIN_INTERVAL {
             self.last = Instant::now();
-            say!("evaluating {} training: {done}/{total}", when.name());
+            say!("evaluating {when}: {done}/{total}");
         }
     }
 

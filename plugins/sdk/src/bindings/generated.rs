@@ -248,6 +248,531 @@ pub mod trainer {
             }
         }
     }
+    pub mod http {
+        /// Requests, one at a time.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod client {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            /// A header. Names are matched without regard to case.
+            #[derive(Clone, PartialEq)]
+            pub struct Header {
+                /// Letters, digits and `-` or another of HTTP's token characters.
+                pub name: _rt::String,
+                /// One line.
+                pub value: _rt::String,
+            }
+            impl ::core::fmt::Debug for Header {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Header")
+                        .field("name", &self.name)
+                        .field("value", &self.value)
+                        .finish()
+                }
+            }
+            /// A request.
+            #[derive(Clone, PartialEq)]
+            pub struct Request {
+                /// `GET`, `HEAD`, `POST`, `PUT`, `PATCH` or `DELETE`.
+                pub method: _rt::String,
+                /// An absolute `http://` or `https://` address without user information. A placeholder of a secret may be the value of a query
+                /// parameter, or part of it.
+                pub url: _rt::String,
+                /// In order. Those that frame a message (`host`, `content-length`, `connection` and their like) are the host's.
+                /// A placeholder of a secret may be part of a value.
+                pub headers: _rt::Vec<Header>,
+                /// None for `GET` and `HEAD`.
+                pub body: ::core::option::Option<_rt::Vec<u8>>,
+            }
+            impl ::core::fmt::Debug for Request {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Request")
+                        .field("method", &self.method)
+                        .field("url", &self.url)
+                        .field("headers", &self.headers)
+                        .field("body", &self.body)
+                        .finish()
+                }
+            }
+            /// What the server answered: any status, also one that means a failure.
+            #[derive(Clone, PartialEq)]
+            pub struct Response {
+                /// Such as 200.
+                pub status: u16,
+                /// In order, with names in lower case.
+                pub headers: _rt::Vec<Header>,
+                /// At most as long as the host allows. Secrets of the request are struck out.
+                pub body: _rt::Vec<u8>,
+            }
+            impl ::core::fmt::Debug for Response {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Response")
+                        .field("status", &self.status)
+                        .field("headers", &self.headers)
+                        .field("body", &self.body)
+                        .finish()
+                }
+            }
+            /// Why there is no answer. The words are for people and say what to do.
+            #[derive(Clone, PartialEq)]
+            pub enum Error {
+                /// The user has not granted it, or its address is one that must be granted by name.
+                Denied(_rt::String),
+                /// The request is not one that can be sent.
+                Invalid(_rt::String),
+                /// The server's name does not resolve, or there is no connection to it.
+                Unreachable(_rt::String),
+                /// The server did not speak as it should.
+                Protocol(_rt::String),
+                /// It took longer than the host allows.
+                Timeout(_rt::String),
+                /// A limit on sizes or counts.
+                Limit(_rt::String),
+            }
+            impl ::core::fmt::Debug for Error {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Error::Denied(e) => {
+                            f.debug_tuple("Error::Denied").field(e).finish()
+                        }
+                        Error::Invalid(e) => {
+                            f.debug_tuple("Error::Invalid").field(e).finish()
+                        }
+                        Error::Unreachable(e) => {
+                            f.debug_tuple("Error::Unreachable").field(e).finish()
+                        }
+                        Error::Protocol(e) => {
+                            f.debug_tuple("Error::Protocol").field(e).finish()
+                        }
+                        Error::Timeout(e) => {
+                            f.debug_tuple("Error::Timeout").field(e).finish()
+                        }
+                        Error::Limit(e) => {
+                            f.debug_tuple("Error::Limit").field(e).finish()
+                        }
+                    }
+                }
+            }
+            impl ::core::fmt::Display for Error {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    write!(f, "{:?}", self)
+                }
+            }
+            impl ::core::error::Error for Error {}
+            #[allow(unused_unsafe, clippy::all)]
+            /// Sends a request and waits for the whole answer. Redirects of `GET` and `HEAD` are followed, a few, each checked as a request is.
+            #[allow(async_fn_in_trait)]
+            pub fn fetch(request: &Request) -> ::core::result::Result<Response, Error> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 6 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 6
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let Request {
+                        method: method0,
+                        url: url0,
+                        headers: headers0,
+                        body: body0,
+                    } = request;
+                    let vec1 = method0;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    let vec2 = url0;
+                    let ptr2 = vec2.as_ptr().cast::<u8>();
+                    let len2 = vec2.len();
+                    let vec6 = headers0;
+                    let len6 = vec6.len();
+                    let layout6 = _rt::alloc::Layout::from_size_align(
+                            vec6.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        )
+                        .unwrap();
+                    let (result6, _cleanup6) = wit_bindgen::rt::Cleanup::new(layout6);
+                    for (i, e) in vec6.into_iter().enumerate() {
+                        let base = result6
+                            .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                        {
+                            let Header { name: name3, value: value3 } = e;
+                            let vec4 = name3;
+                            let ptr4 = vec4.as_ptr().cast::<u8>();
+                            let len4 = vec4.len();
+                            *base
+                                .add(::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len4;
+                            *base.add(0).cast::<*mut u8>() = ptr4.cast_mut();
+                            let vec5 = value3;
+                            let ptr5 = vec5.as_ptr().cast::<u8>();
+                            let len5 = vec5.len();
+                            *base
+                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>() = len5;
+                            *base
+                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>() = ptr5.cast_mut();
+                        }
+                    }
+                    let (result8_0, result8_1, result8_2) = match body0 {
+                        Some(e) => {
+                            let vec7 = e;
+                            let ptr7 = vec7.as_ptr().cast::<u8>();
+                            let len7 = vec7.len();
+                            (1i32, ptr7.cast_mut(), len7)
+                        }
+                        None => (0i32, ::core::ptr::null_mut(), 0usize),
+                    };
+                    let ptr9 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "trainer:http/client@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "fetch"]
+                        fn wit_import10(
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                            _: usize,
+                            _: i32,
+                            _: *mut u8,
+                            _: usize,
+                            _: *mut u8,
+                        );
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import10(
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                        _: usize,
+                        _: i32,
+                        _: *mut u8,
+                        _: usize,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import10(
+                        ptr1.cast_mut(),
+                        len1,
+                        ptr2.cast_mut(),
+                        len2,
+                        result6,
+                        len6,
+                        result8_0,
+                        result8_1,
+                        result8_2,
+                        ptr9,
+                    );
+                    let l11 = i32::from(*ptr9.add(0).cast::<u8>());
+                    let result45 = match l11 {
+                        0 => {
+                            let e = {
+                                let l12 = i32::from(
+                                    *ptr9.add(::core::mem::size_of::<*const u8>()).cast::<u16>(),
+                                );
+                                let l13 = *ptr9
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l14 = *ptr9
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base21 = l13;
+                                let len21 = l14;
+                                let mut result21 = _rt::Vec::with_capacity(len21);
+                                for i in 0..len21 {
+                                    let base = base21
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    let e21 = {
+                                        let l15 = *base.add(0).cast::<*mut u8>();
+                                        let l16 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let len17 = l16;
+                                        let bytes17 = _rt::Vec::from_raw_parts(
+                                            l15.cast(),
+                                            len17,
+                                            len17,
+                                        );
+                                        let l18 = *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l19 = *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let len20 = l19;
+                                        let bytes20 = _rt::Vec::from_raw_parts(
+                                            l18.cast(),
+                                            len20,
+                                            len20,
+                                        );
+                                        Header {
+                                            name: _rt::string_lift(bytes17),
+                                            value: _rt::string_lift(bytes20),
+                                        }
+                                    };
+                                    result21.push(e21);
+                                }
+                                _rt::cabi_dealloc(
+                                    base21,
+                                    len21 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                                let l22 = *ptr9
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l23 = *ptr9
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len24 = l23;
+                                Response {
+                                    status: l12 as u16,
+                                    headers: result21,
+                                    body: <_ as From<
+                                        _rt::Vec<_>,
+                                    >>::from(_rt::Vec::from_raw_parts(l22.cast(), len24, len24)),
+                                }
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l25 = i32::from(
+                                    *ptr9.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                let v44 = match l25 {
+                                    0 => {
+                                        let e44 = {
+                                            let l26 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l27 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len28 = l27;
+                                            let bytes28 = _rt::Vec::from_raw_parts(
+                                                l26.cast(),
+                                                len28,
+                                                len28,
+                                            );
+                                            _rt::string_lift(bytes28)
+                                        };
+                                        Error::Denied(e44)
+                                    }
+                                    1 => {
+                                        let e44 = {
+                                            let l29 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l30 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len31 = l30;
+                                            let bytes31 = _rt::Vec::from_raw_parts(
+                                                l29.cast(),
+                                                len31,
+                                                len31,
+                                            );
+                                            _rt::string_lift(bytes31)
+                                        };
+                                        Error::Invalid(e44)
+                                    }
+                                    2 => {
+                                        let e44 = {
+                                            let l32 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l33 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len34 = l33;
+                                            let bytes34 = _rt::Vec::from_raw_parts(
+                                                l32.cast(),
+                                                len34,
+                                                len34,
+                                            );
+                                            _rt::string_lift(bytes34)
+                                        };
+                                        Error::Unreachable(e44)
+                                    }
+                                    3 => {
+                                        let e44 = {
+                                            let l35 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l36 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len37 = l36;
+                                            let bytes37 = _rt::Vec::from_raw_parts(
+                                                l35.cast(),
+                                                len37,
+                                                len37,
+                                            );
+                                            _rt::string_lift(bytes37)
+                                        };
+                                        Error::Protocol(e44)
+                                    }
+                                    4 => {
+                                        let e44 = {
+                                            let l38 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l39 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len40 = l39;
+                                            let bytes40 = _rt::Vec::from_raw_parts(
+                                                l38.cast(),
+                                                len40,
+                                                len40,
+                                            );
+                                            _rt::string_lift(bytes40)
+                                        };
+                                        Error::Timeout(e44)
+                                    }
+                                    n => {
+                                        debug_assert_eq!(n, 5, "invalid enum discriminant");
+                                        let e44 = {
+                                            let l41 = *ptr9
+                                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l42 = *ptr9
+                                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len43 = l42;
+                                            let bytes43 = _rt::Vec::from_raw_parts(
+                                                l41.cast(),
+                                                len43,
+                                                len43,
+                                            );
+                                            _rt::string_lift(bytes43)
+                                        };
+                                        Error::Limit(e44)
+                                    }
+                                };
+                                v44
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result45
+                }
+            }
+        }
+        /// Secrets, which the plugin never sees.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod secrets {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            #[allow(unused_unsafe, clippy::all)]
+            /// What stands for a secret in a request: the host puts the value in its place, in headers and query parameters of requests to the
+            /// servers that the secret was granted for. It is another one each time the host starts, so nobody can guess it. The error says how the
+            /// user can grant the secret.
+            #[allow(async_fn_in_trait)]
+            pub fn placeholder(
+                name: &str,
+            ) -> ::core::result::Result<_rt::String, _rt::String> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = name;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "trainer:http/secrets@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "placeholder"]
+                        fn wit_import2(_: *mut u8, _: usize, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result10 = match l3 {
+                        0 => {
+                            let e = {
+                                let l4 = *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *ptr1
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                let bytes6 = _rt::Vec::from_raw_parts(
+                                    l4.cast(),
+                                    len6,
+                                    len6,
+                                );
+                                _rt::string_lift(bytes6)
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l7 = *ptr1
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l8 = *ptr1
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len9 = l8;
+                                let bytes9 = _rt::Vec::from_raw_parts(
+                                    l7.cast(),
+                                    len9,
+                                    len9,
+                                );
+                                _rt::string_lift(bytes9)
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result10
+                }
+            }
+        }
+    }
 }
 #[rustfmt::skip]
 #[allow(dead_code, clippy::all)]
@@ -8342,6 +8867,30 @@ mod _rt {
     #![allow(dead_code, unused_imports, clippy::all)]
     pub use alloc_crate::string::String;
     pub use alloc_crate::vec::Vec;
+    pub use alloc_crate::alloc;
+    pub unsafe fn string_lift(bytes: Vec<u8>) -> String {
+        if cfg!(debug_assertions) {
+            String::from_utf8(bytes).unwrap()
+        } else {
+            unsafe { String::from_utf8_unchecked(bytes) }
+        }
+    }
+    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
+        if size == 0 {
+            return;
+        }
+        unsafe {
+            let layout = alloc::Layout::from_size_align_unchecked(size, align);
+            alloc::dealloc(ptr, layout);
+        }
+    }
+    pub unsafe fn invalid_enum_discriminant<T>() -> T {
+        if cfg!(debug_assertions) {
+            panic!("invalid enum discriminant")
+        } else {
+            unsafe { core::hint::unreachable_unchecked() }
+        }
+    }
     use core::fmt;
     use core::marker;
     use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -8420,20 +8969,6 @@ mod _rt {
     pub fn run_ctors_once() {
         wit_bindgen::rt::run_ctors_once();
     }
-    pub unsafe fn string_lift(bytes: Vec<u8>) -> String {
-        if cfg!(debug_assertions) {
-            String::from_utf8(bytes).unwrap()
-        } else {
-            unsafe { String::from_utf8_unchecked(bytes) }
-        }
-    }
-    pub unsafe fn invalid_enum_discriminant<T>() -> T {
-        if cfg!(debug_assertions) {
-            panic!("invalid enum discriminant")
-        } else {
-            unsafe { core::hint::unreachable_unchecked() }
-        }
-    }
     pub unsafe fn bool_lift(val: u8) -> bool {
         if cfg!(debug_assertions) {
             match val {
@@ -8443,15 +8978,6 @@ mod _rt {
             }
         } else {
             val != 0
-        }
-    }
-    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
-        if size == 0 {
-            return;
-        }
-        unsafe {
-            let layout = alloc::Layout::from_size_align_unchecked(size, align);
-            alloc::dealloc(ptr, layout);
         }
     }
     pub fn as_i64<T: AsI64>(t: T) -> i64 {
@@ -8536,7 +9062,6 @@ mod _rt {
             self as i32
         }
     }
-    pub use alloc_crate::alloc;
     pub use alloc_crate::boxed::Box;
     pub fn as_f32<T: AsF32>(t: T) -> f32 {
         t.as_f32()
@@ -8618,91 +9143,98 @@ macro_rules! __export_all_impl {
         (link_section =
         "component-type:wit-bindgen:0.61.1:trainer:sdk@0.1.0:all:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 3613] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 3946] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa3\x1b\x01A\x02\x01\
-A\x11\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf0\x1d\x01A\x02\x01\
+A\x15\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
 l\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x05write\x01\x02\x03\0\x16\
-trainer:host/log@0.1.0\x05\0\x01B\x15\x01s\x04\0\x04json\x03\0\0\x01q\x03\x04non\
-e\0\0\x04text\x01s\0\x04json\x01\x01\0\x04\0\x07content\x03\0\x02\x01q\x02\x04js\
-on\x01\x01\0\x04text\x01s\0\x04\0\x0ecall-arguments\x03\0\x04\x01ks\x01r\x03\x02\
-id\x06\x04names\x09arguments\x05\x04\0\x09tool-call\x03\0\x07\x01r\x03\x05starty\
-\x03endy\x06weightv\x04\0\x0bspan-weight\x03\0\x09\x01p\x08\x01kv\x01p\x0a\x01r\x08\
-\x04roles\x07content\x03\x11reasoning-content\x06\x0atool-calls\x0b\x0ctool-call\
--id\x06\x04name\x06\x06weight\x0c\x05spans\x0d\x04\0\x07message\x03\0\x0e\x01p\x0f\
-\x01p\x01\x01k\x01\x01r\x04\x08messages\x10\x05tools\x11\x0dtemplate-args\x12\x06\
-weightv\x04\0\x0cconversation\x03\0\x13\x03\0\x20trainer:conversation/types@0.1.\
-0\x05\x01\x02\x03\0\x01\x04json\x01B\"\x02\x03\x02\x01\x02\x04\0\x04json\x03\0\0\
-\x01kw\x01r\x03\x04names\x06length\x02\x0drandom-access\x7f\x04\0\x06source\x03\0\
-\x03\x01r\x02\x06sourcey\x07ordinal\x02\x04\0\x04draw\x03\0\x05\x01r\x04\x06sour\
-cey\x04lossu\x06weightu\x07samplesy\x04\0\x0bsource-loss\x03\0\x07\x01p\x08\x01r\
-\x02\x04stepw\x07sources\x09\x04\0\x08feedback\x03\0\x0a\x01p\x04\x01r\x04\x08se\
-ttings\x01\x07sources\x0c\x04seedw\x0cfeedback-lagy\x04\0\x05setup\x03\0\x0d\x04\
-\0\x05mixer\x03\x01\x01i\x0f\x01j\x01\x10\x01s\x01@\x01\x05setup\x0e\0\x11\x04\0\
-\x12[static]mixer.open\x01\x12\x01p}\x01@\x02\x05setup\x0e\x08snapshot\x13\0\x11\
-\x04\0\x15[static]mixer.restore\x01\x14\x01h\x0f\x01@\x01\x04self\x15\0\x02\x04\0\
-\x1a[method]mixer.epoch-length\x01\x16\x01p\x06\x01j\x01\x17\x01s\x01@\x02\x04se\
-lf\x15\x01ny\0\x18\x04\0\x12[method]mixer.next\x01\x19\x01@\x02\x04self\x15\x08f\
-eedback\x0b\x01\0\x04\0\x16[method]mixer.feedback\x01\x1a\x01@\x01\x04self\x15\0\
-\x13\x04\0\x16[method]mixer.snapshot\x01\x1b\x04\0\"trainer:mixing-policy/policy\
-@0.1.0\x05\x03\x02\x03\0\x01\x0cconversation\x01B\x0f\x02\x03\x02\x01\x02\x04\0\x04\
-json\x03\0\0\x02\x03\x02\x01\x04\x04\0\x0cconversation\x03\0\x02\x01r\x02\x07poi\
-nters\x07messages\x04\0\x07bad-row\x03\0\x04\x01q\x03\x06sample\x01\x03\0\x04ski\
-p\x01s\0\x03bad\x01\x05\0\x04\0\x07outcome\x03\0\x06\x01j\0\x01s\x01@\x01\x08set\
-tings\x01\0\x08\x04\0\x09configure\x01\x09\x01p\x01\x01p\x07\x01@\x01\x04rows\x0a\
-\0\x0b\x04\0\x06format\x01\x0c\x04\0)trainer:dataset-formatter/formatter@0.1.0\x05\
-\x05\x02\x03\0\x01\x0ecall-arguments\x01B9\x02\x03\x02\x01\x02\x04\0\x04json\x03\
-\0\0\x02\x03\x02\x01\x04\x04\0\x0cconversation\x03\0\x02\x02\x03\x02\x01\x06\x04\
-\0\x0ecall-arguments\x03\0\x04\x01q\x02\x04text\x01s\0\x07special\x01s\0\x04\0\x05\
-piece\x03\0\x06\x01ky\x01r\x04\x05piece\x07\x0esource-message\x08\x09generated\x7f\
-\x06weightv\x04\0\x07segment\x03\0\x09\x01p\x0a\x01r\x01\x08segments\x0b\x04\0\x08\
-rendered\x03\0\x0c\x01k\x7f\x01r\x03\x0cconversation\x03\x15add-generation-promp\
-t\x7f\x0fenable-thinking\x0e\x04\0\x0eprompt-request\x03\0\x0f\x01ps\x01r\x02\x0b\
-stop-tokens\x11\x0fstable-prefixes\x7f\x04\0\x0bdescription\x03\0\x12\x01r\x02\x04\
-names\x09arguments\x05\x04\0\x0bparsed-call\x03\0\x14\x01r\x02\x03raws\x07messag\
-es\x04\0\x0emalformed-call\x03\0\x16\x01q\x04\x04text\x01s\0\x09reasoning\x01s\0\
-\x09tool-call\x01\x15\0\x09malformed\x01\x17\0\x04\0\x0boutput-part\x03\0\x18\x04\
-\0\x0doutput-parser\x03\x01\x01i\x1a\x01@\x01\x0cin-reasoning\x7f\0\x1b\x04\0\x1a\
-[constructor]output-parser\x01\x1c\x01h\x1a\x01p\x07\x01p\x19\x01@\x02\x04self\x1d\
-\x06pieces\x1e\0\x1f\x04\0\x1a[method]output-parser.push\x01\x20\x01@\x01\x04sel\
-f\x1d\0\x1f\x04\0\x1c[method]output-parser.finish\x01!\x01j\0\x01s\x01@\x01\x08s\
-ettings\x01\0\"\x04\0\x09configure\x01#\x01@\0\0\x13\x04\0\x08describe\x01$\x01p\
-\x10\x01j\x01\x0d\x01s\x01p&\x01@\x01\x08requests%\0'\x04\0\x0erender-prompts\x01\
-(\x01p\x03\x01p\x0d\x01j\x01*\x01s\x01p+\x01@\x01\x0dconversations)\0,\x04\0\x0f\
-render-training\x01-\x01p\x1e\x01p\x1f\x01@\x01\x07outputs.\0/\x04\0\x05parse\x01\
-0\x04\0$trainer:chat-template/template@0.1.0\x05\x07\x01B\x1b\x02\x03\x02\x01\x02\
-\x04\0\x04json\x03\0\0\x01r\x04\x04names\x0bdescriptions\x0aparameters\x01\x07mu\
-tates\x7f\x04\0\x04tool\x03\0\x02\x01r\x03\x08settings\x01\x04seedw\x06now-msw\x04\
-\0\x07context\x03\0\x04\x01r\x02\x04names\x09arguments\x01\x04\0\x04call\x03\0\x06\
-\x01q\x02\x02ok\x01\x01\0\x0atool-error\x01s\0\x04\0\x07outcome\x03\0\x08\x04\0\x07\
-session\x03\x01\x01i\x0a\x01j\x01\x0b\x01s\x01@\x01\x07context\x05\0\x0c\x04\0\x14\
-[static]session.open\x01\x0d\x01h\x0a\x01p\x07\x01p\x09\x01@\x02\x04self\x0e\x05\
-calls\x0f\0\x10\x04\0\x14[method]session.call\x01\x11\x01ks\x01@\x01\x04self\x0e\
-\0\x12\x04\0\x1c[method]session.state-digest\x01\x13\x01p\x03\x01j\x01\x14\x01s\x01\
-@\x01\x08settings\x01\0\x15\x04\0\x05tools\x01\x16\x04\0$trainer:tool-executor/e\
-xecutor@0.1.0\x05\x08\x01B9\x02\x03\x02\x01\x02\x04\0\x04json\x03\0\0\x02\x03\x02\
-\x01\x04\x04\0\x0cconversation\x03\0\x02\x02\x03\x02\x01\x06\x04\0\x0ecall-argum\
-ents\x03\0\x04\x01k\x7f\x01ky\x01ps\x01r\x05\x0cconversation\x03\x0fenable-think\
-ing\x06\x07repeatsy\x0emax-new-tokens\x07\x04stop\x08\x04\0\x0ageneration\x03\0\x09\
-\x01r\x02\x0cconversation\x03\x0dcontinuations\x08\x04\0\x0alikelihood\x03\0\x0b\
-\x01q\x02\x08generate\x01\x0a\0\x0elog-likelihood\x01\x0c\0\x04\0\x07request\x03\
-\0\x0d\x01o\x02ss\x01q\x03\x03ask\x01\x0e\0\x04skip\x01s\0\x03bad\x01\x0f\0\x04\0\
-\x04plan\x03\0\x10\x01r\x02\x04names\x09arguments\x05\x04\0\x04call\x03\0\x12\x01\
-m\x03\x04stop\x06length\x05limit\x04\0\x06finish\x03\0\x14\x01p\x13\x01r\x06\x03\
-raws\x04texts\x09reasonings\x05calls\x16\x09malformed\x08\x06finish\x15\x04\0\x06\
-answer\x03\0\x17\x01p\x18\x01o\x03uy\x7f\x01p\x1a\x01q\x03\x07answers\x01\x19\0\x0f\
-log-likelihoods\x01\x1b\0\x06failed\x01s\0\x04\0\x08response\x03\0\x1c\x01r\x02\x03\
-row\x01\x08response\x1d\x04\0\x04item\x03\0\x1e\x01q\x04\x06number\x01u\0\x07boo\
-lean\x01\x7f\0\x04text\x01s\0\x08unscored\0\0\x04\0\x05value\x03\0\x20\x01r\x03\x04\
-names\x05value!\x0bexplanations\x04\0\x0csample-score\x03\0\"\x01ku\x01r\x04\x04\
-names\x05valueu\x06stderr$\x10higher-is-better\x06\x04\0\x07summary\x03\0%\x01j\0\
-\x01s\x01@\x01\x08settings\x01\0'\x04\0\x09configure\x01(\x01@\0\0s\x04\0\x0fsco\
-ring-version\x01)\x01p\x01\x01p\x11\x01@\x01\x04rows*\0+\x04\0\x07prepare\x01,\x01\
-p\x1f\x01p#\x01p.\x01@\x01\x05items-\0/\x04\0\x05score\x010\x01p&\x01j\x011\x01s\
-\x01@\x01\x07samples/\02\x04\0\x09aggregate\x013\x04\0\x20trainer:eval-metric/me\
-tric@0.1.0\x05\x09\x04\0\x15trainer:sdk/all@0.1.0\x04\0\x0b\x09\x01\0\x03all\x03\
-\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-\
-bindgen-rust\x060.61.1";
+trainer:host/log@0.1.0\x05\0\x01B\x0e\x01r\x02\x04names\x05values\x04\0\x06heade\
+r\x03\0\0\x01p\x01\x01p}\x01k\x03\x01r\x04\x06methods\x03urls\x07headers\x02\x04\
+body\x04\x04\0\x07request\x03\0\x05\x01r\x03\x06status{\x07headers\x02\x04body\x03\
+\x04\0\x08response\x03\0\x07\x01q\x06\x06denied\x01s\0\x07invalid\x01s\0\x0bunre\
+achable\x01s\0\x08protocol\x01s\0\x07timeout\x01s\0\x05limit\x01s\0\x04\0\x05err\
+or\x03\0\x09\x01j\x01\x08\x01\x0a\x01@\x01\x07request\x06\0\x0b\x04\0\x05fetch\x01\
+\x0c\x03\0\x19trainer:http/client@0.1.0\x05\x01\x01B\x03\x01j\x01s\x01s\x01@\x01\
+\x04names\0\0\x04\0\x0bplaceholder\x01\x01\x03\0\x1atrainer:http/secrets@0.1.0\x05\
+\x02\x01B\x15\x01s\x04\0\x04json\x03\0\0\x01q\x03\x04none\0\0\x04text\x01s\0\x04\
+json\x01\x01\0\x04\0\x07content\x03\0\x02\x01q\x02\x04json\x01\x01\0\x04text\x01\
+s\0\x04\0\x0ecall-arguments\x03\0\x04\x01ks\x01r\x03\x02id\x06\x04names\x09argum\
+ents\x05\x04\0\x09tool-call\x03\0\x07\x01r\x03\x05starty\x03endy\x06weightv\x04\0\
+\x0bspan-weight\x03\0\x09\x01p\x08\x01kv\x01p\x0a\x01r\x08\x04roles\x07content\x03\
+\x11reasoning-content\x06\x0atool-calls\x0b\x0ctool-call-id\x06\x04name\x06\x06w\
+eight\x0c\x05spans\x0d\x04\0\x07message\x03\0\x0e\x01p\x0f\x01p\x01\x01k\x01\x01\
+r\x04\x08messages\x10\x05tools\x11\x0dtemplate-args\x12\x06weightv\x04\0\x0cconv\
+ersation\x03\0\x13\x03\0\x20trainer:conversation/types@0.1.0\x05\x03\x02\x03\0\x03\
+\x04json\x01B\"\x02\x03\x02\x01\x04\x04\0\x04json\x03\0\0\x01kw\x01r\x03\x04name\
+s\x06length\x02\x0drandom-access\x7f\x04\0\x06source\x03\0\x03\x01r\x02\x06sourc\
+ey\x07ordinal\x02\x04\0\x04draw\x03\0\x05\x01r\x04\x06sourcey\x04lossu\x06weight\
+u\x07samplesy\x04\0\x0bsource-loss\x03\0\x07\x01p\x08\x01r\x02\x04stepw\x07sourc\
+es\x09\x04\0\x08feedback\x03\0\x0a\x01p\x04\x01r\x04\x08settings\x01\x07sources\x0c\
+\x04seedw\x0cfeedback-lagy\x04\0\x05setup\x03\0\x0d\x04\0\x05mixer\x03\x01\x01i\x0f\
+\x01j\x01\x10\x01s\x01@\x01\x05setup\x0e\0\x11\x04\0\x12[static]mixer.open\x01\x12\
+\x01p}\x01@\x02\x05setup\x0e\x08snapshot\x13\0\x11\x04\0\x15[static]mixer.restor\
+e\x01\x14\x01h\x0f\x01@\x01\x04self\x15\0\x02\x04\0\x1a[method]mixer.epoch-lengt\
+h\x01\x16\x01p\x06\x01j\x01\x17\x01s\x01@\x02\x04self\x15\x01ny\0\x18\x04\0\x12[\
+method]mixer.next\x01\x19\x01@\x02\x04self\x15\x08feedback\x0b\x01\0\x04\0\x16[m\
+ethod]mixer.feedback\x01\x1a\x01@\x01\x04self\x15\0\x13\x04\0\x16[method]mixer.s\
+napshot\x01\x1b\x04\0\"trainer:mixing-policy/policy@0.1.0\x05\x05\x02\x03\0\x03\x0c\
+conversation\x01B\x0f\x02\x03\x02\x01\x04\x04\0\x04json\x03\0\0\x02\x03\x02\x01\x06\
+\x04\0\x0cconversation\x03\0\x02\x01r\x02\x07pointers\x07messages\x04\0\x07bad-r\
+ow\x03\0\x04\x01q\x03\x06sample\x01\x03\0\x04skip\x01s\0\x03bad\x01\x05\0\x04\0\x07\
+outcome\x03\0\x06\x01j\0\x01s\x01@\x01\x08settings\x01\0\x08\x04\0\x09configure\x01\
+\x09\x01p\x01\x01p\x07\x01@\x01\x04rows\x0a\0\x0b\x04\0\x06format\x01\x0c\x04\0)\
+trainer:dataset-formatter/formatter@0.1.0\x05\x07\x02\x03\0\x03\x0ecall-argument\
+s\x01B9\x02\x03\x02\x01\x04\x04\0\x04json\x03\0\0\x02\x03\x02\x01\x06\x04\0\x0cc\
+onversation\x03\0\x02\x02\x03\x02\x01\x08\x04\0\x0ecall-arguments\x03\0\x04\x01q\
+\x02\x04text\x01s\0\x07special\x01s\0\x04\0\x05piece\x03\0\x06\x01ky\x01r\x04\x05\
+piece\x07\x0esource-message\x08\x09generated\x7f\x06weightv\x04\0\x07segment\x03\
+\0\x09\x01p\x0a\x01r\x01\x08segments\x0b\x04\0\x08rendered\x03\0\x0c\x01k\x7f\x01\
+r\x03\x0cconversation\x03\x15add-generation-prompt\x7f\x0fenable-thinking\x0e\x04\
+\0\x0eprompt-request\x03\0\x0f\x01ps\x01r\x02\x0bstop-tokens\x11\x0fstable-prefi\
+xes\x7f\x04\0\x0bdescription\x03\0\x12\x01r\x02\x04names\x09arguments\x05\x04\0\x0b\
+parsed-call\x03\0\x14\x01r\x02\x03raws\x07messages\x04\0\x0emalformed-call\x03\0\
+\x16\x01q\x04\x04text\x01s\0\x09reasoning\x01s\0\x09tool-call\x01\x15\0\x09malfo\
+rmed\x01\x17\0\x04\0\x0boutput-part\x03\0\x18\x04\0\x0doutput-parser\x03\x01\x01\
+i\x1a\x01@\x01\x0cin-reasoning\x7f\0\x1b\x04\0\x1a[constructor]output-parser\x01\
+\x1c\x01h\x1a\x01p\x07\x01p\x19\x01@\x02\x04self\x1d\x06pieces\x1e\0\x1f\x04\0\x1a\
+[method]output-parser.push\x01\x20\x01@\x01\x04self\x1d\0\x1f\x04\0\x1c[method]o\
+utput-parser.finish\x01!\x01j\0\x01s\x01@\x01\x08settings\x01\0\"\x04\0\x09confi\
+gure\x01#\x01@\0\0\x13\x04\0\x08describe\x01$\x01p\x10\x01j\x01\x0d\x01s\x01p&\x01\
+@\x01\x08requests%\0'\x04\0\x0erender-prompts\x01(\x01p\x03\x01p\x0d\x01j\x01*\x01\
+s\x01p+\x01@\x01\x0dconversations)\0,\x04\0\x0frender-training\x01-\x01p\x1e\x01\
+p\x1f\x01@\x01\x07outputs.\0/\x04\0\x05parse\x010\x04\0$trainer:chat-template/te\
+mplate@0.1.0\x05\x09\x01B\x1b\x02\x03\x02\x01\x04\x04\0\x04json\x03\0\0\x01r\x04\
+\x04names\x0bdescriptions\x0aparameters\x01\x07mutates\x7f\x04\0\x04tool\x03\0\x02\
+\x01r\x03\x08settings\x01\x04seedw\x06now-msw\x04\0\x07context\x03\0\x04\x01r\x02\
+\x04names\x09arguments\x01\x04\0\x04call\x03\0\x06\x01q\x02\x02ok\x01\x01\0\x0at\
+ool-error\x01s\0\x04\0\x07outcome\x03\0\x08\x04\0\x07session\x03\x01\x01i\x0a\x01\
+j\x01\x0b\x01s\x01@\x01\x07context\x05\0\x0c\x04\0\x14[static]session.open\x01\x0d\
+\x01h\x0a\x01p\x07\x01p\x09\x01@\x02\x04self\x0e\x05calls\x0f\0\x10\x04\0\x14[me\
+thod]session.call\x01\x11\x01ks\x01@\x01\x04self\x0e\0\x12\x04\0\x1c[method]sess\
+ion.state-digest\x01\x13\x01p\x03\x01j\x01\x14\x01s\x01@\x01\x08settings\x01\0\x15\
+\x04\0\x05tools\x01\x16\x04\0$trainer:tool-executor/executor@0.1.0\x05\x0a\x01B9\
+\x02\x03\x02\x01\x04\x04\0\x04json\x03\0\0\x02\x03\x02\x01\x06\x04\0\x0cconversa\
+tion\x03\0\x02\x02\x03\x02\x01\x08\x04\0\x0ecall-arguments\x03\0\x04\x01k\x7f\x01\
+ky\x01ps\x01r\x05\x0cconversation\x03\x0fenable-thinking\x06\x07repeatsy\x0emax-\
+new-tokens\x07\x04stop\x08\x04\0\x0ageneration\x03\0\x09\x01r\x02\x0cconversatio\
+n\x03\x0dcontinuations\x08\x04\0\x0alikelihood\x03\0\x0b\x01q\x02\x08generate\x01\
+\x0a\0\x0elog-likelihood\x01\x0c\0\x04\0\x07request\x03\0\x0d\x01o\x02ss\x01q\x03\
+\x03ask\x01\x0e\0\x04skip\x01s\0\x03bad\x01\x0f\0\x04\0\x04plan\x03\0\x10\x01r\x02\
+\x04names\x09arguments\x05\x04\0\x04call\x03\0\x12\x01m\x03\x04stop\x06length\x05\
+limit\x04\0\x06finish\x03\0\x14\x01p\x13\x01r\x06\x03raws\x04texts\x09reasonings\
+\x05calls\x16\x09malformed\x08\x06finish\x15\x04\0\x06answer\x03\0\x17\x01p\x18\x01\
+o\x03uy\x7f\x01p\x1a\x01q\x03\x07answers\x01\x19\0\x0flog-likelihoods\x01\x1b\0\x06\
+failed\x01s\0\x04\0\x08response\x03\0\x1c\x01r\x02\x03row\x01\x08response\x1d\x04\
+\0\x04item\x03\0\x1e\x01q\x04\x06number\x01u\0\x07boolean\x01\x7f\0\x04text\x01s\
+\0\x08unscored\0\0\x04\0\x05value\x03\0\x20\x01r\x03\x04names\x05value!\x0bexpla\
+nations\x04\0\x0csample-score\x03\0\"\x01ku\x01r\x04\x04names\x05valueu\x06stder\
+r$\x10higher-is-better\x06\x04\0\x07summary\x03\0%\x01j\0\x01s\x01@\x01\x08setti\
+ngs\x01\0'\x04\0\x09configure\x01(\x01@\0\0s\x04\0\x0fscoring-version\x01)\x01p\x01\
+\x01p\x11\x01@\x01\x04rows*\0+\x04\0\x07prepare\x01,\x01p\x1f\x01p#\x01p.\x01@\x01\
+\x05items-\0/\x04\0\x05score\x010\x01p&\x01j\x011\x01s\x01@\x01\x07samples/\02\x04\
+\0\x09aggregate\x013\x04\0\x20trainer:eval-metric/metric@0.1.0\x05\x0b\x04\0\x15\
+trainer:sdk/all@0.1.0\x04\0\x0b\x09\x01\0\x03all\x03\0\0\0G\x09producers\x01\x0c\
+processed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
         };
     };
 }
@@ -8715,22 +9247,30 @@ pub use __export_all_impl as export;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 709] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xab\x04\x01A\x02\x01\
-A\x04\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1042] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf8\x06\x01A\x02\x01\
+A\x08\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05leve\
 l\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x05write\x01\x02\x03\0\x16\
-trainer:host/log@0.1.0\x05\0\x01B\x15\x01s\x04\0\x04json\x03\0\0\x01q\x03\x04non\
-e\0\0\x04text\x01s\0\x04json\x01\x01\0\x04\0\x07content\x03\0\x02\x01q\x02\x04js\
-on\x01\x01\0\x04text\x01s\0\x04\0\x0ecall-arguments\x03\0\x04\x01ks\x01r\x03\x02\
-id\x06\x04names\x09arguments\x05\x04\0\x09tool-call\x03\0\x07\x01r\x03\x05starty\
-\x03endy\x06weightv\x04\0\x0bspan-weight\x03\0\x09\x01p\x08\x01kv\x01p\x0a\x01r\x08\
-\x04roles\x07content\x03\x11reasoning-content\x06\x0atool-calls\x0b\x0ctool-call\
--id\x06\x04name\x06\x06weight\x0c\x05spans\x0d\x04\0\x07message\x03\0\x0e\x01p\x0f\
-\x01p\x01\x01k\x01\x01r\x04\x08messages\x10\x05tools\x11\x0dtemplate-args\x12\x06\
-weightv\x04\0\x0cconversation\x03\0\x13\x03\0\x20trainer:conversation/types@0.1.\
-0\x05\x01\x04\05trainer:sdk/all-with-all-of-its-exports-removed@0.1.0\x04\0\x0b)\
-\x01\0#all-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cproces\
-sed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
+trainer:host/log@0.1.0\x05\0\x01B\x0e\x01r\x02\x04names\x05values\x04\0\x06heade\
+r\x03\0\0\x01p\x01\x01p}\x01k\x03\x01r\x04\x06methods\x03urls\x07headers\x02\x04\
+body\x04\x04\0\x07request\x03\0\x05\x01r\x03\x06status{\x07headers\x02\x04body\x03\
+\x04\0\x08response\x03\0\x07\x01q\x06\x06denied\x01s\0\x07invalid\x01s\0\x0bunre\
+achable\x01s\0\x08protocol\x01s\0\x07timeout\x01s\0\x05limit\x01s\0\x04\0\x05err\
+or\x03\0\x09\x01j\x01\x08\x01\x0a\x01@\x01\x07request\x06\0\x0b\x04\0\x05fetch\x01\
+\x0c\x03\0\x19trainer:http/client@0.1.0\x05\x01\x01B\x03\x01j\x01s\x01s\x01@\x01\
+\x04names\0\0\x04\0\x0bplaceholder\x01\x01\x03\0\x1atrainer:http/secrets@0.1.0\x05\
+\x02\x01B\x15\x01s\x04\0\x04json\x03\0\0\x01q\x03\x04none\0\0\x04text\x01s\0\x04\
+json\x01\x01\0\x04\0\x07content\x03\0\x02\x01q\x02\x04json\x01\x01\0\x04text\x01\
+s\0\x04\0\x0ecall-arguments\x03\0\x04\x01ks\x01r\x03\x02id\x06\x04names\x09argum\
+ents\x05\x04\0\x09tool-call\x03\0\x07\x01r\x03\x05starty\x03endy\x06weightv\x04\0\
+\x0bspan-weight\x03\0\x09\x01p\x08\x01kv\x01p\x0a\x01r\x08\x04roles\x07content\x03\
+\x11reasoning-content\x06\x0atool-calls\x0b\x0ctool-call-id\x06\x04name\x06\x06w\
+eight\x0c\x05spans\x0d\x04\0\x07message\x03\0\x0e\x01p\x0f\x01p\x01\x01k\x01\x01\
+r\x04\x08messages\x10\x05tools\x11\x0dtemplate-args\x12\x06weightv\x04\0\x0cconv\
+ersation\x03\0\x13\x03\0\x20trainer:conversation/types@0.1.0\x05\x03\x04\05train\
+er:sdk/all-with-all-of-its-exports-removed@0.1.0\x04\0\x0b)\x01\0#all-with-all-o\
+f-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-com\
+ponent\x070.258.3\x10wit-bindgen-rust\x060.61.1";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -15,4 +15,5 @@ pub mod component_type {
     pub const POLICY: &[u8] = include_bytes!("mixing-policy.component-type");
     pub const EXECUTOR: &[u8] = include_bytes!("tool-executor.component-type");
     pub const METRIC: &[u8] = include_bytes!("eval-metric.component-type");
+    pub const HTTP: &[u8] = include_bytes!("http.component-type");
 }

@@ -42,18 +42,31 @@ pub fn measure() -> Result<Vec<Figure>> {
     let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
     let path = Path { recipe: &recipe, source, encoder: &encoder };
 
-    let (mut by_rows, mut by_tokens) = (Vec::new(), Vec::new());
+    let (mut by_rows, mut by_tokens, mut native) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..TIMES {
         let began = Instant::now();
         let (rows, tokens) = path.pass(&mut plugins, ROWS, &mut || {})?;
         let elapsed = began.elapsed().as_secs_f64().max(1e-12);
         by_rows.push(rows as f64 / elapsed);
         by_tokens.push(tokens as f64 / elapsed);
+        // In turns, so that what else the machine does falls on both.
+        let began = Instant::now();
+        if let Some((rows, same)) = path.native_pass(&mut plugins, ROWS)? {
+            native.push(rows as f64 / began.elapsed().as_secs_f64().max(1e-12));
+            if same != tokens {
+                bail!("the native path gave {same} tokens, the plugins {tokens}");
+            }
+        }
     }
+    let ratios: Vec<f64> = by_rows.iter().zip(&native).map(|(wasm, native)| wasm / native).collect();
     let mut figures = vec![
         Figure::new("data/rows_per_second", "rows/s", by_rows).target(Target::AtLeast(5000.0)),
         Figure::new("data/tokens_per_second", "tokens/s", by_tokens),
     ];
+    if !native.is_empty() {
+        figures.push(Figure::new("data/native_rows_per_second", "rows/s", native));
+        figures.push(Figure::new("data/wasm_over_native", "ratio", ratios).target(Target::AtLeast(0.9)));
+    }
     figures.extend(stages(&recipe, &mut plugins, &rows, &encoder)?);
     figures.extend(memory(&path, &mut plugins)?);
     Ok(figures)
@@ -75,6 +88,26 @@ struct Path<'a> {
 impl Path<'_> {
     /// Draws `draws` rows and gives rows and tokens; `each` is called between steps.
     fn pass(&self, plugins: &mut Plugins, draws: usize, each: &mut dyn FnMut()) -> Result<(u64, usize)> {
+        let spec = self.spec(plugins)?;
+        run(spec, draws, each)
+    }
+
+    /// The same with formatter and template as native code, where that is in the program.
+    fn native_pass(&self, plugins: &mut Plugins, draws: usize) -> Result<Option<(u64, usize)>> {
+        #[cfg(feature = "native-plugins")]
+        {
+            let mut spec = self.spec(plugins)?;
+            natively(&mut spec)?;
+            Ok(Some(run(spec, draws, &mut || {})?))
+        }
+        #[cfg(not(feature = "native-plugins"))]
+        {
+            let _ = (plugins, draws);
+            Ok(None)
+        }
+    }
+
+    fn spec(&self, plugins: &mut Plugins) -> Result<PipelineSpec> {
         let mix = plugins.get("mix.plugin", &self.recipe.mix.plugin, Kind::MixingPolicy)?;
         let template = plugins.get("template.plugin", &self.recipe.template.plugin, Kind::ChatTemplate)?;
         let empty = serde_json::json!({});
@@ -88,19 +121,34 @@ impl Path<'_> {
             Arc::new(self.encoder.clone()),
             self.recipe.train.seed,
         );
-        (spec.workers, spec.max_draws) = (Some(0), Some(u64::try_from(draws)?));
-        let mut pipeline = Pipeline::new(spec)?;
-        let mut tokens = 0;
-        loop {
-            let samples = pipeline.next_samples(BATCH)?;
-            if samples.is_empty() {
-                break;
-            }
-            tokens += pack(&samples, 8192)?.iter().map(|b| b.tokens()).sum::<usize>();
-            each();
-        }
-        Ok((pipeline.counters().rows, tokens))
+        spec.workers = Some(0);
+        Ok(spec)
     }
+}
+
+/// Draws `draws` rows and gives rows and tokens; `each` is called between steps.
+fn run(mut spec: PipelineSpec, draws: usize, each: &mut dyn FnMut()) -> Result<(u64, usize)> {
+    spec.max_draws = Some(u64::try_from(draws)?);
+    let mut pipeline = Pipeline::new(spec)?;
+    let mut tokens = 0;
+    loop {
+        let samples = pipeline.next_samples(BATCH)?;
+        if samples.is_empty() {
+            break;
+        }
+        tokens += pack(&samples, 8192)?.iter().map(|b| b.tokens()).sum::<usize>();
+        each();
+    }
+    Ok((pipeline.counters().rows, tokens))
+}
+
+/// Puts formatter and template as native code in place of the plugins.
+#[cfg(feature = "native-plugins")]
+pub fn natively(spec: &mut PipelineSpec) -> Result<()> {
+    let formatter: Arc<dyn RowFormatter> = Arc::new(super::native::NativeFormatter::new()?);
+    spec.sources.iter_mut().for_each(|s| s.formatter = Arc::clone(&formatter));
+    spec.template = Arc::new(super::native::NativeTemplate::new()?);
+    Ok(())
 }
 
 /// Each stage alone, over what the one before it gave.

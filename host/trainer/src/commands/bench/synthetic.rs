@@ -280,8 +280,8 @@ fn train<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, he
     let lora = adapter();
     let optimizer = AdamWConfig::default();
     let (limit, goal) = (settings.limit, settings.goal);
-    let request =
-        PlanRequest { config, adapter: &lora, optimizer, longest: max_tokens, packed: max_tokens, sequence, recompute: None, goal, limit };
+    let (longest, packed, recompute, evaluation) = (max_tokens, max_tokens, None, None);
+    let request = PlanRequest { config, adapter: &lora, optimizer, longest, packed, sequence, recompute, goal, limit, evaluation };
     let planned = choose_plan(ops.as_ref(), &request)?;
     let choice = &planned.choice;
     choice.reserve(ops.as_ref(), planned.limit)?;

@@ -1,4 +1,6 @@
 //! `trainer data`: the training data as a whole.
 
+pub mod clean;
 mod figures;
+pub mod prepare;
 pub mod stat;

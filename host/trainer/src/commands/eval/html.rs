@@ -159,13 +159,14 @@ fn options(name: &str, values: impl Iterator<Item = String>) -> String {
 
 fn about(report: &Report) -> String {
     let mut rows = vec![
-        ("model".to_owned(), format!("{} {}", report.model.name, report.model.sha256)),
-        ("tokenizer".to_owned(), report.tokenizer.sha256.clone()),
         ("data".to_owned(), report.data.path.clone()),
-        ("device".to_owned(), report.backend.clone()),
         ("trainer".to_owned(), report.trainer.clone()),
         ("tokens".to_owned(), format!("{} of prompts, {} generated", report.prompt_tokens, report.generated_tokens)),
     ];
+    rows.extend(report.model.iter().map(|m| ("model".to_owned(), format!("{} {}", m.name, m.sha256))));
+    rows.extend(report.predictions.iter().map(|p| ("given outputs".to_owned(), p.path.clone())));
+    rows.extend(report.tokenizer.iter().map(|t| ("tokenizer".to_owned(), t.sha256.clone())));
+    rows.extend(report.backend.iter().map(|b| ("device".to_owned(), b.clone())));
     rows.extend(report.adapter.iter().map(|a| ("adapter".to_owned(), a.sha256.clone())));
     rows.extend(report.data.files.iter().map(|f| ("data file".to_owned(), format!("{} {}", f.name, f.sha256))));
     let plugin = |p: &trainer_eval::Component| format!("{} {} {}", p.name, p.version.as_deref().unwrap_or_default(), p.sha256);
@@ -212,7 +213,7 @@ pub fn page(report: &Report, samples: &[SampleResult]) -> String {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\
          <title>Evaluation of {0}</title><style>{CSS}{OWN_CSS}</style></head><body><main><h1>Evaluation of {0}</h1>\n<div class=\"charts\">{1}</div>\
          <h2>What was evaluated</h2>{2}<h2>Transcripts</h2>{filters}{rows}</main><script>{OWN_JS}</script></body></html>\n",
-        escape(&report.model.name),
+        escape(report.model.as_ref().map_or("given outputs", |m| m.name.as_str())),
         charts(report, samples),
         about(report),
     )

@@ -1,0 +1,36 @@
+//! `--grant`, `--secret`, and the same in a recipe.
+
+use crate::support::Sandbox;
+
+#[test]
+fn flags_that_do_not_read_say_how_to_write_them() {
+    let sandbox = Sandbox::new();
+    let fails = |args: &[&str]| sandbox.fails(["run", "--dry-run"].iter().chain(args));
+    insta::assert_snapshot!(fails(&["--grant", "math_mix"]), @"error: --grant math_mix: write --grant PLUGIN:http=https://HOST");
+    insta::assert_snapshot!(fails(&["--grant", "math_mix:clock"]), @"error: --grant math_mix:clock: `clock` is no grant; there are http=SERVER, such as http=https://api.example.com, and network=ADDRESSES, such as network=10.0.0.0/8; secrets are named apart, as KEY=env:NAME");
+    insta::assert_snapshot!(fails(&["--grant", "wether:http=https://a.bc"]), @"error: --grant wether:...: no plugin of this name is in use (in use are boxed_answer, math_mix, qwen3_chat, sharegpt); add it with --plugin");
+    insta::assert_snapshot!(fails(&["--secret", "math_mix=env:X"]), @"error: --secret: write --secret PLUGIN:KEY=env:NAME, or file:PATH in place of env:NAME");
+    insta::assert_snapshot!(fails(&["--grant", "math_mix:http=https://a.bc"]), @"error: plugin `math_mix` 0.1.0 is granted http=https://a.bc, but its manifest does not ask for http: remove the grant");
+    insta::assert_snapshot!(fails(&["--secret", "math_mix:KEY=env:X"]), @"error: plugin `math_mix` 0.1.0 is granted the secret KEY, but its manifest asks for no secret: remove the grant");
+}
+
+#[test]
+fn a_value_in_the_place_of_its_source_is_not_repeated() {
+    let sandbox = Sandbox::new();
+    sandbox.write("recipe.toml", "[plugins.math_mix.secrets]\nKEY = \"hunter2hunter2\"\n");
+    for args in [
+        &["run", "--dry-run", "--secret", "math_mix:KEY=hunter2hunter2"][..],
+        &["run", "--dry-run", "--set", "plugins.math_mix.secrets.KEY=hunter2hunter2"],
+        &["run", "--dry-run", "recipe.toml"],
+    ] {
+        let words = sandbox.fails(args);
+        assert!(words.contains("env:NAME") && !words.contains("hunter2"), "{words}");
+    }
+}
+
+#[test]
+fn a_recipes_grants_are_read_as_the_flags_are() {
+    let sandbox = Sandbox::new();
+    sandbox.write("recipe.toml", "[plugins.math_mix]\ngrants = [\"http=https://a.bc/path\"]\n");
+    insta::assert_snapshot!(sandbox.fails(["run", "--dry-run", "recipe.toml"]), @"error: the grants of [plugins.math_mix]: http=`https://a.bc/path`: a grant names a server, not a path on it; write it like https://api.example.com or \"GET,POST https://*.example.com:8443\"");
+}
