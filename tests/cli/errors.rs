@@ -74,10 +74,10 @@ fn unknown_key_with_the_nearest_name() {
 
 #[test]
 fn missing_plugin() {
-    insta::assert_snapshot!(refused(&["--plugin", "nosuch"]), @"error: there is no file nosuch and no official plugin of that name; official plugins are bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, weather");
+    insta::assert_snapshot!(refused(&["--plugin", "nosuch"]), @"error: there is no file nosuch and no official plugin of that name; official plugins are bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, tool_calls, weather");
     // A path whose file is missing never means the official plugin of that name.
-    insta::assert_snapshot!(refused(&["--plugin", "folder/math_mix.wasm"]), @"error: there is no file folder/math_mix.wasm and no official plugin of that name; official plugins are bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, weather");
-    insta::assert_snapshot!(refused(&["--set", "template.plugin=\"nosuch\""]), @r#"error: template.plugin names the plugin `nosuch`, which is not an official one (bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, weather); say where it is: [plugins.nosuch] path = "...", or --plugin FILE"#);
+    insta::assert_snapshot!(refused(&["--plugin", "folder/math_mix.wasm"]), @"error: there is no file folder/math_mix.wasm and no official plugin of that name; official plugins are bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, tool_calls, weather");
+    insta::assert_snapshot!(refused(&["--set", "template.plugin=\"nosuch\""]), @r#"error: template.plugin names the plugin `nosuch`, which is not an official one (bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, tool_calls, weather); say where it is: [plugins.nosuch] path = "...", or --plugin FILE"#);
 }
 
 #[test]

@@ -25,3 +25,4 @@ mod serve_load;
 mod serve_real;
 mod sources;
 mod support;
+mod tools;

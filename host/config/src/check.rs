@@ -129,6 +129,11 @@ fn eval(recipe: &Recipe, report: &mut Report<'_>) {
             report(&format!("eval.metrics[{i}]"), format!("\"{metric}\" is named twice"), Some("remove one of them"));
         }
     }
+    for (i, tool) in eval.tools.iter().enumerate() {
+        if eval.tools.iter().take(i).any(|t| t == tool) {
+            report(&format!("eval.tools[{i}]"), format!("\"{tool}\" is named twice"), Some("remove one of them"));
+        }
+    }
     during(recipe, report);
     if eval.metrics.is_empty() && (eval.before || eval.after) {
         report("eval.metrics", "an evaluation needs a metric".to_owned(), Some("name one, or set eval.before and eval.after to false"));
@@ -177,7 +182,8 @@ fn plugins(recipe: &Recipe, report: &mut Report<'_>) {
             let near = nearest(name.as_str(), used.iter().map(|n| n.as_str()));
             let help = match near {
                 Some(n) => format!("did you mean `{n}`?"),
-                None => "name it in mix.plugin, template.plugin, eval.metrics or a source's formatter, or remove the section".to_owned(),
+                None => "name it in mix.plugin, template.plugin, eval.metrics, eval.tools or a source's formatter, or remove the section"
+                    .to_owned(),
             };
             report(&format!("plugins.{name}"), "nothing in the recipe uses this plugin".to_owned(), Some(&help));
         }

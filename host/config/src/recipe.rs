@@ -425,6 +425,16 @@ section! {
         pub repetition_penalty: f64 = 1.0, |x| x.is_finite() && *x > 0.0, "a finite number greater than 0";
         /// Qwen3's thinking switch in the prompt; `"template"` does not pass it and leaves it to the template.
         pub enable_thinking: Thinking = Thinking::Template;
+        /// Tool-executor plugins whose tools a model can call. Rows that name tools themselves offer those, others offer all of these.
+        pub tools: Vec<PluginName> = Vec::new();
+        /// How many answers are drawn per row, for pass@k; needs a `temperature`. Absent: as many as the metric asks for.
+        pub repeats: Option<u32> = None, |n| n.is_none_or(|n| (1..=1024).contains(&n)), "from 1 to 1024";
+        /// The most turns of the model in a conversation with tools.
+        pub max_turns: u32 = 8, |n| (1..=1024).contains(n), "from 1 to 1024";
+        /// The most calls in a conversation with tools.
+        pub max_calls: u32 = 32, |n| (1..=65_536).contains(n), "from 1 to 65536";
+        /// The most tokens of a conversation with tools, their results included; the model's own limit if that is less.
+        pub max_context: usize = 4096, |n| (1..=1 << 24).contains(n), "from 1 to 16777216";
     }
 }
 

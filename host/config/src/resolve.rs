@@ -246,7 +246,7 @@ impl Recipe {
     /// Every plugin that the recipe uses, each once, sorted.
     pub fn plugin_names(&self) -> BTreeSet<PluginName> {
         let formatters = self.data.sources.iter().map(|s| &s.formatter);
-        formatters.chain([&self.mix.plugin, &self.template.plugin]).chain(&self.eval.metrics).cloned().collect()
+        formatters.chain([&self.mix.plugin, &self.template.plugin]).chain(&self.eval.metrics).chain(&self.eval.tools).cloned().collect()
     }
 }
 

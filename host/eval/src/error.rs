@@ -74,6 +74,17 @@ pub enum EvalError {
     /// The caller asked to stop.
     #[error("stopped")]
     Stopped,
+    /// Several answers were asked for where all would be the same.
+    #[error(
+        "eval.repeats is {repeats}, but with eval.temperature = 0 all answers to a question are the same: set a temperature, or repeats = 1"
+    )]
+    Repeats {
+        /// As set.
+        repeats: u32,
+    },
+    /// From cases, tools and tapes.
+    #[error(transparent)]
+    Tools(#[from] trainer_tools::ToolsError),
     /// From the plugin host.
     #[error(transparent)]
     Plugin(#[from] PluginError),

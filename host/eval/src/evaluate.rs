@@ -5,22 +5,29 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use trainer_engine::{Adapter, Cancel, GenOptions, GenRequest, Generator, Model, ScoreRequest};
+use trainer_engine::{Adapter, GenOptions, Generator, Model, ScoreRequest};
 use trainer_kernels::ops::Ops;
 use trainer_kernels::sampling::SamplingParams;
-use trainer_plugin_host::metric::{Aggregate, Answer, Finish, Item, Metric, Plan, Request, Response, Score, Value};
-use trainer_plugin_host::template::{Piece as TemplatePiece, PromptRequest, Rendered, Template};
+use trainer_plugin_host::metric::{Aggregate, Item, Metric, Plan, Request, Response, Score, Value};
+use trainer_plugin_host::template::{PromptRequest, Template};
 use trainer_plugin_host::types::Conversation;
-use trainer_text::{Piece, Segment, SpecialMode, Tokenizer};
+use trainer_text::{SpecialMode, Tokenizer};
+use trainer_tools::{Case, Episode, EpisodeKey, TapeEntry, Toolbox};
 
-use crate::answers::{Output, answer, cut_at_stop, finish, finish_name};
+use crate::answers::AnswerRecord;
+use crate::episodes::{Job, answer_all};
 use crate::error::EvalError;
+use crate::journal::Journal;
+use crate::pass_at_k;
+use crate::prompts::{encode_prompt, rendered_text};
 use crate::report::{RowCounts, SampleResult, ScoreRecord};
 
 /// Rows that go through a plugin at once.
 pub(crate) const PLUGIN_BATCH: usize = 64;
 /// Prompt tokens in one forward pass.
 pub const PREFILL_TOKENS: usize = 2048;
+/// The clock of every episode, milliseconds since 1970 UTC: the same in every evaluation, so that none depends on when it ran (1 January 2026).
+const CLOCK_MS: u64 = 1_767_225_600_000;
 
 /// How answers are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,8 +38,17 @@ pub struct Decoding {
     pub max_new_tokens: usize,
     /// Qwen3's thinking switch, where the metric does not say; null: not passed.
     pub enable_thinking: Option<bool>,
-    /// The seed; each sample and repeat has a stream of its own.
+    /// The seed; each sample, repeat and turn has a stream of its own.
     pub seed: u64,
+    /// Answers per row, where not the metric's own number; drawn with a temperature only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub repeats: Option<u32>,
+    /// The most tokens of a conversation with tools, their results included.
+    pub max_context: usize,
+    /// The most turns of the model in a conversation with tools.
+    pub max_turns: u32,
+    /// The most calls in a conversation with tools.
+    pub max_calls: u32,
 }
 
 /// The model with all that it takes to talk to it.
@@ -69,6 +85,8 @@ pub struct Judge<'a> {
     pub rows: &'a [(String, String)],
     /// How many rows a metric may refuse as broken.
     pub max_bad_rows: u64,
+    /// What executes calls.
+    pub toolbox: &'a Arc<Toolbox>,
 }
 
 /// How far an evaluation is.
@@ -95,22 +113,27 @@ pub struct Evaluation {
     pub scoring_versions: BTreeMap<String, String>,
     /// By metric.
     pub rows: BTreeMap<String, RowCounts>,
+    /// Where several answers per row were drawn: `<metric>/<score>` to k to pass@k.
+    pub pass_at_k: BTreeMap<String, BTreeMap<String, f64>>,
     /// In the order of metrics and rows.
     pub samples: Vec<SampleResult>,
+    /// The calls of all episodes, in the order of metrics, rows and repeats.
+    pub traffic: Vec<TapeEntry>,
     /// Tokens of all prompts.
     pub prompt_tokens: u64,
     /// Tokens of all answers.
     pub generated_tokens: u64,
 }
 
-/// Evaluates. `progress` is told of every finished answer and can stop the evaluation.
+/// Evaluates. `progress` is told of finished answers and can stop the evaluation; a journal keeps them.
 ///
 /// # Errors
 /// Whatever ends an evaluation as a whole; see [`EvalError`].
-pub fn evaluate<O: Ops>(
+pub(crate) fn evaluate<O: Ops>(
     subject: &Subject<'_, O>,
     judge: &Judge<'_>,
     decoding: &Decoding,
+    journal: Option<&Journal>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Evaluation, EvalError> {
     if judge.rows.is_empty() {
@@ -121,7 +144,7 @@ pub fn evaluate<O: Ops>(
         if judge.metrics.iter().take(i).any(|m| m.name == used.name) {
             return Err(EvalError::DuplicateMetric(used.name.clone()));
         }
-        one_metric(subject, used, judge, decoding, progress, &mut out)?;
+        one_metric(subject, used, judge, decoding, journal, progress, &mut out)?;
     }
     Ok(out)
 }
@@ -132,6 +155,9 @@ pub(crate) struct Asked<'a> {
     pub place: &'a str,
     /// The row as JSON.
     pub row: &'a str,
+    case: Case,
+    /// The case's name on a tape: its `id`, or its place where it has none of its own.
+    name: String,
     /// What the metric asks.
     pub request: Request,
     prompt: String,
@@ -139,11 +165,18 @@ pub(crate) struct Asked<'a> {
     failed: Option<String>,
 }
 
+/// What came of a question.
+struct Responded {
+    response: Response,
+    answers: Vec<AnswerRecord>,
+}
+
 fn one_metric<O: Ops>(
     subject: &Subject<'_, O>,
     used: &MetricUse,
     judge: &Judge<'_>,
     decoding: &Decoding,
+    journal: Option<&Journal>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     out: &mut Evaluation,
 ) -> Result<(), EvalError> {
@@ -152,51 +185,107 @@ fn one_metric<O: Ops>(
     for chunk in asked.chunks_mut(PLUGIN_BATCH) {
         render(subject, decoding, chunk)?;
     }
-    let responses = respond(subject, &asked, decoding, progress, out)?;
-    let (items, shown) = asked.iter().zip(responses).map(|(a, (response, raw))| (Item { row: a.row.to_owned(), response }, raw)).unzip();
-    judge_responses(used, asked, items, shown, counts, out)
+    let given = Given { subject, judge, metric: &used.name, decoding, journal };
+    let responses = respond(&given, &asked, progress, out)?;
+    let (items, answers) =
+        asked.iter().zip(responses).map(|(a, r)| (Item { row: a.row.to_owned(), response: r.response }, r.answers)).unzip();
+    judge_responses(used, judge, asked, items, answers, counts, out)
 }
 
 /// Scores responses, one per question, and sums up.
 pub(crate) fn judge_responses(
     used: &MetricUse,
+    judge: &Judge<'_>,
     asked: Vec<Asked<'_>>,
     items: Vec<Item>,
-    shown: Vec<Shown>,
+    all_answers: Vec<Vec<AnswerRecord>>,
     mut counts: RowCounts,
     out: &mut Evaluation,
 ) -> Result<(), EvalError> {
-    let mut scores: Vec<Vec<Score>> = Vec::with_capacity(asked.len());
-    for chunk in items.chunks(PLUGIN_BATCH) {
-        for scored in used.metric.score(chunk)? {
-            // A trap costs the sample: it has no score, and the metric's aggregate sees it as such.
-            scores
-                .push(scored.unwrap_or_else(|e| vec![Score { name: "error".into(), value: Value::Unscored, explanation: e.to_string() }]));
-        }
-    }
+    let scores = score(used, &items)?;
+    add_pass_at_k(used, &items, out)?;
     for aggregate in used.metric.aggregate(&scores)? {
         add_aggregate(out, &used.name, aggregate);
     }
     out.scoring_versions.insert(used.name.clone(), used.metric.scoring_version()?);
-    for (((a, item), raw), scores) in asked.into_iter().zip(items).zip(shown).zip(scores) {
+    let plugins = judge.toolbox.plugins();
+    for (((a, item), answers), scores) in asked.into_iter().zip(items).zip(all_answers).zip(scores) {
         let failed = match item.response {
             Response::Failed(why) => Some(why),
             _ => None,
         };
         counts.scored += 1;
         counts.failed += u64::from(failed.is_some());
+        for (repeat, transcript) in (0..).zip(&answers).filter_map(|(repeat, a)| Some((repeat, a.transcript.as_ref()?))) {
+            let key = EpisodeKey { metric: used.name.clone(), case: a.name.clone(), repeat };
+            out.traffic.extend(TapeEntry::of_transcript(&key, transcript, &plugins));
+        }
+        // What failed before anything was written has nothing to show.
+        let shown: Vec<&AnswerRecord> = answers.iter().filter(|a| a.failed.is_none() || !a.raw.is_empty()).collect();
         out.samples.push(SampleResult {
             metric: used.name.clone(),
             row: a.place.to_owned(),
+            id: a.case.id,
             prompt: a.prompt,
-            outputs: raw.iter().map(|r| r.0.clone()).collect(),
-            finish: raw.iter().map(|r| finish_name(r.1).to_owned()).collect(),
-            tokens: raw.iter().filter_map(|r| r.2).collect(),
+            outputs: shown.iter().map(|a| a.raw.clone()).collect(),
+            finish: shown.iter().map(|a| a.finish.name().to_owned()).collect(),
+            tokens: shown.iter().filter_map(|a| usize::try_from(a.tokens?).ok()).collect(),
             failed,
             scores: scores.into_iter().map(score_record).collect(),
+            transcripts: answers.into_iter().filter_map(|a| a.transcript).collect(),
         });
     }
     out.rows.insert(used.name.clone(), counts);
+    Ok(())
+}
+
+/// The scores of each item. A trap costs the sample: it has no score, and the metric's aggregate sees it as such.
+fn score(used: &MetricUse, items: &[Item]) -> Result<Vec<Vec<Score>>, EvalError> {
+    let mut scores: Vec<Vec<Score>> = Vec::with_capacity(items.len());
+    for chunk in items.chunks(PLUGIN_BATCH) {
+        for scored in used.metric.score(chunk)? {
+            scores
+                .push(scored.unwrap_or_else(|e| vec![Score { name: "error".into(), value: Value::Unscored, explanation: e.to_string() }]));
+        }
+    }
+    Ok(scores)
+}
+
+/// Where several answers per row were drawn, scores each by itself and gives pass@k of every score that says yes or no. A row that could not be scored
+/// counts as wrong throughout.
+fn add_pass_at_k(used: &MetricUse, items: &[Item], out: &mut Evaluation) -> Result<(), EvalError> {
+    let drawn = items.iter().map(|i| if let Response::Answers(answers) = &i.response { answers.len() } else { 0 }).max().unwrap_or(0);
+    if drawn < 2 {
+        return Ok(());
+    }
+    let n = u32::try_from(drawn).unwrap_or(u32::MAX);
+    let mut single = Vec::new();
+    let mut owners = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        if let Response::Answers(answers) = &item.response {
+            for answer in answers {
+                single.push(Item { row: item.row.clone(), response: Response::Answers(vec![answer.clone()]) });
+                owners.push(index);
+            }
+        }
+    }
+    let scores = score(used, &single)?;
+    // By score: for each row that has it, how many answers are right.
+    let mut right: BTreeMap<String, BTreeMap<usize, u32>> = BTreeMap::new();
+    let answered: std::collections::HashSet<usize> = owners.iter().copied().collect();
+    let failed: Vec<usize> = (0..items.len()).filter(|i| !answered.contains(i)).collect();
+    for (owner, scores) in owners.into_iter().zip(scores) {
+        for score in scores {
+            if let Value::Boolean(yes) = score.value {
+                *right.entry(score.name).or_default().entry(owner).or_default() += u32::from(yes);
+            }
+        }
+    }
+    for (name, mut rows) in right {
+        rows.extend(failed.iter().map(|i| (*i, 0)));
+        let rows: Vec<(u32, u32)> = rows.into_values().map(|c| (n, c)).collect();
+        out.pass_at_k.insert(format!("{}/{name}", used.name), pass_at_k::table(&rows));
+    }
     Ok(())
 }
 
@@ -223,13 +312,23 @@ fn score_record(score: Score) -> ScoreRecord {
 
 /// Asks the metric what to ask.
 pub(crate) fn prepare<'a>(used: &MetricUse, judge: &Judge<'a>, counts: &mut RowCounts) -> Result<Vec<Asked<'a>>, EvalError> {
-    let mut asked = Vec::with_capacity(judge.rows.len());
+    let mut asked: Vec<Asked<'a>> = Vec::with_capacity(judge.rows.len());
+    let mut names = std::collections::HashSet::new();
     for chunk in judge.rows.chunks(PLUGIN_BATCH) {
         let rows: Vec<String> = chunk.iter().map(|(_, row)| row.clone()).collect();
         for ((place, row), plan) in chunk.iter().zip(used.metric.prepare(&rows)?) {
             let (pointer, message) = match plan {
-                Ok(Plan::Ask(request)) => {
-                    asked.push(Asked { place, row, request, prompt: String::new(), prompt_ids: Vec::new(), failed: None });
+                Ok(Plan::Ask(mut request)) => {
+                    let case = Case::of_row(place, row)?;
+                    if let Request::Generate(g) = &mut request
+                        && g.conversation.tools.is_empty()
+                        && !case.names_tools
+                    {
+                        // The row says nothing of tools: the user's are on offer.
+                        g.conversation.tools = judge.toolbox.offer();
+                    }
+                    let name = case.id.clone().filter(|id| names.insert(id.clone())).unwrap_or_else(|| place.clone());
+                    asked.push(Asked { place, row, case, name, request, prompt: String::new(), prompt_ids: Vec::new(), failed: None });
                     continue;
                 }
                 Ok(Plan::Skip(reason)) => {
@@ -292,216 +391,132 @@ fn render<O: Ops>(subject: &Subject<'_, O>, decoding: &Decoding, asked: &mut [As
     Ok(())
 }
 
-/// A rendered text as a reader sees it.
-pub fn rendered_text(rendered: &Rendered) -> String {
-    rendered
-        .segments
-        .iter()
-        .map(|s| match &s.piece {
-            TemplatePiece::Text(t) | TemplatePiece::Special(t) => t.as_str(),
-        })
-        .collect()
-}
-
-/// A rendered prompt as tokens; strings in its text that look like special tokens stay text.
-///
-/// # Errors
-/// The template asks for a special token that the tokenizer does not have.
-pub fn encode_prompt(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Vec<u32>, trainer_text::TextError> {
-    let segments: Vec<Segment<'_>> = rendered
-        .segments
-        .iter()
-        .map(|s| Segment {
-            piece: match &s.piece {
-                TemplatePiece::Text(t) => Piece::Text(t.as_str()),
-                TemplatePiece::Special(t) => Piece::Special(t.as_str()),
-            },
-            weight: 0.0,
-        })
-        .collect();
-    Ok(tokenizer.encode_segments(&segments, SpecialMode::Plain)?.ids)
-}
-
-/// An output, or why the request could not be served.
-type Answered = std::result::Result<Output, String>;
 /// A continuation's log-probability, tokens and whether it is the greedy one, or why it could not be scored.
 type Scored = std::result::Result<(f64, u32, bool), String>;
-/// Raw output, why it ended, and its tokens where they are known, per repeat.
-pub(crate) type Shown = Vec<(String, Finish, Option<usize>)>;
 
-/// Lets the model answer: one response per question, in order, with the raw outputs.
+/// What all questions of a metric have in common.
+struct Given<'a, O: Ops> {
+    subject: &'a Subject<'a, O>,
+    judge: &'a Judge<'a>,
+    metric: &'a str,
+    decoding: &'a Decoding,
+    journal: Option<&'a Journal>,
+}
+
+/// Lets the model answer: what came of each question, in order.
 fn respond<O: Ops>(
-    subject: &Subject<'_, O>,
+    given: &Given<'_, O>,
     asked: &[Asked<'_>],
-    decoding: &Decoding,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     out: &mut Evaluation,
-) -> Result<Vec<(Response, Shown)>, EvalError> {
-    let mut requests = Vec::new();
-    let mut likelihoods = Vec::new();
-    // Which question, and which repeat or continuation, a request's number stands for.
-    let mut owners: Vec<usize> = Vec::new();
-    let mut likelihood_owners: Vec<usize> = Vec::new();
-    for (index, a) in asked.iter().enumerate().filter(|(_, a)| a.failed.is_none()) {
-        match &a.request {
-            Request::Generate(g) => {
-                let repeats = if decoding.params.temperature == 0.0 { 1 } else { g.repeats.max(1) };
-                for repeat in 0..repeats {
-                    requests.push(GenRequest {
-                        id: owners.len() as u64,
-                        prompt_ids: a.prompt_ids.clone(),
-                        params: decoding.params,
-                        seed: decoding.seed,
-                        sample: index as u64,
-                        repeat,
-                        max_new_tokens: g.max_new_tokens.map_or(decoding.max_new_tokens, |n| n as usize),
-                        stop_ids: subject.stop_ids.to_vec(),
-                        ..GenRequest::default()
-                    });
-                    owners.push(index);
-                }
-            }
-            Request::LogLikelihood(l) => {
-                for text in &l.continuations {
-                    let ids = subject
-                        .tokenizer
-                        .encode(text, SpecialMode::Plain)
-                        .map_err(|source| EvalError::Text { place: a.place.to_owned(), source })?;
-                    likelihoods.push(ScoreRequest {
-                        id: likelihood_owners.len() as u64,
-                        prompt_ids: a.prompt_ids.clone(),
-                        continuation_ids: ids,
-                    });
-                    likelihood_owners.push(index);
-                }
-            }
-        }
+) -> Result<Vec<Responded>, EvalError> {
+    let answers = answers(given, asked, progress, out)?;
+    let likelihoods = likelihoods(given.subject, asked)?;
+    let responded = asked.iter().zip(answers.into_iter().zip(likelihoods)).map(|(a, (answers, likelihoods))| {
+        let response = match (&a.failed, &a.request) {
+            (Some(why), _) => Response::Failed(why.clone()),
+            (None, Request::LogLikelihood(_)) => match likelihoods.into_iter().collect() {
+                Ok(list) => Response::LogLikelihoods(list),
+                Err(why) => Response::Failed(why),
+            },
+            (None, Request::Generate(_)) => match answers.iter().find_map(|a| a.failed.clone()) {
+                Some(why) => Response::Failed(why),
+                None => Response::Answers(answers.iter().map(AnswerRecord::answer).collect()),
+            },
+        };
+        Responded { response, answers }
+    });
+    Ok(responded.collect())
+}
+
+/// The answers to each question, in order; those that the journal has are not asked for again.
+fn answers<O: Ops>(
+    given: &Given<'_, O>,
+    asked: &[Asked<'_>],
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    out: &mut Evaluation,
+) -> Result<Vec<Vec<AnswerRecord>>, EvalError> {
+    let decoding = given.decoding;
+    let mut jobs = Vec::new();
+    let mut all: Vec<Vec<Option<AnswerRecord>>> = asked.iter().map(|_| Vec::new()).collect();
+    for ((index, a), slots) in asked.iter().enumerate().zip(&mut all).filter(|((_, a), _)| a.failed.is_none()) {
+        let Request::Generate(g) = &a.request else { continue };
         out.prompt_tokens += a.prompt_ids.len() as u64;
-    }
-    let outputs = generate(subject, requests, progress, out)?;
-    let mut by_question: Vec<Vec<Answered>> = asked.iter().map(|_| Vec::new()).collect();
-    for (owner, output) in owners.into_iter().zip(outputs) {
-        if let Some(list) = by_question.get_mut(owner) {
-            list.push(output);
-        }
-    }
-    let mut likelihood_by_question: Vec<Vec<Scored>> = asked.iter().map(|_| Vec::new()).collect();
-    if !likelihoods.is_empty() {
-        let longest = likelihoods.iter().map(|l| l.prompt_ids.len() + l.continuation_ids.len()).max().unwrap_or(0);
-        let results = generator(subject, likelihoods.len(), longest)?.score(subject.adapter, &likelihoods)?;
-        for (owner, result) in likelihood_owners.into_iter().zip(results) {
-            if let Some(list) = likelihood_by_question.get_mut(owner) {
-                list.push(
-                    result
-                        .score
-                        .map(|s| (s.sum_logprob, u32::try_from(s.tokens).unwrap_or(u32::MAX), s.is_greedy))
-                        .map_err(|e| e.to_string()),
-                );
+        let repeats = if decoding.params.temperature == 0.0 { 1 } else { decoding.repeats.unwrap_or(g.repeats).max(1) };
+        for repeat in 0..repeats {
+            let key = (given.metric.to_owned(), a.place.to_owned(), repeat);
+            let known = given.journal.and_then(|j| j.get(&key)).cloned();
+            if known.is_none() {
+                let episode = EpisodeKey { metric: given.metric.to_owned(), case: a.name.clone(), repeat };
+                let seed = episode_seed(decoding.seed, index as u64, repeat);
+                jobs.push(Job {
+                    key,
+                    sample: index as u64,
+                    repeat,
+                    prompt_ids: a.prompt_ids.clone(),
+                    max_new_tokens: g.max_new_tokens.map_or(decoding.max_new_tokens, |n| n as usize),
+                    stop: g.stop.clone(),
+                    enable_thinking: g.enable_thinking.or(decoding.enable_thinking),
+                    episode: Episode::new(g.conversation.clone(), given.judge.toolbox.open(episode, a.case.clone(), seed, CLOCK_MS)),
+                });
             }
+            slots.push(known);
         }
     }
-    asked
-        .iter()
-        .zip(by_question.into_iter().zip(likelihood_by_question))
-        .map(|(a, (outputs, likelihoods))| response(subject, a, outputs, likelihoods))
-        .collect()
+    let before = all.iter().flatten().flatten().count();
+    let mut fresh = answer_all(given.subject, decoding, jobs, before, given.journal, progress)?.into_iter();
+    let mut complete = Vec::with_capacity(all.len());
+    for slots in all {
+        let slots: Vec<AnswerRecord> = slots.into_iter().filter_map(|known| known.or_else(|| fresh.next())).collect();
+        out.generated_tokens += slots.iter().filter_map(|a| a.tokens).sum::<u64>();
+        out.prompt_tokens += slots.iter().map(|a| a.more_prompt_tokens).sum::<u64>();
+        complete.push(slots);
+    }
+    Ok(complete)
+}
+
+/// The seed that tools see: of the evaluation, the question and the repeat.
+fn episode_seed(seed: u64, sample: u64, repeat: u32) -> u64 {
+    let mixed =
+        trainer_kernels::rng::philox4x32_10([sample as u32, (sample >> 32) as u32, repeat, 0x746F_6F6C], trainer_kernels::rng::split(seed));
+    u64::from(mixed[0]) | u64::from(mixed[1]) << 32
+}
+
+/// The log-likelihoods of each question's continuations, in order.
+fn likelihoods<O: Ops>(subject: &Subject<'_, O>, asked: &[Asked<'_>]) -> Result<Vec<Vec<Scored>>, EvalError> {
+    let mut requests = Vec::new();
+    // Which question a request's number stands for.
+    let mut owners = Vec::new();
+    for (index, a) in asked.iter().enumerate().filter(|(_, a)| a.failed.is_none()) {
+        let Request::LogLikelihood(l) = &a.request else { continue };
+        for text in &l.continuations {
+            let ids = subject
+                .tokenizer
+                .encode(text, SpecialMode::Plain)
+                .map_err(|source| EvalError::Text { place: a.place.to_owned(), source })?;
+            requests.push(ScoreRequest { id: owners.len() as u64, prompt_ids: a.prompt_ids.clone(), continuation_ids: ids });
+            owners.push(index);
+        }
+    }
+    let mut by_question: Vec<Vec<Scored>> = asked.iter().map(|_| Vec::new()).collect();
+    if requests.is_empty() {
+        return Ok(by_question);
+    }
+    let longest = requests.iter().map(|l| l.prompt_ids.len() + l.continuation_ids.len()).max().unwrap_or(0);
+    let results = generator(subject, requests.len(), longest)?.score(subject.adapter, &requests)?;
+    for (owner, result) in owners.into_iter().zip(results) {
+        if let Some(list) = by_question.get_mut(owner) {
+            let score = result.score.map(|s| (s.sum_logprob, u32::try_from(s.tokens).unwrap_or(u32::MAX), s.is_greedy));
+            list.push(score.map_err(|e| e.to_string()));
+        }
+    }
+    Ok(by_question)
 }
 
 /// A generator no larger than the requests need.
-fn generator<O: Ops>(subject: &Subject<'_, O>, requests: usize, longest: usize) -> Result<Generator<O>, EvalError> {
+pub(crate) fn generator<O: Ops>(subject: &Subject<'_, O>, requests: usize, longest: usize) -> Result<Generator<O>, EvalError> {
     let cache_length = longest.min(subject.model.config().max_position_embeddings).max(1);
     let fitting = subject.cache_tokens.map_or(usize::MAX, |tokens| tokens / cache_length);
     let slots = subject.slots.min(requests).min(fitting).max(1);
     Ok(Generator::new(subject.model.clone(), GenOptions { slots, cache_length, prefill_tokens: PREFILL_TOKENS })?)
-}
-
-/// Runs the requests; one output per request, in order.
-fn generate<O: Ops>(
-    subject: &Subject<'_, O>,
-    requests: Vec<GenRequest>,
-    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    out: &mut Evaluation,
-) -> Result<Vec<Answered>, EvalError> {
-    let total = requests.len();
-    if total == 0 {
-        return Ok(Vec::new());
-    }
-    let (mut done, mut tokens, mut stopped) = (0, 0u64, false);
-    let longest = requests.iter().map(|r| r.prompt_ids.len().saturating_add(r.max_new_tokens)).max().unwrap_or(0);
-    let results = generator(subject, total, longest)?.generate(subject.adapter, requests, &mut |event| {
-        tokens += u64::from(event.token.is_some());
-        if event.finish.is_none() {
-            return ControlFlow::Continue(());
-        }
-        done += 1;
-        match progress(Progress { done, total, tokens }) {
-            ControlFlow::Continue(()) => ControlFlow::Continue(()),
-            ControlFlow::Break(()) => {
-                stopped = true;
-                ControlFlow::Break(Cancel::All)
-            }
-        }
-    })?;
-    if stopped {
-        return Err(EvalError::Stopped);
-    }
-    out.generated_tokens += results.iter().map(|r| r.ids.len() as u64).sum::<u64>();
-    Ok(results
-        .into_iter()
-        .map(|r| match r.finish {
-            trainer_engine::Finish::Refused(why) => Err(why.to_string()),
-            f => Ok(Output { ids: r.ids, finish: finish(&f) }),
-        })
-        .collect())
-}
-
-fn response<O: Ops>(
-    subject: &Subject<'_, O>,
-    a: &Asked<'_>,
-    outputs: Vec<Answered>,
-    likelihoods: Vec<Scored>,
-) -> Result<(Response, Shown), EvalError> {
-    if let Some(why) = &a.failed {
-        return Ok((Response::Failed(why.clone()), Vec::new()));
-    }
-    match &a.request {
-        Request::LogLikelihood(_) => match likelihoods.into_iter().collect() {
-            Ok(list) => Ok((Response::LogLikelihoods(list), Vec::new())),
-            Err(why) => Ok((Response::Failed(why), Vec::new())),
-        },
-        Request::Generate(g) => {
-            let mut answers: Vec<Answer> = Vec::new();
-            let mut shown = Shown::new();
-            for output in outputs {
-                let output = match output {
-                    Ok(output) => output,
-                    Err(why) => return Ok((Response::Failed(why), shown)),
-                };
-                let mut raw = subject.tokenizer.decode(&output.ids, false);
-                let mut ended = output.finish;
-                let pieces = if cut_at_stop(&mut raw, &g.stop) {
-                    ended = Finish::Stop;
-                    vec![TemplatePiece::Text(raw.clone())]
-                } else {
-                    subject.tokenizer.decode_pieces(&output.ids).into_iter().map(template_piece).collect()
-                };
-                shown.push((raw.clone(), ended, Some(output.ids.len())));
-                let parts = match subject.template.parse(&[pieces])?.into_iter().next() {
-                    Some(Ok(parts)) => parts,
-                    Some(Err(e)) => return Ok((Response::Failed(e.to_string()), shown)),
-                    None => Vec::new(),
-                };
-                answers.push(answer(raw, parts, ended));
-            }
-            Ok((Response::Answers(answers), shown))
-        }
-    }
-}
-
-/// A decoded piece as the template's parser takes it.
-pub fn template_piece(piece: Piece) -> TemplatePiece {
-    match piece {
-        Piece::Text(t) => TemplatePiece::Text(t),
-        Piece::Special(t) => TemplatePiece::Special(t),
-    }
 }

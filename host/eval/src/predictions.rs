@@ -8,13 +8,13 @@ use std::path::Path;
 
 use serde::Deserialize;
 use trainer_data::{Format, Source, SourceSpec};
-use trainer_plugin_host::metric::{Finish, Item, Request, Response};
+use trainer_plugin_host::metric::{Item, Request, Response};
 use trainer_plugin_host::template::{Piece, PromptRequest, Rendered, Template};
 use trainer_plugin_host::types::{CallArguments, Content, Conversation, Message, ToolCall};
 
-use crate::answers::{answer, cut_at_stop};
+use crate::answers::{AnswerRecord, Finished, cut_at_stop};
 use crate::error::EvalError;
-use crate::evaluate::{Evaluation, Judge, MetricUse, PLUGIN_BATCH, Shown, judge_responses, prepare};
+use crate::evaluate::{Evaluation, Judge, MetricUse, PLUGIN_BATCH, judge_responses, prepare};
 use crate::report::{DataUse, RowCounts};
 use crate::setup::{conversation, file_components};
 
@@ -137,7 +137,12 @@ pub(crate) fn evaluate_predictions(
         let message = format!("no row of the data has the id {id:?}");
         return Err(EvalError::Prediction { place: prediction.place.clone(), message });
     }
-    let judge = Judge { metrics: judge.metrics, rows: judge.rows.get(..limit).unwrap_or(judge.rows), max_bad_rows: judge.max_bad_rows };
+    let judge = Judge {
+        metrics: judge.metrics,
+        rows: judge.rows.get(..limit).unwrap_or(judge.rows),
+        max_bad_rows: judge.max_bad_rows,
+        toolbox: judge.toolbox,
+    };
     if judge.rows.is_empty() {
         return Err(EvalError::NoRows { what: "evaluation".into() });
     }
@@ -185,20 +190,27 @@ fn one_metric(
         let message = format!("no prediction in {} has the id {id:?} ({count} of {} rows have none)", predictions.data.path, asked.len());
         return Err(EvalError::Prediction { place: place.to_owned(), message });
     }
-    let mut responses: Vec<(Response, Shown)> = Vec::with_capacity(texts.len());
+    let mut responses: Vec<(Response, Vec<AnswerRecord>)> = Vec::with_capacity(texts.len());
     for chunk in texts.chunks(PLUGIN_BATCH) {
         let pieces: Vec<Vec<Piece>> = chunk.iter().map(|text| reader.pieces(text)).collect();
         for (text, parts) in chunk.iter().zip(reader.template.parse(&pieces)?) {
-            let shown = vec![(text.clone(), Finish::Stop, None)];
-            responses.push(match parts {
-                Ok(parts) => (Response::Answers(vec![answer(text.clone(), parts, Finish::Stop)]), shown),
-                Err(e) => (Response::Failed(e.to_string()), shown),
-            });
+            let mut record = AnswerRecord { finish: Finished::Stop, ..AnswerRecord::default() };
+            let response = match parts {
+                Ok(parts) => {
+                    record.add(text, &parts, None);
+                    Response::Answers(vec![record.answer()])
+                }
+                Err(e) => {
+                    record.add(text, &[], None);
+                    Response::Failed(e.to_string())
+                }
+            };
+            responses.push((response, vec![record]));
         }
     }
-    let (items, shown) =
-        asked.iter().zip(responses).map(|(a, (response, shown))| (Item { row: a.row.to_owned(), response }, shown)).unzip();
-    judge_responses(used, asked, items, shown, counts, out)
+    let (items, answers) =
+        asked.iter().zip(responses).map(|(a, (response, answers))| (Item { row: a.row.to_owned(), response }, answers)).unzip();
+    judge_responses(used, judge, asked, items, answers, counts, out)
 }
 
 /// Takes the text of an output apart.

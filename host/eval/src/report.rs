@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use trainer_model::durable;
+use trainer_tools::Transcript;
 
 use crate::error::EvalError;
 
@@ -69,9 +70,12 @@ pub struct SampleResult {
     pub metric: String,
     /// File and row.
     pub row: String,
+    /// The row's own name, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id: Option<String>,
     /// The rendered prompt.
     pub prompt: String,
-    /// The outputs, one per repeat, special tokens included.
+    /// The outputs, one per repeat, special tokens included; those of several turns below each other.
     pub outputs: Vec<String>,
     /// Why each output ended: `stop`, `length` or `limit`.
     pub finish: Vec<String>,
@@ -82,6 +86,9 @@ pub struct SampleResult {
     pub failed: Option<String>,
     /// The scores.
     pub scores: Vec<ScoreRecord>,
+    /// What was said and called, one per repeat, where tools were on offer.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub transcripts: Vec<Transcript>,
 }
 
 /// The report: what `trainer eval --json` prints.
@@ -93,6 +100,9 @@ pub struct Report {
     pub stderr: BTreeMap<String, f64>,
     /// Whether more is better, for those metrics that say so.
     pub higher_is_better: BTreeMap<String, bool>,
+    /// Where several answers per row were drawn: `<metric>/<score>` to k to pass@k, the unbiased estimate.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub pass_at_k: BTreeMap<String, BTreeMap<String, f64>>,
     /// The version of each metric's scoring: reports compare only where it is equal.
     pub scoring_versions: BTreeMap<String, String>,
     /// What became of the rows, by metric.
@@ -121,22 +131,38 @@ pub struct Report {
     /// How the answers were drawn; none where outputs were given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decoding: Option<crate::Decoding>,
-    /// The per-sample results: a file beside the report.
+    /// The per-sample results: a file beside the report, by name.
     pub samples: PathBuf,
     /// Tokens of all prompts.
     pub prompt_tokens: u64,
     /// Tokens of all answers.
     pub generated_tokens: u64,
-    /// Wall-clock seconds.
+    /// Wall-clock seconds. Kept in `<name>.timing.json`, apart from what an equal evaluation gives again to the byte.
+    #[serde(skip)]
     pub seconds: f64,
 }
 
-/// Writes `<name>.samples.jsonl` and `<name>.json` into a folder, each whole or not at all, and gives the report's path. The report's `samples`
-/// is set to the file that was written.
+/// What differs from one evaluation to its equal: `<name>.timing.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Wall-clock seconds, from the model being ready to the report.
+    pub seconds: f64,
+    /// Answers taken over from an evaluation that was stopped.
+    pub taken_over: usize,
+}
+
+/// Writes `<name>.samples.jsonl`, `<name>.timing.json` and `<name>.json` into a folder, each whole or not at all, and gives the report's path.
+/// The report's `samples` is set to the name of the file that was written.
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write_report(folder: &Path, name: &str, report: &mut Report, samples: &[SampleResult]) -> Result<PathBuf, EvalError> {
+pub fn write_report(
+    folder: &Path,
+    name: &str,
+    report: &mut Report,
+    samples: &[SampleResult],
+    timing: &Timing,
+) -> Result<PathBuf, EvalError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| EvalError::Write { path, source }
@@ -149,10 +175,16 @@ pub fn write_report(folder: &Path, name: &str, report: &mut Report, samples: &[S
         lines.write_all(b"\n").map_err(failed(&path))?;
     }
     durable::write_atomic(&path, &lines)?;
-    report.samples = path;
+    report.samples = PathBuf::from(format!("{name}.samples.jsonl"));
+    let path = folder.join(format!("{name}.timing.json"));
+    durable::write_atomic(&path, &pretty(timing).map_err(failed(&path))?)?;
     let path = folder.join(format!("{name}.json"));
-    let mut text = serde_json::to_vec_pretty(report).map_err(|e| failed(&path)(e.into()))?;
-    text.push(b'\n');
-    durable::write_atomic(&path, &text)?;
+    durable::write_atomic(&path, &pretty(report).map_err(failed(&path))?)?;
     Ok(path)
+}
+
+fn pretty(value: &impl Serialize) -> Result<Vec<u8>, std::io::Error> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    Ok(text)
 }

@@ -1,10 +1,11 @@
 //! What it takes to talk to a model and to judge it, as a recipe says.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use sha2::{Digest, Sha256};
 use trainer_config::Recipe;
 use trainer_data::Source;
 use trainer_engine::{Adapter, Finish, GenOptions, GenRequest, Generator, Model};
@@ -14,11 +15,14 @@ use trainer_plugin_host::template::{Piece, PromptRequest, Rendered, Template};
 use trainer_plugin_host::types::{Content, Conversation, Message};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{Base, Plugins, eval_source, source_digest};
+use trainer_tools::{Limits, Tape, TapeHeader, TapePlugin, ToolPlugin, Toolbox, write_tape};
 
 use crate::error::EvalError;
-use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, encode_prompt, evaluate, rendered_text};
+use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, evaluate};
+use crate::journal::Journal;
 use crate::predictions::{Predictions, evaluate_predictions};
-use crate::report::{Component, DataUse, Report, write_report};
+use crate::prompts::{encode_prompt, rendered_text};
+use crate::report::{Component, DataUse, Report, SampleResult, Timing, write_report};
 
 /// Rows to evaluate at most: they are held in memory.
 const MAX_ROWS: usize = 1_000_000;
@@ -279,6 +283,21 @@ pub struct Panel {
     pub cache_tokens: Option<usize>,
     decoding: Decoding,
     limit: Option<u64>,
+    toolbox: Arc<Toolbox>,
+    record: Option<PathBuf>,
+    resumable: bool,
+    /// Digest of all settings that have a part in an answer or a score.
+    settings: String,
+}
+
+/// What a judgement gives.
+pub struct Judged {
+    /// The report, as it was written.
+    pub report: Report,
+    /// What it is made of, as it was written.
+    pub samples: Vec<SampleResult>,
+    /// Answers taken over from an evaluation that was stopped.
+    pub taken_over: usize,
 }
 
 /// A model that can be judged.
@@ -296,12 +315,37 @@ pub struct Candidate<'a, O: Ops> {
 }
 
 impl Panel {
-    /// Loads the metrics and reads the rows.
+    /// Loads metrics and tools and reads the rows.
     ///
     /// # Errors
     /// Plugins or rows that cannot be had.
     pub fn new(recipe: &Recipe, plugins: &mut Plugins) -> Result<Self, EvalError> {
+        let tools = tool_plugins(recipe, plugins)?;
+        let toolbox = Toolbox::new(tools, limits(recipe))?;
+        Self::with(recipe, plugins, toolbox)
+    }
+
+    /// As [`Panel::new`], with a tape in place of the tools: no tool runs. Plugins that are given all the same must be those of the recording.
+    ///
+    /// # Errors
+    /// A tape that cannot be read or that was recorded on other rows or with other plugins, besides those of [`Panel::new`].
+    pub fn replaying(recipe: &Recipe, plugins: &mut Plugins, tape: &Path) -> Result<Self, EvalError> {
+        let tape = Tape::read(tape)?;
+        for used in tool_plugins(recipe, plugins)? {
+            tape.check_plugin(used.plugin.name(), used.plugin.digest())?;
+        }
+        let tape = Arc::new(tape);
+        let toolbox = Toolbox::replay(tape.clone(), limits(recipe))?;
+        let panel = Self::with(recipe, plugins, toolbox)?;
+        tape.check_data(&panel.rows.sha256)?;
+        Ok(panel)
+    }
+
+    fn with(recipe: &Recipe, plugins: &mut Plugins, toolbox: Toolbox) -> Result<Self, EvalError> {
         let e = &recipe.eval;
+        if let Some(repeats) = e.repeats.filter(|n| *n > 1 && e.temperature == 0.0) {
+            return Err(EvalError::Repeats { repeats });
+        }
         let mut metrics = Vec::new();
         let mut components = vec![plugin_component(&plugins.get("template.plugin", &recipe.template.plugin, Kind::ChatTemplate)?)];
         for name in &e.metrics {
@@ -309,6 +353,13 @@ impl Panel {
             let metric = plugin.metric(&serde_json::Value::Object(recipe.metric_settings(name)))?;
             metrics.push(MetricUse { name: name.to_string(), metric });
             components.push(plugin_component(&plugin));
+        }
+        for about in toolbox.plugins() {
+            let component = tool_component(about);
+            // A plugin of several kinds has one line.
+            if !components.contains(&component) {
+                components.push(component);
+            }
         }
         let decoding = Decoding {
             params: SamplingParams {
@@ -321,6 +372,10 @@ impl Panel {
             max_new_tokens: e.max_new_tokens,
             enable_thinking: e.enable_thinking.get(),
             seed: recipe.train.seed,
+            repeats: e.repeats,
+            max_context: e.max_context,
+            max_turns: e.max_turns,
+            max_calls: e.max_calls,
         };
         let rows = Rows::read(recipe, e.limit)?;
         Ok(Self {
@@ -332,10 +387,24 @@ impl Panel {
             cache_tokens: None,
             decoding,
             limit: e.limit,
+            toolbox: Arc::new(toolbox),
+            record: None,
+            resumable: false,
+            settings: digest(&serde_json::json!([&recipe.eval, &recipe.template, &recipe.plugins])),
         })
     }
 
-    /// Judges a candidate and writes `<name>.json` and `<name>.samples.jsonl` into `folder`.
+    /// Writes all tool traffic to a tape when a judgement is complete.
+    pub fn record(&mut self, tape: &Path) {
+        self.record = Some(tape.to_owned());
+    }
+
+    /// Keeps answers in `<name>.journal.jsonl` as they come, so that the same judgement, stopped, goes on where it was.
+    pub fn resumable(&mut self) {
+        self.resumable = true;
+    }
+
+    /// Judges a candidate and writes `<name>.json`, `<name>.timing.json` and `<name>.samples.jsonl` into `folder`.
     ///
     /// # Errors
     /// See [`EvalError`].
@@ -346,7 +415,7 @@ impl Panel {
         folder: &Path,
         name: &str,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Report, EvalError> {
+    ) -> Result<Judged, EvalError> {
         let began = Instant::now();
         let base = candidate.base;
         let subject = Subject {
@@ -358,14 +427,14 @@ impl Panel {
             stop_ids: &speaker.stop_ids,
             template: &speaker.template,
         };
-        let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows };
-        let result = evaluate(&subject, &judge, &self.decoding, progress)?;
+        let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows, toolbox: &self.toolbox };
         let mut report = Report {
-            metrics: result.metrics,
-            stderr: result.stderr,
-            higher_is_better: result.higher_is_better,
-            scoring_versions: result.scoring_versions,
-            rows: result.rows,
+            metrics: Default::default(),
+            stderr: Default::default(),
+            higher_is_better: Default::default(),
+            pass_at_k: Default::default(),
+            scoring_versions: Default::default(),
+            rows: Default::default(),
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
             backend: Some(candidate.model.ops().describe()),
             model: Some(component(&base.name, &base.digest.get()?.sha256)),
@@ -376,20 +445,38 @@ impl Panel {
             plugins: self.plugins.clone(),
             decoding: Some(self.decoding.clone()),
             samples: Default::default(),
-            prompt_tokens: result.prompt_tokens,
-            generated_tokens: result.generated_tokens,
-            seconds: began.elapsed().as_secs_f64(),
+            prompt_tokens: 0,
+            generated_tokens: 0,
+            seconds: 0.0,
         };
+        let journal = self.resumable.then(|| self.journal(folder, name, &report)).transpose()?;
+        let result = evaluate(&subject, &judge, &self.decoding, journal.as_ref(), progress)?;
+        report.metrics = result.metrics;
+        report.stderr = result.stderr;
+        report.higher_is_better = result.higher_is_better;
+        report.pass_at_k = result.pass_at_k;
+        report.scoring_versions = result.scoring_versions;
+        report.rows = result.rows;
         for (name, value, higher_is_better) in &candidate.measured {
             report.metrics.insert(name.clone(), *value);
             report.higher_is_better.insert(name.clone(), *higher_is_better);
         }
-        write_report(folder, name, &mut report, &result.samples)?;
-        Ok(report)
+        report.prompt_tokens = result.prompt_tokens;
+        report.generated_tokens = result.generated_tokens;
+        report.seconds = began.elapsed().as_secs_f64();
+        if let Some(path) = &self.record {
+            let header = TapeHeader::new(&report.trainer, &base.digest.get()?.sha256, &self.rows.sha256, self.toolbox.plugins());
+            write_tape(path, header, &result.traffic)?;
+        }
+        let taken_over = journal.as_ref().map_or(0, Journal::len);
+        let timing = Timing { seconds: report.seconds, taken_over };
+        write_report(folder, name, &mut report, &result.samples, &timing)?;
+        if let Some(journal) = journal {
+            journal.remove();
+        }
+        Ok(Judged { report, samples: result.samples, taken_over })
     }
-}
 
-impl Panel {
     /// As [`Panel::new`], with all rows whatever the recipe's limit, which [`Panel::judge_predictions`] keeps.
     ///
     /// # Errors
@@ -410,15 +497,16 @@ impl Panel {
         template: &Template,
         folder: &Path,
         name: &str,
-    ) -> Result<Report, EvalError> {
+    ) -> Result<Judged, EvalError> {
         let began = Instant::now();
-        let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows };
+        let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows, toolbox: &self.toolbox };
         let limit = self.limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let result = evaluate_predictions(template, &judge, predictions, limit)?;
         let mut report = Report {
             metrics: result.metrics,
             stderr: result.stderr,
             higher_is_better: result.higher_is_better,
+            pass_at_k: Default::default(),
             scoring_versions: result.scoring_versions,
             rows: result.rows,
             trainer: env!("CARGO_PKG_VERSION").to_owned(),
@@ -435,13 +523,45 @@ impl Panel {
             generated_tokens: 0,
             seconds: began.elapsed().as_secs_f64(),
         };
-        write_report(folder, name, &mut report, &result.samples)?;
-        Ok(report)
+        let timing = Timing { seconds: report.seconds, taken_over: 0 };
+        write_report(folder, name, &mut report, &result.samples, &timing)?;
+        Ok(Judged { report, samples: result.samples, taken_over: 0 })
     }
+
+    /// The journal of a judgement. Its key is everything that an answer depends on, the recorded calls of a replay included.
+    fn journal(&self, folder: &Path, name: &str, report: &Report) -> Result<Journal, EvalError> {
+        let tape = self.toolbox.tape().map(|t| t.sha256().to_owned());
+        let key = digest(&serde_json::json!([report, self.settings, self.rows.sha256, self.rows.rows.len(), tape]));
+        std::fs::create_dir_all(folder).map_err(|source| EvalError::Write { path: folder.to_owned(), source })?;
+        Journal::open(&folder.join(format!("{name}.journal.jsonl")), &key)
+    }
+}
+
+/// The tool plugins of a recipe with their settings.
+fn tool_plugins(recipe: &Recipe, plugins: &mut Plugins) -> Result<Vec<ToolPlugin>, EvalError> {
+    let load = |name| {
+        let plugin = plugins.get("eval.tools", name, Kind::ToolExecutor)?;
+        let settings = serde_json::Value::Object(recipe.settings_of(name, &Default::default()));
+        Ok(ToolPlugin { plugin, settings })
+    };
+    recipe.eval.tools.iter().map(load).collect()
+}
+
+/// The limits of episodes. There is none on wall-clock time: no result may depend on how fast a machine is.
+fn limits(recipe: &Recipe) -> Limits {
+    Limits { turns: recipe.eval.max_turns, calls: recipe.eval.max_calls, wall_time: None, ..Limits::default() }
+}
+
+fn digest(value: &serde_json::Value) -> String {
+    Sha256::digest(value.to_string().as_bytes()).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn component(name: &str, sha256: &str) -> Component {
     Component { name: name.to_owned(), version: None, sha256: sha256.to_owned(), kinds: Vec::new(), grants: None }
+}
+
+fn tool_component(about: TapePlugin) -> Component {
+    Component { name: about.name, version: Some(about.version), sha256: about.sha256, kinds: about.kinds, grants: Some(about.grants) }
 }
 
 /// A plugin as reports and banners show it.

@@ -57,6 +57,7 @@ pub const PLUGINS: &[PluginFile] = &[
     PluginFile { name: "perplexity", bytes: include_bytes!("../../../plugins/prebuilt/perplexity.wasm") },
     PluginFile { name: "qwen3_chat", bytes: include_bytes!("../../../plugins/prebuilt/qwen3_chat.wasm") },
     PluginFile { name: "sharegpt", bytes: include_bytes!("../../../plugins/prebuilt/sharegpt.wasm") },
+    PluginFile { name: "tool_calls", bytes: include_bytes!("../../../plugins/prebuilt/tool_calls.wasm") },
     PluginFile { name: "weather", bytes: include_bytes!("../../../plugins/prebuilt/weather.wasm") },
 ];
 

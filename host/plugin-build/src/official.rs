@@ -26,12 +26,13 @@ pub struct Official {
 }
 
 /// All of them. What lies in `test/` serves tests and is not shipped.
-pub const OFFICIAL: [Official; 12] = [
+pub const OFFICIAL: [Official; 13] = [
     Official { package: "math-mix", component: "math_mix" },
     Official { package: "sharegpt", component: "sharegpt" },
     Official { package: "qwen3-chat", component: "qwen3_chat" },
     Official { package: "boxed-answer", component: "boxed_answer" },
     Official { package: "calculator", component: "calculator" },
+    Official { package: "tool-calls", component: "tool_calls" },
     Official { package: "bfcl", component: "bfcl" },
     Official { package: "exact-match", component: "exact_match" },
     Official { package: "math-equal", component: "math_equal" },

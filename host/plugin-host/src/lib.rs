@@ -46,11 +46,11 @@ mod manifest;
 pub mod schema;
 mod settings;
 
+pub use cache::make_private;
 pub use capability::{
     AddressRange, GrantError, Grants, Method, Need, Network, Outgoing, Resolver, SecretGrant, SecretSource, ServerPattern, SystemResolver,
     Transport,
 };
-pub use cache::make_private;
 pub use clients::formatter::{Formatter, RowOutcome};
 pub use clients::metric::Metric;
 pub use clients::mixer::{Mixer, MixerSetup};

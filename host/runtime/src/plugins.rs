@@ -50,7 +50,7 @@ fn official_names() -> Vec<&'static str> {
 }
 
 /// Puts a `--plugin` argument into the recipe: the plugin takes the place of the recipe's own for every kind that it exports — as mixing
-/// policy, as formatter of the first source, as chat template, as the metric.
+/// policy, as formatter of the first source, as chat template, as the metric. Tools are added to those of the evaluation.
 ///
 /// # Errors
 /// The plugin cannot be found or is no plugin.
@@ -73,7 +73,8 @@ pub fn apply_plugin(recipe: &mut Recipe, argument: &str) -> Result<(), RuntimeEr
             }
             Kind::ChatTemplate => replace(&mut recipe.template.plugin, &mut recipe.template.settings, &name),
             Kind::EvalMetric => recipe.eval.metrics = vec![name.clone()],
-            Kind::ToolExecutor => {}
+            Kind::ToolExecutor if recipe.eval.tools.contains(&name) => {}
+            Kind::ToolExecutor => recipe.eval.tools.push(name.clone()),
         }
     }
     Ok(())

@@ -364,7 +364,7 @@ impl<O: Ops> Assembly<O> {
         let loss = self.held_out_loss(work)?;
         let mut candidate = self.candidate(work, when)?;
         candidate.measured.extend(loss.map(|loss| (HELD_OUT_LOSS.to_owned(), loss, false)));
-        Ok(Some(panel.judge(&candidate, &self.speaker, folder, &when.name(), progress)?))
+        Ok(Some(panel.judge(&candidate, &self.speaker, folder, &when.name(), progress)?.report))
     }
 
     /// SHA-256 of the adapter as it is now, as reports have it.
@@ -535,6 +535,9 @@ fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
     }
     for metric in recipe.eval.metrics.iter().filter(|m| m.as_str() == name) {
         add("eval".into(), recipe.metric_settings(metric));
+    }
+    for tools in recipe.eval.tools.iter().filter(|t| t.as_str() == name) {
+        add("tools".into(), recipe.settings_of(tools, &trainer_config::Settings::new()));
     }
     PluginLock {
         version: manifest.version.clone(),

@@ -262,18 +262,34 @@ pub struct EvalArgs {
     /// Other rows: a file, folder, glob or builtin:NAME.
     #[arg(long, value_name = "FILE")]
     pub data: Option<String>,
-    /// Plugins in place of the recipe's own of the same kinds, such as metrics: file or name. May be repeated.
+    /// Plugins by what they are: metrics and a chat template in place of the recipe's own, tools for the model to call. File or name. May be repeated.
     #[arg(long, value_name = "FILE|NAME", visible_alias = "metric")]
     pub plugin: Vec<String>,
     /// What plugins may do.
     #[command(flatten)]
     pub grants: GrantArgs,
+    /// Answers per row, for pass@k (eval.repeats); needs a temperature, as by --set eval.temperature=0.7.
+    #[arg(long, value_name = "K")]
+    pub repeats: Option<u32>,
+    /// Keep all tool traffic on a tape.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["replay", "predictions"])]
+    pub record: Option<PathBuf>,
+    /// Answer tool calls from a tape: no tool runs, nothing reaches a network.
+    #[arg(long, value_name = "FILE", conflicts_with = "predictions")]
+    pub replay: Option<PathBuf>,
     /// At most this many rows.
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
-    /// The folder for report and per-sample results. Absent: <run>/eval, or runs/<date-time>-eval.
+    /// The folder for report and per-sample results. Absent: <run>/eval, or runs/<date-time>-eval. An evaluation that was stopped goes on when it is
+    /// given the same folder again.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Also a page with transcripts, filters and charts that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Also a report in JUnit's XML: a test case for each row, failed where a yes-or-no score says no.
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
     /// Set one key of the recipe. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

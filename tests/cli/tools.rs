@@ -1,0 +1,118 @@
+//! `trainer eval` for tools: nano's cases with canned responses and the calculator, tapes, resuming, reports.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::support::Sandbox;
+
+const EVAL: [&str; 9] =
+    ["eval", "--model", "nano", "--data", "tools_eval.jsonl", "--plugin", "calculator.wasm", "--plugin", "tool_calls.wasm"];
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    sandbox.write("tools_eval.jsonl", trainer_nano::data("tools_eval").unwrap().bytes);
+    sandbox
+}
+
+fn eval<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    EVAL.iter().copied().chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn nano_calls_tools_and_a_replay_gives_the_same_report() {
+    let sandbox = sandbox();
+    let began = Instant::now();
+    let recorded =
+        sandbox.ok(eval(&["--record", "tape.jsonl", "--out", "one", "--html", "page.html", "--junit", "junit.xml", "--json", "-"]));
+    let seconds = began.elapsed().as_secs_f64();
+    let report: Value = serde_json::from_str(&recorded).unwrap();
+    for metric in ["tool_calls/exact", "tool_calls/answer_contains"] {
+        let value = report["metrics"][metric].as_f64().unwrap();
+        assert!(value >= 0.98, "{metric} is {value}");
+    }
+    assert_eq!(report["rows"]["tool_calls"]["scored"], 120);
+    assert_eq!(report["plugins"].as_array().unwrap().len(), 3, "{}", report["plugins"]);
+    let timing: Value = serde_json::from_slice(&std::fs::read(sandbox.path("one/eval.timing.json")).unwrap()).unwrap();
+    println!("120 episodes: {} s of {seconds:.1} s", timing["seconds"]);
+
+    // The same command on the tape: the same bytes, in the report and in the samples.
+    let replayed = sandbox.ok(eval(&["--replay", "tape.jsonl", "--out", "two", "--json", "-"]));
+    assert_eq!(replayed, recorded);
+    let file = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
+    assert_eq!(file("one/eval.json"), file("two/eval.json"));
+    assert_eq!(file("one/eval.samples.jsonl"), file("two/eval.samples.jsonl"));
+    // Without the plugin too: the tape knows what there was.
+    let args =
+        ["eval", "--model", "nano", "--data", "tools_eval.jsonl", "--plugin", "tool_calls.wasm", "--replay", "tape.jsonl", "--json", "-"];
+    assert_eq!(sandbox.ok(args), recorded);
+
+    // Transcripts: 122 calls at least, each with its result, and the final answers.
+    let samples: Vec<Value> =
+        String::from_utf8(file("one/eval.samples.jsonl")).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let first = &samples[0]["transcripts"][0];
+    assert_eq!((first["end"].as_str(), first["calls"][0]["name"].as_str()), (Some("answer"), Some("get_weather")), "{first}");
+    assert_eq!(first["messages"][1]["content"], r#"{"location": "New York", "weather": "snow", "temp_c": 11}"#);
+    let page = String::from_utf8(file("page.html")).unwrap();
+    assert!(page.contains("tool-0000") && page.contains("get_weather(") && !page.contains("<script src") && !page.contains("http://"));
+    let junit = String::from_utf8(file("junit.xml")).unwrap();
+    assert!(junit.contains("<testsuite name=\"tool_calls\" tests=\"120\""), "{junit}");
+
+    // A call that is not on the tape is an error.
+    let tape = String::from_utf8(file("tape.jsonl")).unwrap();
+    sandbox.write("other.jsonl", tape.replacen("\"New York\"", "\"York\"", 1));
+    let error = sandbox.fails(eval(&["--replay", "other.jsonl"]));
+    assert!(
+        error.contains("not on the tape: case tool-0000, repeat 0, call 0 of metric `tool_calls`: get_weather({\"loc\":\"New York\"})"),
+        "{error}"
+    );
+    sandbox.write("short.jsonl", &tape[..tape.len() / 2]);
+    let error = sandbox.fails(eval(&["--replay", "short.jsonl"]));
+    assert!(error.contains("short.jsonl:"), "{error}");
+}
+
+#[test]
+fn an_evaluation_that_was_stopped_goes_on_to_the_same_bytes() {
+    let sandbox = sandbox();
+    let limit = ["--limit", "24"];
+    let whole = sandbox.ok(eval(&[&limit[..], &["--out", "whole", "--record", "whole.jsonl", "--json", "-"]].concat()));
+    // A journal as a killed evaluation leaves it: cut in the middle of a line.
+    let mut child = sandbox
+        .command(eval(&[&limit[..], &["--set", "eval.batch=1", "--out", "part", "--record", "part.jsonl"]].concat()))
+        .spawn()
+        .unwrap();
+    let journal = sandbox.path("part/eval.journal.jsonl");
+    let began = Instant::now();
+    let lines = || std::fs::read_to_string(&journal).map_or(0, |t| t.lines().count());
+    while lines() < 4 && child.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < crate::support::PATIENCE, "no answer in the journal");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(lines() >= 4, "the evaluation was over before it could be stopped");
+    let resumed =
+        sandbox.ok(eval(&[&limit[..], &["--set", "eval.batch=1", "--out", "part", "--record", "part.jsonl", "--json", "-"]].concat()));
+    assert_eq!(resumed, whole);
+    let file = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
+    assert_eq!(file("part/eval.samples.jsonl"), file("whole/eval.samples.jsonl"));
+    assert_eq!(file("part.jsonl"), file("whole.jsonl"));
+    let timing: Value = serde_json::from_slice(&file("part/eval.timing.json")).unwrap();
+    assert!(timing["taken_over"].as_u64().unwrap() >= 3, "{timing}");
+    assert!(!journal.exists());
+}
+
+#[test]
+fn repeats_give_pass_at_k() {
+    let sandbox = sandbox();
+    let args = eval(&["--limit", "8", "--repeats", "3", "--set", "eval.temperature=0.8", "--json", "-"]);
+    let report = sandbox.json(&args);
+    let table = report["pass_at_k"]["tool_calls/exact"].as_object().unwrap();
+    let value = |k: &str| table[k].as_f64().unwrap();
+    assert_eq!(table.keys().collect::<Vec<_>>(), ["1", "2", "3"]);
+    assert!(value("1") <= value("2") && value("2") <= value("3") && value("3") <= 1.0);
+    assert!((value("1") - report["metrics"]["tool_calls/exact"].as_f64().unwrap()).abs() < 1e-9);
+    assert_eq!(sandbox.json(&args), report);
+    let error = sandbox.fails(eval(&["--limit", "8", "--repeats", "3"]));
+    insta::assert_snapshot!(error, @"error: eval.repeats is 3, but with eval.temperature = 0 all answers to a question are the same: set a temperature, or repeats = 1");
+}
