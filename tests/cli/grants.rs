@@ -15,6 +15,13 @@ fn flags_that_do_not_read_say_how_to_write_them() {
 }
 
 #[test]
+fn a_chat_takes_them_too() {
+    let sandbox = Sandbox::new();
+    insta::assert_snapshot!(sandbox.fails(["chat", "--grant", "weather:http=https://api.openweathermap.org"]), @"error: --grant weather:...: no plugin of this name is in use (in use are boxed_answer, math_mix, qwen3_chat, sharegpt); add it with --plugin");
+    insta::assert_snapshot!(sandbox.fails(["chat", "--plugin", "calculator", "--grant", "calculator:http=https://a.bc"]), @"error: plugin `calculator` 0.1.0 is granted http=https://a.bc, but its manifest does not ask for http: remove the grant");
+}
+
+#[test]
 fn a_value_in_the_place_of_its_source_is_not_repeated() {
     let sandbox = Sandbox::new();
     sandbox.write("recipe.toml", "[plugins.math_mix.secrets]\nKEY = \"hunter2hunter2\"\n");

@@ -372,6 +372,9 @@ pub struct ChatArgs {
     /// A component file, or the name of an official plugin: tools that the model may call, or the chat template. May be repeated.
     #[arg(long, value_name = "FILE|NAME")]
     pub plugin: Vec<String>,
+    /// What plugins may do.
+    #[command(flatten)]
+    pub grants: GrantArgs,
     /// The system message.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["load", "replay"])]
     pub system: Option<String>,

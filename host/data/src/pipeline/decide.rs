@@ -64,7 +64,6 @@ pub(super) fn mixer_error(error: StageError) -> DataError {
 
 impl Decider {
     /// Streamed sources whose rows are `prepared` are not read: the places of their rows are enough.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a pipeline's start, each with a name of its own")]
     pub(super) fn new(
         factory: Arc<dyn MixerFactory>,
         inputs: &[SourceInput],

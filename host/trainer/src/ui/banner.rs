@@ -89,7 +89,9 @@ pub fn summary(s: &RunSummary) -> String {
     let names = s.before.iter().chain(&s.after).flat_map(|r| r.metrics.keys()).collect::<std::collections::BTreeSet<_>>();
     for name in names {
         let value = |r: &Option<trainer_eval::Report>| r.as_ref().and_then(|r| r.metrics.get(name)).copied();
-        let percent = |x: f64| if (0.0..=1.0).contains(&x) { format!("{:.1} %", 100.0 * x) } else { format!("{x:.4}") };
+        // A loss is no share, however small it is.
+        let share = !name.starts_with("loss/");
+        let percent = |x: f64| if share && (0.0..=1.0).contains(&x) { format!("{:.1} %", 100.0 * x) } else { format!("{x:.4}") };
         let text = match (value(&s.before), value(&s.after)) {
             (Some(b), Some(a)) => format!("{} -> {}", percent(b), percent(a)),
             (Some(b), None) => format!("{} before training", percent(b)),

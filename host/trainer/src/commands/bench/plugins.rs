@@ -85,12 +85,13 @@ pub fn measure() -> Result<Vec<Figure>> {
 }
 
 /// The time of the same rows in native code, where that is in the program.
+#[cfg(feature = "native-plugins")]
 fn native_seconds(rows: &[String]) -> Result<Option<f64>> {
-    #[cfg(feature = "native-plugins")]
-    return Ok(seconds(1, || super::native::format_and_render(rows, BATCH))?.pop());
-    #[cfg(not(feature = "native-plugins"))]
-    {
-        let _ = rows;
-        Ok(None)
-    }
+    Ok(seconds(1, || super::native::format_and_render(rows, BATCH))?.pop())
+}
+
+/// The program was built without native code of plugins.
+#[cfg(not(feature = "native-plugins"))]
+fn native_seconds(_: &[String]) -> Result<Option<f64>> {
+    Ok(None)
 }

@@ -74,6 +74,7 @@ fn subject(args: &ChatArgs) -> Result<(Recipe, Option<std::path::PathBuf>)> {
     for plugin in &args.plugin {
         apply_plugin(&mut recipe, plugin)?;
     }
+    super::grant(&mut recipe, &args.grants)?;
     Ok((recipe, adapter))
 }
 
