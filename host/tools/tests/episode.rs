@@ -30,9 +30,9 @@ fn parallel_calls_keep_their_order_and_the_answer_ends_it() {
     assert_eq!(e.take(turn(calls)).unwrap(), Next::Prompt);
     let expected = [
         pair("assistant", "One moment."),
-        pair("tool", "6"),
+        pair("tool", r#"{"result": 6}"#),
         pair("tool", r#"{"temp_c":21}"#),
-        pair("tool", "1024"),
+        pair("tool", r#"{"result": 1024}"#),
         pair("tool", r#"{"temp_c":-8}"#),
     ];
     assert_eq!(last(&e, 5), expected);
@@ -159,11 +159,11 @@ fn what_is_no_call_stays_in_the_message_and_the_model_can_try_again() {
         [
             pair("assistant", "Wait.\n<tool_call>\n{\"name\"\n</tool_call>"),
             pair("tool", r#"{"error": "this is no tool call: the call's JSON is not complete"}"#),
-            pair("tool", "2"),
+            pair("tool", r#"{"result": 2}"#),
         ]
     );
     assert_eq!(e.take(turn(vec![call("calculate", json!({"expression": "2+2"}))])).unwrap(), Next::Prompt);
-    assert_eq!(last(&e, 1), [pair("tool", "4")]);
+    assert_eq!(last(&e, 1), [pair("tool", r#"{"result": 4}"#)]);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn every_limit_ends_the_episode() {
     assert_eq!(run(Limits { calls: 3, ..l.clone() }, Box::new(again)), (End::Calls, 4, 3));
     assert_eq!(run(Limits { generated_tokens: Some(25), ..l.clone() }, Box::new(again)), (End::Tokens, 3, 3));
     assert_eq!(run(Limits { wall_time: Some(Duration::ZERO), ..l.clone() }, Box::new(again)), (End::Time, 1, 1));
-    assert_eq!(run(Limits { all_result_bytes: 4, ..l.clone() }, Box::new(again)), (End::Bytes, 5, 5));
+    assert_eq!(run(Limits { all_result_bytes: 4 * 13, ..l.clone() }, Box::new(again)), (End::Bytes, 5, 5));
     let flood = || turn((0..33).map(|_| call("calculate", json!({"expression": "1"}))).collect());
     assert_eq!(run(l.clone(), Box::new(flood)), (End::Calls, 1, 0));
     let cut = move || Turn { end: TurnEnd::Length, ..again() };
@@ -193,10 +193,13 @@ fn every_limit_ends_the_episode() {
 
 #[test]
 fn a_result_that_is_too_large_is_an_error_that_the_model_sees() {
-    let toolbox = toolbox(vec![calculator()], Limits { result_bytes: 3, ..Limits::default() });
+    let toolbox = toolbox(vec![calculator()], Limits { result_bytes: 15, ..Limits::default() });
     let mut e = episode(&toolbox, &[calculate()], Case::default());
     e.take(turn(vec![call("calculate", json!({"expression": "100*100"})), call("calculate", json!({"expression": "1"}))])).unwrap();
-    assert_eq!(last(&e, 2), [pair("tool", r#"{"error": "the result has 5 bytes; at most 3 are passed on"}"#), pair("tool", "1")]);
+    assert_eq!(
+        last(&e, 2),
+        [pair("tool", r#"{"error": "the result has 17 bytes; at most 15 are passed on"}"#), pair("tool", r#"{"result": 1}"#)]
+    );
 }
 
 #[test]
@@ -270,7 +273,7 @@ fn hundreds_are_open_at_once() {
         for (i, e) in all.iter_mut().enumerate() {
             let expression = format!("{i}+{round}");
             assert_eq!(e.take(turn(vec![call("calculate", json!({"expression": expression}))])).unwrap(), Next::Prompt);
-            assert_eq!(last(e, 1), [pair("tool", &(i + round).to_string())]);
+            assert_eq!(last(e, 1), [pair("tool", &format!("{{\"result\": {}}}", i + round))]);
         }
     }
 }

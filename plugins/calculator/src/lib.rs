@@ -51,7 +51,8 @@ impl Session for Stateless {
             Err(e) => return CallOutcome::ToolError(format!("the arguments must be {{\"expression\": \"...\"}}: {e}")),
         };
         match expression::evaluate(&arguments.expression) {
-            Ok(value) => CallOutcome::Ok(value.to_string()),
+            // An object with a name for the number: a bare number among tool results is something that models misread.
+            Ok(value) => CallOutcome::Ok(format!("{{\"result\": {value}}}")),
             Err(reason) => CallOutcome::ToolError(reason),
         }
     }
