@@ -9,8 +9,9 @@ use crate::support::{Sandbox, json_file};
 
 /// A conversation of these lines; gives standard output.
 fn chat(sandbox: &Sandbox, args: &[&str], lines: &[&str]) -> String {
+    let limit: &[&str] = if args.contains(&"--max-new-tokens") { &[] } else { &["--max-new-tokens", "120"] };
     let mut child = sandbox
-        .command(["chat", "--temperature", "0", "--max-new-tokens", "120"].iter().chain(args))
+        .command(["chat", "--temperature", "0"].iter().chain(limit).chain(args))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -16,11 +16,16 @@ const KINDS: [(&str, &str); 5] = [
 fn list() {
     let sandbox = Sandbox::new();
     insta::assert_snapshot!(sandbox.ok(["plugin", "list"]), @r#"
+    bfcl           0.1.0    dataset-formatter@0.1.0, eval-metric@0.1.0
     boxed_answer   0.1.0    eval-metric@0.1.0
     calculator     0.1.0    tool-executor@0.1.0
+    exact_match    0.1.0    eval-metric@0.1.0
+    math_equal     0.1.0    eval-metric@0.1.0
     math_mix       0.1.0    dataset-formatter@0.1.0, mixing-policy@0.1.0
+    perplexity     0.1.0    eval-metric@0.1.0
     qwen3_chat     0.1.0    chat-template@0.1.0
     sharegpt       0.1.0    dataset-formatter@0.1.0
+    tool_calls     0.1.0    eval-metric@0.1.0
     weather        0.1.0    tool-executor@0.1.0
     "#);
 }

@@ -57,7 +57,19 @@ fn given_outputs_are_judged_without_a_model() {
     sandbox.write("rows.json", lines(&rows()));
     sandbox.write("out.jsonl", predictions(&good()));
     let component = prebuilt("bfcl.wasm");
-    let args = ["eval", "--predictions", "out.jsonl", "--data", "rows.json", "--plugin", component.to_str().unwrap(), "--json", "-"];
+    let args = [
+        "eval",
+        "--predictions",
+        "out.jsonl",
+        "--data",
+        "rows.json",
+        "--plugin",
+        component.to_str().unwrap(),
+        "--out",
+        "right",
+        "--json",
+        "-",
+    ];
     let report = sandbox.json(args);
     assert_eq!(
         report["metrics"],
@@ -74,7 +86,7 @@ fn given_outputs_are_judged_without_a_model() {
     assert_eq!(report["predictions"]["path"], "out.jsonl");
     assert_eq!(report["predictions"]["files"][0]["sha256"].as_str().unwrap().len(), 64);
     // The samples are in the order of the rows.
-    let samples = std::fs::read_to_string(sandbox.path(report["samples"].as_str().unwrap())).unwrap();
+    let samples = std::fs::read_to_string(sandbox.path("right").join(report["samples"].as_str().unwrap())).unwrap();
     let samples: Vec<Value> = samples.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let places: Vec<&str> = samples.iter().map(|s| s["row"].as_str().unwrap()).collect();
     let names: Vec<&str> = places.iter().map(|p| p.rsplit('/').next().unwrap()).collect();

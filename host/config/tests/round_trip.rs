@@ -377,6 +377,10 @@ fn the_resolved_main_job_is_this_text() {
     min_p = 0.0
     repetition_penalty = 1.0
     enable_thinking = "template"
+    tools = []
+    max_turns = 8
+    max_calls = 32
+    max_context = 4096
 
     [eval.settings]
 

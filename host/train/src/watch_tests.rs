@@ -10,11 +10,9 @@ const METRIC: &str = "m/score";
 fn report(value: f64, higher: Option<bool>) -> Report {
     let directions = higher.map_or_else(|| json!({}), |h| json!({ METRIC: h }));
     let component = json!({ "name": "x", "sha256": "00" });
-    let params = serde_json::to_value(trainer_kernels::sampling::SamplingParams::default()).unwrap();
     let mut report: Report = serde_json::from_value(json!({
         "metrics": {}, "stderr": { METRIC: 0.01 }, "higher_is_better": directions, "scoring_versions": {}, "rows": {}, "trainer": "0",
         "backend": "b", "model": component, "tokenizer": component, "data": { "path": "p", "files": [] }, "plugins": [],
-        "decoding": { "params": params, "max_new_tokens": 1, "enable_thinking": null, "seed": 0 },
         "samples": "", "prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0,
     }))
     .unwrap();
