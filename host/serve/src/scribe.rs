@@ -78,6 +78,7 @@ pub struct Calls {
     pub named: bool,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one for each answer that is being written, and most are the large one")]
 enum Reader {
     /// Through the chat template's parser.
     Chat { decoder: PieceDecoder, parser: Option<OutputParser>, calls: Calls },
