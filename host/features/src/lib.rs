@@ -1,0 +1,1 @@
+//! No code: gives shared dependencies the same features whatever is built (see `Cargo.toml`).
