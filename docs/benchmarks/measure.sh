@@ -64,6 +64,8 @@ row 14b bench train --shape 14b --batch 1 --accum 1 --seq 512 --steps 6 --plan f
 row 32b bench train --shape 32b --batch 1 --accum 1 --seq 512 --steps 6 --plan fastest
 row decode1 bench decode --shape 8b --batch 1 --prompt 128 --new 256
 row decode32 bench decode --shape 8b --batch 32 --prompt 128 --new 256
+row sample1 bench decode --shape 8b --batch 1 --prompt 128 --new 256 --sample
+row sample32 bench decode --shape 8b --batch 32 --prompt 128 --new 256 --sample
 
 # Our own products, where cublasLt is missing: right first, then how fast.
 export TRAINER_CUDA_PRODUCTS=own

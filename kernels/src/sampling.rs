@@ -59,6 +59,15 @@ impl SamplingParams {
     }
 }
 
+/// What the next token of a row of logits is drawn by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// Settings.
+    pub params: SamplingParams,
+    /// The number in [0, 1) that decides.
+    pub uniform: f64,
+}
+
 /// Why no token can be drawn.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]

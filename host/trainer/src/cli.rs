@@ -737,6 +737,9 @@ pub struct BenchArgs {
     /// New tokens of each answer (decode, default 256).
     #[arg(long, value_name = "N", requires = "shape")]
     pub new: Option<usize>,
+    /// Draw tokens with the settings that Qwen3 comes with (temperature 0.6, top-k 20, top-p 0.95) instead of taking the likeliest (decode).
+    #[arg(long, requires = "shape")]
+    pub sample: bool,
     /// What computes: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,

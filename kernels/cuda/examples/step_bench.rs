@@ -9,11 +9,11 @@ use std::error::Error;
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
 use trainer_kernels::nf4::DoubleQuant;
 use trainer_kernels::ops::Dropout;
-use trainer_kernels::sampling::SamplingParams;
+use trainer_kernels::sampling::{Draw, SamplingParams};
 use trainer_kernels_cuda::archive::Archive;
 use trainer_kernels_cuda::code::Code;
 use trainer_kernels_cuda::device::Device;
-use trainer_kernels_cuda::launch::{AdamwEntry, LoraPart, MaskRows, QuantSource, RowSet};
+use trainer_kernels_cuda::launch::{AdamwEntry, LoraPart, MaskRows, QuantSource, RowSet, draw_words};
 use trainer_kernels_cuda::memory::{Buffer, Tensor};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -83,13 +83,17 @@ impl Bench {
         }
         let logits: Vec<f32> = (0..64 * vocab).map(|i| ((i * 7919 % 100_003) as f32 / 100_003.0 - 0.5).powi(5) * 900.0).collect();
         let (logits, mut out) = (d.floats(&logits)?, d.zeros(64, "tokens")?);
-        let uniforms = d.upload(&(0..64).map(|i| f64::from(i) / 64.0).collect::<Vec<_>>(), "uniform numbers")?;
         for n in [1, 64] {
             for (name, temperature, top_k, top_p) in
                 [("t 0.6 k 20 p 0.95", 0.6, 20, 0.95), ("t 1", 1.0, 0, 1.0), ("t 1 p 0.95", 1.0, 0, 0.95)]
             {
                 let params = SamplingParams { temperature, top_k, top_p, ..SamplingParams::default() };
-                let us = time(d, 10, |_| Ok(d.sample_rows(n, vocab, &logits, &params, &uniforms, &mut out)?))?;
+                let mut draws = Vec::new();
+                for i in 0..64 {
+                    draws.extend(draw_words(&Draw { params, uniform: f64::from(i) / 64.0 })?);
+                }
+                let draws = d.upload(&draws, "draws")?;
+                let us = time(d, 10, |_| Ok(d.sample_rows(n, vocab, &logits, &draws, &mut out)?))?;
                 self.row("sample_rows", &format!("{n}x{vocab} {name}"), n * vocab * 4, us);
             }
         }

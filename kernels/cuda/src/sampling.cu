@@ -85,10 +85,19 @@ static __device__ __forceinline__ u32 power_of_two(u32 n) {
 // Correctly rounded but for one case in millions, as the C library's expf on the host is.
 static __device__ __forceinline__ float weight_of(float score, float top) { return (float)exp((double)(score - top)); }
 
-// `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off. 1024 threads. `uniforms`: a number in [0, 1) for each row.
+// How a row's token is drawn: `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off; `uniform` is in [0, 1).
+struct Draw {
+    double top_p, uniform;
+    float temperature, min_p;
+    u32 top_k, unused;
+};
+
+// 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024, 1) sample_rows(
-    const float* __restrict__ logits, u32 vocab, float temperature, u32 top_k, double top_p, float min_p, const double* __restrict__ uniforms,
-    u32* __restrict__ out) {
+    const float* __restrict__ logits, u32 vocab, const Draw* __restrict__ draws, u32* __restrict__ out) {
+    const double top_p = draws[blockIdx.x].top_p, uniform = draws[blockIdx.x].uniform;
+    const float temperature = draws[blockIdx.x].temperature, min_p = draws[blockIdx.x].min_p;
+    const u32 top_k = draws[blockIdx.x].top_k;
     __shared__ u64 keys[LIST];
     __shared__ u32 bins[BINS];
     __shared__ float weights[LIST];
@@ -125,7 +134,6 @@ extern "C" __global__ void __launch_bounds__(1024, 1) sample_rows(
         return;
     }
     const bool by_rank = top_k > 0 && top_k < vocab, by_mass = top_p < 1.0;
-    const double uniform = uniforms[blockIdx.x];
 
     if (!by_rank && !by_mass) {
         // Every token has a chance, or every one above a share of the best one's. A warp has neighbouring ids: first the sums of all warps, then the one

@@ -19,6 +19,7 @@ pub use types::{
 
 use crate::adamw::{AdamWConfig, OptimizerState};
 use crate::nf4::{DoubleQuant, Nf4};
+use crate::sampling::Draw;
 
 /// The operations. See the module's conventions.
 pub trait Ops: Send + Sync {
@@ -541,7 +542,21 @@ pub trait Ops: Send + Sync {
         Ok(false)
     }
 
-    /// What the last [`Ops::greedy`] chose; None for a row whose logits are not all numbers.
+    /// Puts in place what [`Ops::draw`] goes by, row by row; their penalties must be off. False, and nothing done, where the backend would not draw just what
+    /// [`Sampler`](crate::sampling::Sampler) draws from the same logits, or leaves drawing to the caller.
+    fn set_draws(&self, draws: &[Draw]) -> Result<bool> {
+        let _ = draws;
+        Ok(false)
+    }
+
+    /// Draws the next token of each of the first `n` rows of `hidden` as [`Ops::set_draws`] said, where the logits are; [`Ops::chosen`] gives them.
+    /// False, and nothing done, where the backend leaves that to the caller.
+    fn draw(&self, n: usize, hidden: &Self::Tensor, head: &Self::Table) -> Result<bool> {
+        let _ = (n, hidden, head);
+        Ok(false)
+    }
+
+    /// What the last [`Ops::greedy`] or [`Ops::draw`] chose; None for a row whose logits are not all numbers, or that the caller has to draw from.
     fn chosen(&self, n: usize) -> Result<Vec<Option<u32>>> {
         Err(OpsError::Device(format!("no tokens were chosen for {n} rows")))
     }

@@ -6,7 +6,7 @@ use trainer_kernels::sampling::Sampler;
 
 use super::Generator;
 use super::logprobs::TokenLogprobs;
-use super::run::{Active, Drawn, Run};
+use super::run::{Active, Choice, Drawn, Run};
 use crate::adapter::Adapter;
 use crate::error::{OpsContext, Result};
 use crate::forward::{Attend, Forward, finish};
@@ -38,12 +38,14 @@ fn batch_of(pieces: &[Piece<'_>]) -> HostBatch {
 pub(super) struct Steps<O: Ops> {
     /// The slots of the last step.
     slots: Vec<usize>,
+    /// Whether its tokens were drawn, not the likeliest.
+    drawn: bool,
     recorded: Option<(O::Batch, O::Recording)>,
 }
 
 impl<O: Ops> Default for Steps<O> {
     fn default() -> Self {
-        Steps { slots: Vec::new(), recorded: None }
+        Steps { slots: Vec::new(), drawn: false, recorded: None }
     }
 }
 
@@ -102,8 +104,8 @@ impl<O: Ops> Generator<O> {
         Ok(())
     }
 
-    /// One token for every sequence of an adapter whose prompt has been read. When the same sequences go on greedily from step to step, the step is
-    /// recorded and replayed.
+    /// One token for every sequence of an adapter whose prompt has been read. When the same sequences go on from step to step, and the backend
+    /// chooses their tokens, the step is recorded and replayed.
     pub(super) fn decode(&mut self, number: usize, adapter: Option<&Adapter<O>>, run: &mut Run<'_>, steps: &mut Steps<O>) -> Result<()> {
         let mut pieces = Vec::new();
         for (slot, active) in run.active().filter(|(_, a)| a.request.adapter == number && a.prompt_done()) {
@@ -120,17 +122,22 @@ impl<O: Ops> Generator<O> {
                 active.cached += 1;
             }
         }
-        let greedy = run.greedy(&slots);
-        if !greedy || steps.slots != slots {
-            steps.recorded = None;
-            steps.slots = slots.clone();
+        let choice = run.choice(&slots);
+        let drawn = matches!(choice, Choice::Drawn(_));
+        if matches!(choice, Choice::OnHost) || steps.slots != slots || steps.drawn != drawn {
+            *steps = Steps { slots: slots.clone(), drawn, recorded: None };
             self.run_batch(adapter, &host, false)?;
             self.choose(run, &rows, &slots)?;
             return Ok(());
         }
         let ops = self.model.shared_ops();
         if let Some((batch, recording)) = &mut steps.recorded {
-            let again = ops.refill(&host, batch).at(|| "batch".into())? && ops.replay(recording).at(|| "a recorded step".into())?;
+            let placed = match &choice {
+                Choice::Drawn(draws) => ops.set_draws(draws).at(|| "drawing tokens".into())?,
+                _ => true,
+            };
+            let again =
+                placed && ops.refill(&host, batch).at(|| "batch".into())? && ops.replay(recording).at(|| "a recorded step".into())?;
             if again && self.take_chosen(run, &slots)? {
                 return Ok(());
             }
@@ -148,7 +155,8 @@ impl<O: Ops> Generator<O> {
             let mut step = || -> Result<()> {
                 self.layers(adapter, &batch, rows.len(), false)?;
                 finish(&self.model, &rows, &mut self.buffers)?;
-                self.model.ops().greedy(rows.len(), &self.buffers.last, self.model.head()).at(|| "choosing tokens".into())?;
+                let (ops, n, last, head) = (self.model.ops(), rows.len(), &self.buffers.last, self.model.head());
+                if drawn { ops.draw(n, last, head) } else { ops.greedy(n, last, head) }.at(|| "choosing tokens".into())?;
                 Ok(())
             };
             step().map_err(|e| {
@@ -194,10 +202,18 @@ impl<O: Ops> Generator<O> {
             return Ok(false);
         }
         let vocabulary = self.model.dims().vocab;
-        if run.greedy(slots) {
+        let choice = run.choice(slots);
+        let here = match &choice {
+            Choice::OnHost => false,
+            Choice::Likeliest => true,
+            Choice::Drawn(draws) => self.model.ops().set_draws(draws).at(|| "drawing tokens".into())?,
+        };
+        if here {
             finish(&self.model, rows, &mut self.buffers)?;
-            let (ops, head) = (self.model.ops(), self.model.head());
-            if ops.greedy(rows.len(), &self.buffers.last, head).at(|| "choosing tokens".into())? && self.take_chosen(run, slots)? {
+            let (ops, n, last, head) = (self.model.ops(), rows.len(), &self.buffers.last, self.model.head());
+            let drawn = matches!(choice, Choice::Drawn(_));
+            let chosen = if drawn { ops.draw(n, last, head) } else { ops.greedy(n, last, head) }.at(|| "choosing tokens".into())?;
+            if chosen && self.take_chosen(run, slots)? {
                 return Ok(true);
             }
         }

@@ -2,13 +2,23 @@
 
 use std::ops::ControlFlow;
 
-use trainer_kernels::sampling::{DrawStream, Sampler, SamplingError};
+use trainer_kernels::sampling::{Draw, DrawStream, Sampler, SamplingError};
 
 use super::logprobs::TokenLogprobs;
 use super::request::{Cancel, Feed, Finish, GenEvent, GenRequest, RequestError};
 
 /// A drawn token, with its log-probabilities where they are wanted.
 pub(super) type Drawn = std::result::Result<(u32, Option<TokenLogprobs>), SamplingError>;
+
+/// How the next tokens of several sequences are chosen.
+pub(super) enum Choice {
+    /// The likeliest each, where the logits are.
+    Likeliest,
+    /// By these, where the logits are if the backend draws as the sampler does.
+    Drawn(Vec<Draw>),
+    /// By the sampler, from logits in host memory.
+    OnHost,
+}
 
 /// A sequence that has a slot.
 pub(super) struct Active {
@@ -30,16 +40,25 @@ impl Active {
         self.cached >= self.request.prompt_ids.len()
     }
 
+    fn stream(&self) -> DrawStream {
+        let r = &self.request;
+        DrawStream { seed: r.seed, sample: r.sample, repeat: r.repeat }
+    }
+
     pub fn draw(&self, sampler: &mut Sampler, logits: &[f32]) -> Drawn {
         let r = &self.request;
-        let stream = DrawStream { seed: r.seed, sample: r.sample, repeat: r.repeat };
-        let id = sampler.sample(logits, &self.history, &r.params, &stream, self.generated().len() as u32)?;
+        let id = sampler.sample(logits, &self.history, &r.params, &self.stream(), self.generated().len() as u32)?;
         Ok((id, r.logprobs.map(|count| TokenLogprobs::new(logits, id, count))))
     }
 
-    /// Whether the likeliest token is always the next one, and nothing else is asked of the logits.
-    fn is_greedy(&self) -> bool {
-        self.request.params.temperature == 0.0 && self.request.params.repetition_penalty == 1.0 && self.request.logprobs.is_none()
+    /// Whether nothing is asked of the logits but a token, by rules that do not look at the tokens before.
+    fn wants_token_alone(&self) -> bool {
+        self.request.params.repetition_penalty == 1.0 && self.request.logprobs.is_none()
+    }
+
+    /// What the next token is drawn by.
+    fn next_draw(&self) -> Draw {
+        Draw { params: self.request.params, uniform: self.stream().uniform(self.generated().len() as u32) }
     }
 
     fn generated(&self) -> &[u32] {
@@ -141,9 +160,14 @@ impl<'a> Run<'a> {
         best.map(|(reused, std::cmp::Reverse((_, number)))| (number, reused))
     }
 
-    /// Whether the likeliest token is always the next one in all of these slots.
-    pub fn greedy(&self, slots: &[usize]) -> bool {
-        slots.iter().all(|slot| self.get(*slot).is_some_and(Active::is_greedy))
+    /// How the next tokens of these slots are to be chosen.
+    pub fn choice(&self, slots: &[usize]) -> Choice {
+        let all: Option<Vec<&Active>> = slots.iter().map(|slot| self.get(*slot).filter(|a| a.wants_token_alone())).collect();
+        match all {
+            None => Choice::OnHost,
+            Some(all) if all.iter().all(|a| a.request.params.temperature == 0.0) => Choice::Likeliest,
+            Some(all) => Choice::Drawn(all.into_iter().map(Active::next_draw).collect()),
+        }
     }
 
     /// Ends the sequences whose prompt is still to be read and that nobody wants any more.

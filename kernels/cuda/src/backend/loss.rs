@@ -2,13 +2,34 @@
 
 use super::types::{Batch, Table};
 use super::{Cuda, Outcome};
-use crate::launch::{MOST_SMALL_ROWS, RowSet};
+use crate::launch::{BROKEN, DRAW_WORDS, MOST_SMALL_ROWS, ON_HOST, RowSet, draw_words};
 use crate::matrix::{Matrix, Op, Out};
 use crate::memory::{Buffer, Floats, Tensor};
 use half::bf16;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use trainer_kernels::ops::OpsError;
+use trainer_kernels::sampling::Draw;
+
+/// The most candidates by rank that are drawn from on the card.
+const MOST_RANKS: u32 = 1024;
+
+/// How tokens are chosen from logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// The best.
+    Likeliest,
+    /// As [`Cuda::place_draws`] said.
+    Drawn,
+}
+
+/// Logits, what tokens are drawn by, and the tokens.
+#[derive(Default)]
+pub struct Chosen {
+    logits: Option<Floats>,
+    draws: Option<Buffer<u64>>,
+    tokens: Option<Buffer<u32>>,
+}
 
 /// The buffers of a chunk.
 pub struct Scratch {
@@ -117,35 +138,66 @@ impl Cuda {
         Ok(sums)
     }
 
-    /// Chooses the likeliest tokens of up to [`MOST_SMALL_ROWS`] rows; false for more.
-    pub(super) fn likeliest(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<bool> {
+    /// Chooses the tokens of up to [`MOST_SMALL_ROWS`] rows, the likeliest or as [`Self::place_draws`] said; false for more.
+    pub(super) fn choose(&self, n: usize, hidden: &Tensor, head: &Table, how: How) -> Outcome<bool> {
         if n > MOST_SMALL_ROWS {
             return Ok(false);
         }
-        let head = head.on_card("greedy")?;
+        let head = head.on_card("choosing tokens")?;
         let vocab = head.rows();
         let mut held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_none_or(|(logits, _)| logits.len() < n * vocab) {
-            *held = None;
+        if held.logits.as_ref().is_none_or(|logits| logits.len() < n * vocab) {
+            held.logits = None;
             self.replace();
-            *held = Some((self.device.buffer(n * vocab, "logits")?, self.device.buffer(MOST_SMALL_ROWS, "tokens")?));
+            held.logits = Some(self.device.buffer(n * vocab, "logits")?);
         }
-        if let Some((logits, out)) = held.as_mut() {
+        self.choice_buffers(&mut held)?;
+        if let Chosen { logits: Some(logits), tokens: Some(out), draws: Some(draws) } = &mut *held {
             self.device.bf16_linear_small(n, hidden, head, logits)?;
-            self.device.logits_argmax(n, vocab, logits, out)?;
+            match how {
+                How::Likeliest => self.device.logits_argmax(n, vocab, logits, out)?,
+                How::Drawn => self.device.sample_rows(n, vocab, logits, draws, out)?,
+            }
         }
         Ok(true)
     }
 
-    /// What [`Self::likeliest`] chose.
-    pub(super) fn likeliest_read(&self, n: usize) -> Outcome<Vec<Option<u32>>> {
+    /// How [`Self::choose`] draws. Only what has few candidates, by rank, is drawn here: there the card's draws are the host's.
+    pub(super) fn place_draws(&self, draws: &[Draw]) -> Outcome<bool> {
+        let here = |d: &Draw| d.params.temperature == 0.0 || (1..=MOST_RANKS).contains(&d.params.top_k);
+        if draws.len() > MOST_SMALL_ROWS || !draws.iter().all(here) {
+            return Ok(false);
+        }
+        let mut words = Vec::with_capacity(draws.len() * DRAW_WORDS);
+        for draw in draws {
+            words.extend(draw_words(draw)?);
+        }
+        let mut held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.choice_buffers(&mut held)?.write_at(0, &words)?;
+        Ok(true)
+    }
+
+    /// Buffers for tokens and draws, of which there is one size; gives those of draws.
+    fn choice_buffers<'a>(&self, held: &'a mut Chosen) -> Outcome<&'a mut Buffer<u64>> {
+        if held.tokens.is_none() {
+            self.replace();
+            held.tokens = Some(self.device.buffer(MOST_SMALL_ROWS, "tokens")?);
+        }
+        if held.draws.is_none() {
+            held.draws = Some(self.device.zeros(MOST_SMALL_ROWS * DRAW_WORDS, "draws")?);
+        }
+        held.draws.as_mut().ok_or_else(|| OpsError::Device("no buffer for draws: a bug in trainer-kernels-cuda".into()))
+    }
+
+    /// What [`Self::choose`] chose.
+    pub(super) fn chosen_read(&self, n: usize) -> Outcome<Vec<Option<u32>>> {
         let held = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut got = vec![0u32; n];
-        match held.as_ref() {
-            Some((_, out)) => out.read_at(0, &mut got)?,
+        match &held.tokens {
+            Some(out) => out.read_at(0, &mut got)?,
             None => return Err(OpsError::Device("no tokens were chosen".into())),
         }
-        Ok(got.into_iter().map(|t| (t != u32::MAX).then_some(t)).collect())
+        Ok(got.into_iter().map(|t| (t != BROKEN && t != ON_HOST).then_some(t)).collect())
     }
 
     pub(super) fn all_logits(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<Vec<f32>> {

@@ -108,7 +108,7 @@ pub struct Cuda {
     attention: Mutex<Option<AttentionScratch>>,
     cached: Mutex<Option<cached::Scratch>>,
     /// Logits and the tokens chosen from them.
-    chosen: Mutex<Option<(Floats, Buffer<u32>)>>,
+    chosen: Mutex<loss::Chosen>,
     /// Partial sums of adapters' products.
     partial: Mutex<Option<Floats>>,
     optimizer: Mutex<optimizer::Lists>,

@@ -1,5 +1,6 @@
 //! [`Ops`] for [`Cuda`]: each operation checks what its kernels cannot and hands over to them; what takes more than that is in the file of its topic.
 
+use super::loss::How;
 use super::weights::{self, Extended};
 use super::{Batch, Cuda, Group, Offloaded, Outcome, Param, Precision, Products, Recording, Table, fp8, loss, types};
 use crate::blaslt::Choice;
@@ -13,6 +14,7 @@ use trainer_kernels::ops::{
     AdamWItem, AttentionShape, Dropout, HostBatch, HostLinear, HostMatrix, LoraGrads, LoraMember, Ops, OpsError, Random, Rates,
     ScratchNeed, WeightPlan,
 };
+use trainer_kernels::sampling::Draw;
 
 impl Ops for Cuda {
     type Tensor = Tensor;
@@ -652,11 +654,19 @@ impl Ops for Cuda {
     }
 
     fn greedy(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<bool> {
-        self.likeliest(n, hidden, head)
+        self.choose(n, hidden, head, How::Likeliest)
+    }
+
+    fn set_draws(&self, draws: &[Draw]) -> Outcome<bool> {
+        self.place_draws(draws)
+    }
+
+    fn draw(&self, n: usize, hidden: &Tensor, head: &Table) -> Outcome<bool> {
+        self.choose(n, hidden, head, How::Drawn)
     }
 
     fn chosen(&self, n: usize) -> Outcome<Vec<Option<u32>>> {
-        self.likeliest_read(n)
+        self.chosen_read(n)
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Outcome<()>) -> Outcome<Option<Recording>> {

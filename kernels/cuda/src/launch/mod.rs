@@ -40,7 +40,7 @@ pub use nf4::DeviceNf4;
 pub use norm::LONGEST_EIGHT;
 pub use quantize::QuantSource;
 pub use rope::{Angles, POSITIONS, rounds_heads};
-pub use sampling::{BROKEN, ON_HOST};
+pub use sampling::{BROKEN, DRAW_WORDS, ON_HOST, draw_words};
 
 /// The error of an argument that does not fit.
 pub(crate) fn fail(op: &'static str, what: &'static str, got: usize, need: impl std::fmt::Display) -> CudaError {

@@ -4,40 +4,44 @@ use super::{blocks, fail, grid, launch, least, product};
 use crate::Result;
 use crate::device::Device;
 use crate::memory::{Buffer, Floats};
-use trainer_kernels::sampling::SamplingParams;
+use trainer_kernels::sampling::{Draw, SamplingParams};
 
 /// What [`Device::sample_rows`] gives for a row with a logit that is NaN or +infinity, or with nothing to draw from.
 pub const BROKEN: u32 = u32::MAX;
 /// What [`Device::sample_rows`] gives for a row that more tokens pass the filters of than the card's list holds: sample it on the host.
 pub const ON_HOST: u32 = u32::MAX - 1;
 
+/// Words of eight bytes of a draw.
+pub const DRAW_WORDS: usize = 4;
+
+/// A draw as [`Device::sample_rows`] reads it. The repetition penalty has no part in it.
+///
+/// # Errors
+/// Settings out of range.
+pub fn draw_words(draw: &Draw) -> Result<[u64; DRAW_WORDS]> {
+    let (p, pair) = (&draw.params, |low: u32, high: u32| u64::from(low) | u64::from(high) << 32);
+    p.validate().map_err(|e| fail("sample_rows", "the sampling settings", 0, e))?;
+    let (temperature, min_p) = (p.temperature as f32, p.min_p as f32);
+    Ok([p.top_p.to_bits(), draw.uniform.to_bits(), pair(temperature.to_bits(), min_p.to_bits()), pair(p.top_k, 0)])
+}
+
 impl Device {
     /// A token for each of `rows` rows of `logits`, `[rows, vocab]` without gaps: as [`trainer_kernels::sampling::Sampler::sample`] with the same
-    /// uniform number in [0, 1). Where all tokens are candidates, weights may differ from the host's in their last bit, so that a draw between two tokens
-    /// of a long tail falls on the other one now and then: about once in 10⁴ draws over 150,000 tokens of equal chances, never between likely ones. The repetition penalty is [`Self::penalise`]'s. A row may give [`BROKEN`] or, with `top_k` above about 2000 or a nucleus of more
-    /// tokens than that, [`ON_HOST`].
+    /// settings and uniform number in [0, 1), laid out in `draws` by [`draw_words`]. Where all tokens are candidates, weights may differ from the host's
+    /// in their last bit, so that a draw between two tokens of a long tail falls on the other one now and then: about once in 10⁴ draws over 150,000
+    /// tokens of equal chances, never between likely ones. The repetition penalty is [`Self::penalise`]'s. A row may give [`BROKEN`] or, with `top_k`
+    /// above about 2000 or a nucleus of more tokens than that, [`ON_HOST`].
     ///
     /// # Errors
-    /// Settings out of range, or buffers that do not fit.
-    pub fn sample_rows(
-        &self,
-        rows: usize,
-        vocab: usize,
-        logits: &Floats,
-        params: &SamplingParams,
-        uniforms: &Buffer<f64>,
-        out: &mut Buffer<u32>,
-    ) -> Result<()> {
+    /// Buffers that do not fit.
+    pub fn sample_rows(&self, rows: usize, vocab: usize, logits: &Floats, draws: &Buffer<u64>, out: &mut Buffer<u32>) -> Result<()> {
         let op = "sample_rows";
-        params.validate().map_err(|e| fail(op, "the sampling settings", 0, e))?;
         let v = super::loss::vocabulary(op, vocab)?;
         least(op, "the logits", logits.len(), product(&[rows, vocab]))?;
-        least(op, "the uniform numbers", uniforms.len(), Some(rows))?;
+        least(op, "the draws", draws.len(), product(&[rows, DRAW_WORDS]))?;
         least(op, "the tokens", out.len(), Some(rows))?;
         if rows > 0 {
-            let (temperature, min_p) = (params.temperature as f32, params.min_p as f32);
-            let config = grid(blocks(op, rows, 1)?, 1, 1024);
-            launch!(self, op, config, logits.ptr(), v, temperature, params.top_k, params.top_p, min_p, uniforms.ptr(), out.ptr());
+            launch!(self, op, grid(blocks(op, rows, 1)?, 1, 1024), logits.ptr(), v, draws.ptr(), out.ptr());
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Tokens drawn on the card against those of the host's sampler.
 
 use super::{CheckError, Checks, Outcome};
-use crate::launch::{BROKEN, ON_HOST};
-use trainer_kernels::sampling::{DrawStream, Sampler, SamplingParams};
+use crate::launch::{BROKEN, ON_HOST, draw_words};
+use trainer_kernels::sampling::{Draw, DrawStream, Sampler, SamplingParams};
 
 impl Checks<'_> {
     pub(super) fn all_sampling(&mut self) -> Outcome<()> {
@@ -51,13 +51,17 @@ impl Checks<'_> {
         unique.sort_unstable();
         unique.dedup();
         let pairs: Vec<u32> = (0..rows as u32).flat_map(|r| unique.iter().flat_map(move |&id| [r, id])).collect();
-        let uniforms: Vec<f64> = (0..rows).map(|r| stream.uniform(r as u32)).collect();
+        // Every row has settings of its own: here the same with other uniform numbers.
+        let mut draws = Vec::new();
+        for r in 0..rows {
+            draws.extend(draw_words(&Draw { params: *params, uniform: stream.uniform(r as u32) })?);
+        }
         let mut card = d.floats(&logits)?;
-        let (uniforms, mut out) = (d.upload(&uniforms, "uniform numbers")?, d.zeros(rows, "tokens")?);
+        let (draws, mut out) = (d.upload(&draws, "draws")?, d.zeros(rows, "tokens")?);
         if params.repetition_penalty != 1.0 {
             d.penalise(rows, vocab, &mut card, &d.upload(&pairs, "pairs")?, pairs.len() / 2, params.repetition_penalty)?;
         }
-        d.sample_rows(rows, vocab, &card, params, &uniforms, &mut out)?;
+        d.sample_rows(rows, vocab, &card, &draws, &mut out)?;
         let (mut sampler, mut wrong, mut on_host) = (Sampler::new(), 0, 0);
         let got = out.read()?;
         for (r, (row, &got)) in logits.chunks(vocab).zip(&got).enumerate() {
@@ -80,7 +84,7 @@ impl Checks<'_> {
             if let Some(last) = logits.last_mut() {
                 *last = bad;
             }
-            d.sample_rows(1, vocab, &d.floats(&logits)?, params, &uniforms, &mut out)?;
+            d.sample_rows(1, vocab, &d.floats(&logits)?, &draws, &mut out)?;
             if out.read()?.first() != Some(&BROKEN) {
                 return Err(CheckError::Other(format!("a logit of {bad} was sampled from")));
             }

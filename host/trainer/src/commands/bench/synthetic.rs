@@ -165,6 +165,8 @@ struct DecodeOut {
     batch: usize,
     prompt: usize,
     new: usize,
+    /// How tokens were drawn.
+    sampling: SamplingParams,
     weights: &'static str,
     /// New tokens over the whole time, prefill included; the median.
     tokens_per_second: f64,
@@ -405,11 +407,16 @@ fn decode<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, h
     let adapter = Adapter::init(&model, lora, 3407)?;
     let options = GenOptions { slots: batch, cache_length: prompt + new, prefill_tokens: batch.saturating_mul(prompt).min(MOST_PREFILL) };
     let mut generator = Generator::new(model, options)?;
+    let params = if args.sample {
+        SamplingParams { temperature: 0.6, top_k: 20, top_p: 0.95, ..SamplingParams::default() }
+    } else {
+        SamplingParams::greedy()
+    };
     let requests: Vec<GenRequest> = (0..batch)
         .map(|i| GenRequest {
             id: i as u64,
             prompt_ids: random_batch(1, prompt, vocab, 0, i).ids,
-            params: SamplingParams::greedy(),
+            params,
             sample: i as u64,
             max_new_tokens: new,
             ..GenRequest::default()
@@ -447,6 +454,7 @@ fn decode<O: Ops + Gauge>(ops: &Arc<O>, settings: &Settings, args: &BenchArgs, h
         batch,
         prompt,
         new,
+        sampling: params,
         weights: weights_name(weights),
         tokens_per_second: median(&speeds),
         decode_tokens_per_second: median(&decode_speeds),
