@@ -184,7 +184,6 @@ impl Device {
     }
 
     /// Whether a kernel that only this generation of cards runs is to be chosen.
-    #[allow(dead_code, reason = "used as soon as there is such a kernel")]
     pub(crate) fn prefers(&self, name: &str) -> bool {
         !self.portable && self.has(name)
     }

@@ -10,12 +10,6 @@
 // The eight warps of a block split k; their sums are added in order. The split depends on k alone, so a token's result depends neither on
 // the other tokens nor on the shape of the tiles.
 
-static __device__ __forceinline__ u32 fresh2(const u16* p) {
-    u16 v;
-    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p));
-    return v;
-}
-
 // RMSNorm of `n` rows of up to 1024 vectors into shared memory, once the input is there. The squares are added as norm.cu's block of threads adds
 // them, whose size depends on the width: threads here stand for up to two of those.
 static __device__ __forceinline__ void normalise_rows(
@@ -94,20 +88,8 @@ static __device__ __forceinline__ void small_linear(
     let_next_start();
     u32 total = members.of[0].tiles;
     if (!PAIR) total += members.of[1].tiles + members.of[2].tiles + members.of[3].tiles;
-    // Shares are whole groups of four, whatever D is: the sum's order must not depend on the shape of the tiles.
-    u32 share = ((blocks + WARPS - 1) / WARPS + 3) & ~3u;
+    u32 share = warp_share(blocks);
     u32 first = min(warp * share, blocks), last = min(first + share, blocks);
-
-    auto find = [&](u32& tile) {
-        int which = 0;
-        if (!PAIR)
-            while (which < 3 && tile >= members.of[which].tiles) tile -= members.of[which++].tiles;
-        return which;
-    };
-    // The weight row of a place in the tile; rows past the end repeat the last and are not stored.
-    auto row_of = [&](u32 tile, u32 place, u32 rows) {
-        return min(PAIR ? tile * (ROWS / 2) + (place >> 4) * 8 + (place & 7) : tile * ROWS + place, rows - 1);
-    };
 
     // What comes next: a tile, a block of it, the addresses of its rows, and its first loads.
     u32 next_tile = blockIdx.x, next = first;
@@ -116,7 +98,7 @@ static __device__ __forceinline__ void small_linear(
     u32 source[STAGED ? 4 : 2 * MT];  // bytes from the weight's start
     u32 scale_at[MT][2];
     auto aim = [&](u32 tile) {
-        next_which = find(tile);
+        next_which = find_member<PAIR>(members, tile);
         u32 thread = tid;
         asm volatile("" : "+r"(thread));
         u32 g = thread >> 2 & 7, t = thread & 3;
@@ -125,7 +107,7 @@ static __device__ __forceinline__ void small_linear(
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const Member& m = members.of[PAIR ? h : next_which];
-                u32 row = row_of(tile, 16 * i + 8 * h + g, m.rows);
+                u32 row = row_of<ROWS, PAIR>(tile, 16 * i + 8 * h + g, m.rows);
                 if (!STAGED) source[2 * i + h] = row * (u32)m.row_bytes + (NF4 ? 8 : 16) * t;
                 scale_at[i][h] = row * blocks + (t & (D - 1));
             }
@@ -133,12 +115,12 @@ static __device__ __forceinline__ void small_linear(
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const Member& m = members.of[PAIR ? i / 2 : next_which];
-                source[i] = row_of(tile, 4 * i + (thread >> 3 & 3), m.rows) * (u32)m.row_bytes + 16 * (thread & 7);
+                source[i] = row_of<ROWS, PAIR>(tile, 4 * i + (thread >> 3 & 3), m.rows) * (u32)m.row_bytes + 16 * (thread & 7);
             }
         }
         if (NF4 && mid && tid < ROWS) {
             const Member& m = members.of[PAIR ? (int)(tid >> 3 & 1) : next_which];
-            const float* b = m.lora + (u64)row_of(tile, tid, m.rows) * m.rank;
+            const float* b = m.lora + (u64)row_of<ROWS, PAIR>(tile, tid, m.rows) * m.rank;
             if (m.lora)
                 for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
         }
@@ -266,7 +248,7 @@ static __device__ __forceinline__ void small_linear(
 #pragma unroll 1
     for (u32 linear = blockIdx.x; linear < total; linear += gridDim.x) {
         u32 tile = linear;
-        int which = find(tile);
+        int which = find_member<PAIR>(members, tile);
         float sum[MT][NT][4];
 #pragma unroll
         for (int i = 0; i < MT; ++i)
@@ -283,7 +265,7 @@ static __device__ __forceinline__ void small_linear(
                 const Member& m = members.of[PAIR ? r : which];
                 u32 chunk = 16 * ((warp + (PAIR ? 4 * r : 0)) % WARPS), at = chunk + 4 * t;
                 bool there = mid && m.lora && chunk < m.rank;
-                const float* b = m.lora + (u64)row_of(tile, 8 * r + g, m.rows) * m.rank + at;
+                const float* b = m.lora + (u64)row_of<ROWS, PAIR>(tile, 8 * r + g, m.rows) * m.rank + at;
 #pragma unroll
                 for (int e = 0; e < 4; ++e) early[r][e] = there && at + e < m.rank ? input(b + e) : 0.0f;
             }
@@ -378,101 +360,12 @@ static __device__ __forceinline__ void small_linear(
             }
         }
 
-        // The adapter's second product, as more of k: 16 ranks for each warp in turn.
-        // Registers are what this kernel is short of: what follows must not be computed ahead of the loop above and kept.
-        u32 thread = tid;
-        asm volatile("" : "+r"(thread));
-        u32 warp = thread >> 5, g = thread >> 2 & 7, t = thread & 3;
         if (NF4 && mid) {
             if (!gathered) gather_ranks(members, n, blocks, mid, ranks, units, low_rank);
             gathered = true;
-#pragma unroll 1
-            for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
-                const Member& m = members.of[PAIR ? h : which];
-                if (!m.lora) continue;
-                // Up's ranks begin at another warp than gate's.
-                u32 chunk = 16 * ((warp + 4 * h) % WARPS);
-#pragma unroll 1
-                for (u32 k = chunk; k < m.rank; k += 16 * WARPS) {
-                    u32 at = k + 4 * t;
-                    u32 a[MT][4];
-#pragma unroll
-                    for (int i = 0; i < MT; ++i)
-#pragma unroll
-                        for (int r = 0; r < 2; ++r) {
-                            const float* b = m.lora + (u64)row_of(tile, 16 * i + 8 * r + g, m.rows) * m.rank;
-                            float v[4];
-#pragma unroll
-                            for (int e = 0; e < 4; ++e) {
-                                bool there = (!PAIR || r == h) && at + e < m.rank;
-                                if (MT == 1 && k == chunk) v[e] = there ? early[MT == 1 ? r : 0][e] : 0.0f;
-                                else v[e] = there ? input(b + at + e) : 0.0f;
-                            }
-                            a[i][r] = pack2(v[0], v[1]);
-                            a[i][2 + r] = pack2(v[2], v[3]);
-                        }
-#pragma unroll
-                    for (int j = 0; j < NT; ++j) {
-                        const u16* from = low_rank + min(8 * j + g, n - 1) * ranks + m.mid + at;
-                        u32 v[4];
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) v[e] = at + e < m.rank ? from[e] : 0;
-                        u32 b0 = v[0] | v[1] << 16, b1 = v[2] | v[3] << 16;
-#pragma unroll
-                        for (int i = 0; i < MT; ++i) mma(sum[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b0, b1);
-                    }
-                }
-            }
+            add_low_rank<MT, NT, PAIR>(members, which, tile, n, ranks, low_rank, early, sum);
         }
-
-        // The warps' sums, in order, for eight tokens at a time, in two buffers by turns: one barrier lies between any two uses of a buffer.
-#pragma unroll
-        for (int j = 0; j < NT; ++j) {
-            if (8 * j >= n) break;
-            float* sums = partial + buffer * (WARPS * 8 * PLACES);
-            buffer ^= 1;
-#pragma unroll
-            for (int i = 0; i < MT; ++i)
-#pragma unroll
-                for (int c = 0; c < 4; ++c) sums[(warp * 8 + 2 * t + (c & 1)) * PLACES + 16 * i + (c >> 1) * 8 + g] = sum[i][j][c];
-            __syncthreads();
-            u32 tokens = min(n - 8 * j, 8u);
-            auto added = [&](u32 column, u32 place) {
-                float v = 0.0f;
-#pragma unroll
-                for (u32 w = 0; w < WARPS; ++w) v += sums[(w * 8 + column) * PLACES + place];
-                return v;
-            };
-            if constexpr (PAIR) {
-                for (u32 e = thread; e < tokens * ROWS / 2; e += 32 * WARPS) {
-                    u32 column = e / (ROWS / 2), i = e % (ROWS / 2), place = (i >> 3) * 16 + (i & 7), row = tile * (ROWS / 2) + i;
-                    if (row < members.of[0].rows) {
-                        float gate = added(column, place), up = added(column, place + 8);
-                        if (members.of[0].bias) gate += members.of[0].bias[row];
-                        if (members.of[1].bias) up += members.of[1].bias[row];
-                        out[(u64)(8 * j + column) * out_stride + row] = (u16)pack2(gate / (1.0f + __expf(-gate)) * up, 0.0f);
-                    }
-                }
-            } else {
-                const Member& m = members.of[which];
-                for (u32 e = thread; e < tokens * ROWS; e += 32 * WARPS) {
-                    u32 column = e / ROWS, place = e % ROWS, row = tile * ROWS + place;
-                    if (row < m.rows) {
-                        float y = added(column, place);
-                        if (m.bias) y += m.bias[row];
-                        u64 to = (u64)(8 * j + column) * out_stride + m.column + row;
-                        if constexpr (sizeof(Out) == 2) {
-                            u32 rounded = pack2(y, 0.0f);
-                            // Rounded before and after, as where sums have a kernel of their own.
-                            if (NF4 && members.of[0].add) rounded = pack2(low(fresh2(out + to)) + low(rounded), 0.0f);
-                            out[to] = (u16)rounded;
-                        } else {
-                            out[to] = y;
-                        }
-                    }
-                }
-            }
-        }
+        store_tile<MT, NT, NF4, PAIR>(members, which, tile, n, partial, buffer, sum, out, out_stride);
     }
 }
 

@@ -80,6 +80,36 @@ struct Shape {
     tile: usize,
     /// Blocks that a multiprocessor holds.
     resident: u32,
+    /// Bytes of shared memory beside `x Aᵀ`.
+    shared: usize,
+}
+
+/// Kernels in whose shared memory the input has a place too (`nf4_few.cu`), for 9 to 32 rows, by the tile's weight rows: up to 16 rows, then up to 32.
+const FEW: [(usize, [&str; 2], [&str; 2]); 3] = [
+    (32, ["nf4_few_2_2", "nf4_few_swiglu_2_2"], ["nf4_few_2_4", "nf4_few_swiglu_2_4"]),
+    (48, ["nf4_few_3_2", ""], ["nf4_few_3_4", ""]),
+    (64, ["nf4_few_4_2", "nf4_few_swiglu_4_2"], ["nf4_few_4_4", "nf4_few_swiglu_4_4"]),
+];
+/// Bytes of their look-up table and the input on its way.
+const FEW_TABLE: usize = 128 << 10;
+/// Bytes of a weight row on its way in them, for all warps.
+const FEW_WEIGHTS: usize = WARPS * 3 * 32;
+
+/// The kernels of [`FEW`] that serve, the best first: a round of tiles over the card takes about as long as its weight rows and the input, which is
+/// about 16 rows' worth.
+fn few(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>, swiglu: bool) -> Vec<Shape> {
+    let cost = |tile: usize| features.div_ceil(tile * multiprocessors.max(1) as usize) * (tile + 16);
+    let mut shapes: Vec<Shape> = FEW
+        .iter()
+        .filter(|(tile, ..)| (9..=32).contains(&n) && wanted.is_none_or(|w| w == *tile))
+        .map(|&(tile, upto16, upto32)| {
+            let [plain, swiglu] = if n <= 16 { upto16 } else { upto32 };
+            Shape { plain, swiglu, tile, resident: 1, shared: FEW_TABLE + sums(tile) + FEW_WEIGHTS * tile }
+        })
+        .filter(|shape| !swiglu || !shape.swiglu.is_empty())
+        .collect();
+    shapes.sort_by_key(|shape| cost(shape.tile));
+    shapes
 }
 
 /// The kernel for `n` rows and `features` outputs. Larger tiles share the input among more rows, as long as there are tiles enough for every
@@ -99,7 +129,9 @@ fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>,
         17..=32 => ("nf4_small_2_4", "nf4_swiglu_2_4", 32, 1),
         _ => ("nf4_small_2_8", "nf4_swiglu_2_8", 32, 1),
     };
-    Shape { plain, swiglu, tile, resident }
+    // The smallest tiles' weights pass through shared memory.
+    let staged = if tile == 16 { STAGES } else { 0 };
+    Shape { plain, swiglu, tile, resident, shared: TABLE + sums(tile) + staged }
 }
 
 /// Shared memory of the sums of a tile's warps, twice.
@@ -128,7 +160,8 @@ impl Device {
         self.nf4_linear_tiled(n, x, members, mid, out, None)
     }
 
-    /// [`Self::nf4_linear`] with 16 or 32 weight rows in a block, for measurements; the result is the same. Only up to eight rows have the choice.
+    /// [`Self::nf4_linear`] with 16, 32, 48 or 64 weight rows in a block, for measurements; the result is the same. Up to eight rows have the choice of 16
+    /// and 32, up to 32 rows of 32 and more.
     ///
     /// # Errors
     /// Buffers that do not fit.
@@ -155,7 +188,7 @@ impl Device {
         let fast = members.iter().all(|m| regular(m.weight))
             && members.iter().zip(members.iter().skip(1)).all(|(a, b)| a.weight.host_code == b.weight.host_code);
         let ranks: usize = members.iter().filter_map(|m| m.lora).map(|l| l.rank).sum();
-        let shape = shape(n, total, self.multiprocessors(), tile, false);
+        let shape = self.shape(n, total, ranks, tile, false);
         if fast && self.ranks_fit(n, shape, ranks) {
             let group = self.group(op, n, x, members, shape.tile, false)?;
             return self.small(op, shape.plain, shape, &group, group.tiles, cols / 64, x, mid, out, None);
@@ -170,11 +203,16 @@ impl Device {
         Ok(())
     }
 
+    /// The kernel of the tensor cores for `n` rows, `features` outputs and adapters of `ranks` in all, where the card has room for one.
+    fn shape(&self, n: usize, features: usize, ranks: usize, wanted: Option<usize>, swiglu: bool) -> Shape {
+        let mut shapes = few(n, features, self.multiprocessors(), wanted, swiglu).into_iter();
+        let plain = || shape(n, features, self.multiprocessors(), wanted, swiglu);
+        shapes.find(|shape| self.prefers(shape.plain) && self.ranks_fit(n, *shape, ranks)).unwrap_or_else(plain)
+    }
+
     /// Shared memory of a kernel of the tensor cores.
     fn shared_bytes(n: usize, shape: Shape, ranks: usize) -> usize {
-        // The smallest tiles' weights pass through shared memory.
-        let staged = if shape.tile == 16 { STAGES } else { 0 };
-        (2 * n).saturating_mul(ranks).saturating_add(TABLE + sums(shape.tile) + staged)
+        (2 * n).saturating_mul(ranks).saturating_add(shape.shared)
     }
 
     /// Whether `x Aᵀ` of so many ranks has room in shared memory.
@@ -326,7 +364,7 @@ impl Device {
     /// Whether [`Self::nf4_swiglu`] takes these weights for `n` rows with adapters of `ranks` in all.
     pub fn nf4_swiglu_fits(&self, n: usize, gate: &DeviceNf4, up: &DeviceNf4, ranks: usize) -> bool {
         n <= MOST_SMALL_ROWS
-            && self.ranks_fit(n, shape(n, 2 * gate.rows, self.multiprocessors(), None, true), ranks)
+            && self.ranks_fit(n, self.shape(n, 2 * gate.rows, ranks, None, true), ranks)
             && regular(gate)
             && regular(up)
             && (gate.rows, gate.cols) == (up.rows, up.cols)
@@ -382,7 +420,7 @@ impl Device {
         let width = gate.weight.rows;
         rows(op, "the output", out, n, width)?;
         let members = [gate, up];
-        let shape = shape(n, 2 * width, self.multiprocessors(), tile, true);
+        let shape = self.shape(n, 2 * width, ranks, tile, true);
         let group = self.group(op, n, x, &members, shape.tile / 2, false)?;
         self.small(op, shape.swiglu, shape, &group, group.tiles / 2, gate.weight.cols / 64, x, mid, out, None)
     }
