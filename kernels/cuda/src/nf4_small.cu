@@ -76,10 +76,13 @@ static __device__ __forceinline__ void small_linear(
     constexpr int XB = NT >= 8 ? 1 : 2;  // blocks of x in registers
     constexpr int WORDS = NF4 ? 2 : 8;
     constexpr u32 PLACES = ROWS + 4;     // keeps the writes of partial sums free of conflicts
-    extern __shared__ __align__(16) u32 shared[];
+    // Staged: a pair's copies are the first half of 256 bytes, so that one instruction makes an address of a byte and a lane, and weights on their
+    // way are in the other halves.
+    constexpr u32 TABLE = !NF4 ? 0 : STAGED ? 2 * LUT_WORDS : LUT_WORDS;
+    extern __shared__ __align__(256) u32 shared[];
     __shared__ float maps[NF4 ? 1024 : 1];
-    float* partial = (float*)(shared + (NF4 ? LUT_WORDS : 0));
-    u16* normed = (u16*)(partial + 2 * WARPS * 8 * PLACES + (STAGED ? WARPS * 1280 : 0));
+    float* partial = (float*)(shared + TABLE);
+    u16* normed = (u16*)(partial + 2 * WARPS * 8 * PLACES);
     u16* low_rank = normed + (NORM ? n * blocks * 64 : 0);
     // No workers: another launch computed the units.
     const u32 workers = min(members.of[0].workers, gridDim.x), units = NF4 && mid && workers > 0 ? rank_units(n, blocks, ranks) : 0;
@@ -125,15 +128,15 @@ static __device__ __forceinline__ void small_linear(
                 for (u32 k = 0; k < m.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" :: "l"(b + k));
         }
     };
-    // Staged: a warp's own two places in shared memory, each a group of 16 rows of 128 bytes, 160 apart (reads of eight bytes by four rows of
-    // four lanes then fall into different banks). Whole lines are asked for that way, and no registers wait for them.
-    u32 stage = STAGED ? (u32)__cvta_generic_to_shared(partial + 2 * WARPS * 8 * PLACES) + warp * 5120 : 0;
+    // Staged: a warp's own two places in shared memory, each a group of 16 rows of 128 bytes. Blocks change places with each other by the row, so that
+    // reads of eight bytes by four rows of four lanes fall into different banks. Whole lines are asked for that way, and no registers wait for them.
+    u32 stage = STAGED ? (u32)__cvta_generic_to_shared(shared) + 128 + warp * 8192 : 0;
     const u32 stage_base = stage;
     auto fetch_stage = [&]() {
 #pragma unroll
         for (int i = 0; i < (STAGED ? 4 : 0); ++i) {
             const u8* from = members.of[PAIR ? i / 2 : next_which].weight + (source[i] + next * 32);
-            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(stage + (4 * i + (lane >> 3)) * 160 + 16 * (lane & 7)), "l"(from) : "memory");
+            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(stage + (4 * i + (lane >> 3)) * 256 + 16 * ((lane & 7) ^ 2 * (lane >> 3))), "l"(from) : "memory");
         }
     };
     u32 ring[STAGED ? 1 : D][MT][2][WORDS];
@@ -199,7 +202,7 @@ static __device__ __forceinline__ void small_linear(
         u32 pair = pack2(code[tid >> 4] * fit, code[tid & 15] * fit);
         uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
-        for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * 8 + ((i + tid) & 7)] = four;
+        for (u32 i = 0; i < 8; ++i) ((uint4*)shared)[tid * (STAGED ? 16 : 8) + ((i + tid) & 7)] = four;
         if (blockIdx.x < min(units, workers)) rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
         __syncthreads();
     }
@@ -241,6 +244,7 @@ static __device__ __forceinline__ void small_linear(
     const char* lut = (const char*)shared;
     u32 lane4 = lane * 4, buffer = 0;
     auto look = [&](u32 w, int byte) {
+        if (STAGED) return *(const u32*)(lut + __byte_perm(w, lane4, 0x5504 | byte << 4));
         u32 at = byte == 0 ? w << 7 : w >> (8 * byte - 7);
         return *(const u32*)(lut + ((at & 0x7f80u) | lane4));
     };
@@ -297,12 +301,12 @@ static __device__ __forceinline__ void small_linear(
             u32 here = stage;
             if constexpr (STAGED) {
                 // The other place was read in the group before.
-                stage = stage_base + (stage == stage_base ? 2560 : 0);
+                stage = stage_base + (stage == stage_base ? 4096 : 0);
                 __syncwarp();
                 if (more) fetch_stage();
                 asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 1;" ::: "memory");
                 __syncwarp();
-                here += g * 160 + 8 * t;
+                here += g * 256 + 32 * (g & 3) + 8 * t;
             }
 #pragma unroll
             for (int d = 0; d < D; ++d) {
@@ -316,8 +320,11 @@ static __device__ __forceinline__ void small_linear(
                     u32 w[2][WORDS];
                     if constexpr (STAGED) {
 #pragma unroll
-                        for (int h = 0; h < 2; ++h)
-                            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w[h][0]), "=r"(w[h][1]) : "r"(here + 1280 * h + 32 * d));
+                        for (int h = 0; h < 2; ++h) {
+                            uint2 v = shared8((here ^ 32 * d) + 2048 * h);
+                            w[h][0] = v.x;
+                            w[h][1] = v.y;
+                        }
                     } else {
 #pragma unroll
                         for (int h = 0; h < 2; ++h)

@@ -19,8 +19,6 @@ const TABLE: usize = 32 << 10;
 const WORKERS: usize = 13;
 /// Bytes of the tables of scales.
 const MAPS: usize = 4 << 10;
-/// Bytes of the weights on their way: two groups of 16 rows for each warp.
-const STAGES: usize = WARPS * 2 * 16 * 160;
 /// Most values of a row that a kernel normalises itself.
 pub const LONGEST_NORM: usize = 8192;
 /// Values of k of a unit of the adapters' first product.
@@ -129,9 +127,9 @@ fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>,
         17..=32 => ("nf4_small_2_4", "nf4_swiglu_2_4", 32, 1),
         _ => ("nf4_small_2_8", "nf4_swiglu_2_8", 32, 1),
     };
-    // The smallest tiles' weights pass through shared memory.
-    let staged = if tile == 16 { STAGES } else { 0 };
-    Shape { plain, swiglu, tile, resident, shared: TABLE + sums(tile) + staged }
+    // The smallest tiles' weights pass through shared memory, in the gaps of a table twice as large.
+    let table = if tile == 16 { 2 * TABLE } else { TABLE };
+    Shape { plain, swiglu, tile, resident, shared: table + sums(tile) }
 }
 
 /// Shared memory of the sums of a tile's warps, twice.
