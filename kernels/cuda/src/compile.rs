@@ -143,12 +143,7 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "nf4_small.cu",
-        text: concat!(
-            include_str!("nf4_members.cu"),
-            include_str!("nf4_tile.cu"),
-            "#line 1 \"nf4_small.cu\"\n",
-            include_str!("nf4_small.cu")
-        ),
+        text: concat!(include_str!("nf4_members.cu"), include_str!("nf4_tile.cu"), "#line 1 \"nf4_small.cu\"\n", include_str!("nf4_small.cu")),
         kernels: &[
             "nf4_small_1_1",
             "nf4_small_2_1",
@@ -180,14 +175,16 @@ pub const SOURCES: &[Source] = &[
         file: "nf4_few.cu",
         text: concat!(include_str!("nf4_members.cu"), include_str!("nf4_tile.cu"), "#line 1 \"nf4_few.cu\"\n", include_str!("nf4_few.cu")),
         kernels: &[
-            "nf4_few_1_2",
             "nf4_few_2_2",
-            "nf4_few_1_4",
+            "nf4_few_3_2",
+            "nf4_few_4_2",
             "nf4_few_2_4",
-            "nf4_few_swiglu_1_2",
+            "nf4_few_3_4",
+            "nf4_few_4_4",
             "nf4_few_swiglu_2_2",
-            "nf4_few_swiglu_1_4",
+            "nf4_few_swiglu_4_2",
             "nf4_few_swiglu_2_4",
+            "nf4_few_swiglu_4_4",
         ],
         only: None,
     },

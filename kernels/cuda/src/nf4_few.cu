@@ -2,30 +2,28 @@
 // its way through shared memory. Profiled on an H200, those kernels waited: for the input from the second-level cache and for each other's
 // instructions, with two warps on a scheduler and 255 registers in each. Here nothing that is waited for takes a register.
 //
-// Sixteen warps of a block split k into the eight shares of nf4_small.cu, two warps to a share, which have one half of the tile's rows each. The two have
-// places for two blocks of 64 values of k: the tokens', which both read, and the weights'. While one is multiplied, the next is on its way, across the ends
-// of tiles. No barrier of the whole block is in that loop.
+// A warp has places of its own for three blocks of 64 values of k: the tokens' and the weights'. While one is multiplied, two are on their way,
+// across the ends of tiles. No barrier of the block is in that loop.
 //
-// Shared memory: the warps' sums first. At a multiple of 64 KB, so that a single instruction makes an address of a byte and a lane, the look-up table: 256
-// pairs, each with 32 copies in the first half of 256 bytes. In the other halves are the tokens of even blocks. Then as many rows of 256 bytes with
-// the tokens of odd blocks and the weights on their way, and last x A^T.
+// Shared memory: 512 rows of 256 bytes. The look-up table has a pair's 32 copies in the first half of each of the first 256, so that a single
+// instruction makes an address of a byte and a lane; the other halves hold the tokens' rows.
 
+#define STAGES 3u
 #define PITCH 256u
-#define REGION 65536u
+#define TABLE_BYTES (512 * PITCH)
 
 template <int MT, int NT, bool PAIR>
 static __device__ __forceinline__ void few_linear(
     const Members& members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u16* __restrict__ out,
     u32 out_stride) {
-    constexpr u32 ROWS = 32 * MT, PLACES = ROWS + 4;
+    constexpr u32 ROWS = 16 * MT, PLACES = ROWS + 4, WEIGHTS = 32 * ROWS;
     extern __shared__ __align__(256) u32 shared[];
     __shared__ float maps[1024];
-    float* partial = (float*)shared;
-    const u32 base = (u32)__cvta_generic_to_shared(shared), table = (base + REGION - 1) & ~(REGION - 1);
-    static_assert(2 * WARPS * 8 * PLACES * sizeof(float) + 16384 <= REGION, "the sums lie below the table");
-    u16* low_rank = (u16*)((u8*)shared + (table + 2 * REGION - base));
+    float* partial = (float*)((u8*)shared + TABLE_BYTES);
+    u8* staged = (u8*)(partial + 2 * WARPS * 8 * PLACES);
+    u16* low_rank = (u16*)(staged + WARPS * STAGES * WEIGHTS);
     const u32 workers = min(members.of[0].workers, gridDim.x), units = mid && workers > 0 ? rank_units(n, blocks, ranks) : 0;
-    const u32 tid = threadIdx.x, warp = tid >> 5 & (WARPS - 1), half = tid >> 8, lane = tid & 31, g = lane >> 2, t = lane & 3;
+    const u32 tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
 
     let_next_start();
     u32 total = members.of[0].tiles;
@@ -42,27 +40,25 @@ static __device__ __forceinline__ void few_linear(
         const Member& m = members.of[PAIR ? lane >> 4 : which];
         weight = m.weight + 16 * (lane & 1);
 #pragma unroll
-        for (int i = 0; i < MT; ++i) source[i] = row_of<ROWS, PAIR>(tile, 16 * (half * MT + i) + (lane >> 1), m.rows) * (u32)m.row_bytes;
+        for (int i = 0; i < MT; ++i) source[i] = row_of<ROWS, PAIR>(tile, 16 * i + (lane >> 1), m.rows) * (u32)m.row_bytes;
     };
-    // A warp's places, and where in them this lane writes. Tokens: one half of them each; those past the end repeat the last. Odd rows have their pieces
-    // of 16 bytes swapped, so that reads of two rows do not conflict.
-    const u32 tokens = table + warp * 32 * PITCH, weights = table + REGION + 128 + (tid >> 5) * 16 * PITCH;
-    const u32 weights_to = weights + (lane >> 3) * PITCH + 16 * (lane & 7);
-    const u32 tokens_to = tokens + (4 * NT * half + (lane >> 3)) * PITCH + 16 * ((lane & 7) ^ (lane >> 3 & 1));
-    u32 token_row[NT];
-#pragma unroll
-    for (int j = 0; j < NT; ++j) token_row[j] = min(4 * (NT * half + j) + (lane >> 3), n - 1) * x_stride + 8 * (lane & 7);
-    auto fetch_weights = [&](u32 odd, u32 block) {
+    const u32 base = (u32)__cvta_generic_to_shared(shared), weights_at = (u32)__cvta_generic_to_shared(staged) + warp * STAGES * WEIGHTS;
+    auto tokens_at = [&](u32 stage) { return base + warp * 32 * PITCH + (stage == 0 ? 128 : stage == 1 ? 256 * PITCH : 256 * PITCH + 128); };
+    auto fetch_weights = [&](u32 stage, u32 block) {
 #pragma unroll
         for (int i = 0; i < MT; ++i)
-            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(weights_to + (8 * odd + 4 * i) * PITCH),
-                         "l"(weight + (source[i] + block * 32)) : "memory");
+            asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(weights_at + stage * WEIGHTS + 512 * i + 16 * lane),
+                         "l"(weight + source[i] + block * 32) : "memory");
     };
-    auto fetch_tokens = [&](u32 odd, u32 block) {
+    // Tokens past the end repeat the last. Odd rows have their pieces of 16 bytes swapped, so that reads of two rows do not conflict.
+    const u32 to = (lane >> 3) * PITCH + 16 * ((lane & 7) ^ (lane >> 3 & 1));
+    auto fetch_tokens = [&](u32 stage, u32 block) {
+        const u32 place = tokens_at(stage) + to;
 #pragma unroll
-        for (int j = 0; j < NT; ++j)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(tokens_to + 4 * j * PITCH + (odd ? REGION : 128)),
-                         "l"(x + (token_row[j] + block * 64)) : "memory");
+        for (int j = 0; j < 2 * NT; ++j) {
+            const u16* from = x + (min(4 * j + (lane >> 3), n - 1) * x_stride + block * 64 + 8 * (lane & 7));
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place + 4 * j * PITCH), "l"(from) : "memory");
+        }
     };
 
     // A lane looks after the scale of one block of four, for each of its rows; those of the next four are on their way.
@@ -75,7 +71,7 @@ static __device__ __forceinline__ void few_linear(
         for (int i = 0; i < MT; ++i)
 #pragma unroll
             for (int h = 0; h < 2; ++h)
-                scale_at[i][h] = row_of<ROWS, PAIR>(tile, 16 * (half * MT + i) + 8 * h + g, members.of[PAIR ? h : scale_which].rows) * blocks + t;
+                scale_at[i][h] = row_of<ROWS, PAIR>(tile, 16 * i + 8 * h + g, members.of[PAIR ? h : scale_which].rows) * blocks + t;
     };
     auto fetch_scales = [&]() {
 #pragma unroll
@@ -94,46 +90,43 @@ static __device__ __forceinline__ void few_linear(
     };
 
     if (more) {
+        // A share has four blocks at least.
         aim(next_tile);
-        fetch_weights(0, next);
+#pragma unroll
+        for (u32 s = 0; s < STAGES - 1; ++s) fetch_weights(s, next + s);
         aim_scales(scale_tile);
         fetch_scales();
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const Member& m = members.of[2 * i + half];
-        if (m.codes) maps[256 * (2 * i + half) + (tid & 255)] = m.map[tid & 255];
-    }
+    for (int i = 0; i < 4; ++i)
+        if (members.of[i].codes) maps[256 * i + tid] = members.of[i].map[tid];
     {
-        // Two threads write the copies of a pair, each thread from another place on so that stores of eight threads do not conflict.
+        // Thread i writes the copies of pair i, each thread from another place on so that stores of eight threads do not conflict.
         const float* code = members.of[0].code;
         float fit = members.of[0].fit;
-        u32 pair = pack2(code[tid >> 4 & 15] * fit, code[tid & 15] * fit);
+        u32 pair = pack2(code[tid >> 4] * fit, code[tid & 15] * fit);
         uint4 four = make_uint4(pair, pair, pair, pair);
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) *(uint4*)((u8*)shared + (table - base + (tid & 255) * PITCH + 16 * ((i + 4 * half + tid) & 7))) = four;
+        for (u32 i = 0; i < 8; ++i) *(uint4*)((u8*)shared + tid * PITCH + 16 * ((i + tid) & 7)) = four;
     }
-    const u32 unit = blockIdx.x + half * workers;
-    if (blockIdx.x < workers && unit < units) rank_unit<false, true>(members, x, x_stride, n, blocks, mid, ranks, unit, partial, true, true);
+    if (blockIdx.x < min(units, workers)) rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, blockIdx.x, partial, true, true);
     wait_for_inputs();
-    if (more) fetch_tokens(0, next++);
-    asm volatile("cp.async.commit_group;" ::: "memory");
+#pragma unroll
+    for (u32 s = 0; s < STAGES - 1; ++s) {
+        if (more) fetch_tokens(s, next + s);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    next += STAGES - 1;
     __syncthreads();
     if (blockIdx.x < workers) {
 #pragma unroll 1
-        for (u32 u = unit; u < units; u += 2 * workers)
-            rank_unit<false, true>(members, x, x_stride, n, blocks, mid, ranks, u, partial + half * (WARPS * 8 * 20), false, true);
+        for (u32 unit = blockIdx.x; unit < units; unit += workers)
+            rank_unit<false>(members, x, x_stride, n, blocks, mid, ranks, unit, partial, false, true);
     }
 
-    // Where this lane reads; bytes 0, 2 and 3 of an address in the table.
-    const u32 token = tokens + g * PITCH + 16 * ((2 * t) ^ (g & 1)), own_weights = weights + (g >> 2) * PITCH + 32 * (g & 3) + 8 * t;
-    const u32 where = 4 * lane | table >> 16 << 8;
-    auto look = [&](u32 w, u32 byte) {
-        u32 v;
-        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(__byte_perm(w, where, 0x6504 | byte << 4)));
-        return v;
-    };
-    u32 buffer = 0;
+    const u32 lane4 = 4 * lane, token = g * PITCH + 16 * ((2 * t) ^ (g & 1));
+    auto look = [&](u32 w, u32 byte) { return *(const u32*)((const u8*)shared + __byte_perm(w, lane4, 0x5504 | byte << 4)); };
+    u32 stage = 0, buffer = 0;
     bool gathered = false;
 #pragma unroll 1
     for (u32 linear = blockIdx.x; linear < total; linear += gridDim.x) {
@@ -166,34 +159,37 @@ static __device__ __forceinline__ void few_linear(
                 if (scale_tile < total) aim_scales(scale_tile);
             }
             if (scale_tile < total) fetch_scales();
-// Two, so that where a block lies is part of the instructions; four would not leave registers enough.
-#pragma unroll 2
+#pragma unroll 1
             for (u32 d = 0; d < 4; ++d) {
-                // Both warps' copies of this block are there, and both have read the block before, whose places take the next.
-                asm volatile("cp.async.wait_group 0;" ::: "memory");
-                asm volatile("bar.sync %0, 64;" ::"r"(1 + warp) : "memory");
-                if (d == 3 && more && next >= last) {
-                    next = first;
-                    next_tile += gridDim.x;
-                    more = next_tile < total;
-                    if (more) aim(next_tile);
-                }
+                // The place that was read in the block before takes what comes two blocks later.
+                const u32 behind = stage == 0 ? STAGES - 1 : stage - 1;
+                __syncwarp();
                 if (more) {
-                    fetch_weights((d + 1) & 1, next);
-                    fetch_tokens((d + 1) & 1, next);
-                    ++next;
+                    if (next >= last) {
+                        next = first;
+                        next_tile += gridDim.x;
+                        more = next_tile < total;
+                        if (more) aim(next_tile);
+                    }
+                    if (more) {
+                        fetch_weights(behind, next);
+                        fetch_tokens(behind, next);
+                        ++next;
+                    }
                 }
-                asm volatile("cp.async.commit_group;" ::: "memory");
-                const u32 from = token + (d & 1 ? REGION : 128), weights_from = own_weights + (d & 1) * 8 * PITCH;
+                asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 2;" ::: "memory");
+                __syncwarp();
+                const u32 tokens = tokens_at(stage) + token, weights = weights_at + stage * WEIGHTS + 32 * g + 8 * t;
+                stage = stage == STAGES - 1 ? 0 : stage + 1;
                 uint4 xs[NT][2];
 #pragma unroll
                 for (int j = 0; j < NT; ++j) {
-                    xs[j][0] = shared16(from + 8 * j * PITCH);
-                    xs[j][1] = shared16((from ^ 16) + 8 * j * PITCH);
+                    xs[j][0] = shared16(tokens + 8 * j * PITCH);
+                    xs[j][1] = shared16((tokens ^ 16) + 8 * j * PITCH);
                 }
 #pragma unroll
                 for (int i = 0; i < MT; ++i) {
-                    const uint2 w0 = shared8(weights_from + 4 * i * PITCH), w1 = shared8(weights_from + (4 * i + 2) * PITCH);
+                    const uint2 w0 = shared8(weights + 512 * i), w1 = shared8(weights + 512 * i + 256);
                     float part[NT][4];
 #pragma unroll
                     for (int j = 0; j < NT; ++j)
@@ -222,29 +218,31 @@ static __device__ __forceinline__ void few_linear(
             if (!gathered) gather_ranks(members, n, blocks, mid, ranks, units, low_rank);
             gathered = true;
             float early[1][4] = {};
-            add_low_rank<MT, NT, PAIR, 2>(members, which, tile, n, ranks, low_rank, early, sum);
+            add_low_rank<MT, NT, PAIR>(members, which, tile, n, ranks, low_rank, early, sum);
         }
-        store_tile<MT, NT, true, PAIR, 2>(members, which, tile, n, partial, buffer, sum, out, out_stride);
+        store_tile<MT, NT, true, PAIR>(members, which, tile, n, partial, buffer, sum, out, out_stride);
     }
 }
 
 #define FEW(MT, NT)                                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(512, 1) nf4_few_##MT##_##NT(                                                                \
+    extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_##MT##_##NT(                                                                \
         const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u16* out, \
         u32 out_stride) {                                                                                                                    \
         few_linear<MT, NT, false>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);                                             \
     }
 #define FEW_SWIGLU(MT, NT)                                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(512, 1) nf4_few_swiglu_##MT##_##NT(                                                         \
+    extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_swiglu_##MT##_##NT(                                                         \
         const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u16* out, \
         u32 out_stride) {                                                                                                                    \
         few_linear<MT, NT, true>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);                                              \
     }
-FEW(1, 2)
 FEW(2, 2)
-FEW(1, 4)
+FEW(3, 2)
+FEW(4, 2)
 FEW(2, 4)
-FEW_SWIGLU(1, 2)
+FEW(3, 4)
+FEW(4, 4)
 FEW_SWIGLU(2, 2)
-FEW_SWIGLU(1, 4)
+FEW_SWIGLU(4, 2)
 FEW_SWIGLU(2, 4)
+FEW_SWIGLU(4, 4)

@@ -94,21 +94,14 @@ static __device__ __forceinline__ const float* rank_row(const Members& members, 
     while (which < 3 && rank >= members.of[which].rank) rank -= members.of[which++].rank;
     return members.of[which].a + (u64)rank * k;
 }
-// A barrier of eight warps: the whole block, or one of its halves.
-template <bool HALVES>
-static __device__ __forceinline__ void eight_warps() {
-    if (HALVES) asm volatile("bar.sync %0, 256;" ::"r"(14 + (threadIdx.x >> 8)) : "memory");
-    else __syncthreads();
-}
-// With SHARED, `x` is in shared memory. Eight warps do a unit; with HALVES a block has sixteen, which do two.
-template <bool SHARED, bool HALVES = false>
+// With SHARED, `x` is in shared memory.
+template <bool SHARED>
 static __device__ __forceinline__ void rank_unit(
     const Members& members, const u16* x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u32 unit, float* sums, bool prefetch, bool counted) {
     u32 k = blocks * 64, segments = (k + SEGMENT - 1) / SEGMENT, groups = (n + 7) / 8;
     u32 segment = unit % segments, rest = unit / segments, base = rest % groups * 8, row = rest / groups * 16;
     u32 thread = threadIdx.x;
     asm volatile("" : "+r"(thread));
-    if (HALVES) thread &= 255;
     u32 warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
     u32 from = segment * SEGMENT + warp * (SEGMENT / WARPS);
     if (prefetch) {
@@ -146,7 +139,7 @@ static __device__ __forceinline__ void rank_unit(
     }
 #pragma unroll
     for (int c = 0; c < 4; ++c) sums[(warp * 8 + 2 * t + (c & 1)) * 20 + (c >> 1) * 8 + g] = sum[c];
-    eight_warps<HALVES>();
+    __syncthreads();
     if (thread < 128) {
         u32 token = thread >> 4, place = thread & 15;
         if (base + token < n && row + place < ranks) {
@@ -157,7 +150,7 @@ static __device__ __forceinline__ void rank_unit(
         }
     }
     __threadfence();
-    eight_warps<HALVES>();
+    __syncthreads();
     if (counted && thread == 0) atomicAdd(&arrivals, 1u);
 }
 // Leaves x A^T, scaled and rounded, in `to`, [8 NT tokens][ranks]; the whole block. Waits for all `units`, unless another launch computed them (0).
@@ -181,7 +174,7 @@ static __device__ __forceinline__ void gather_ranks(
         to[i] = (u16)pack2(y * members.of[which].lora_scale, 0.0f);
     };
     if (values > 1024 && values % 4 == 0) {
-        for (u32 i = 4 * thread; i < values; i += 4 * blockDim.x) {
+        for (u32 i = 4 * thread; i < values; i += 128 * WARPS) {
             float y[4] = {};
 #pragma unroll 8
             for (u32 s = 0; s < segments; ++s) {
@@ -195,7 +188,7 @@ static __device__ __forceinline__ void gather_ranks(
             for (u32 e = 0; e < 4; ++e) store(i + e, y[e]);
         }
     } else {
-        for (u32 i = thread; i < values; i += blockDim.x) {
+        for (u32 i = thread; i < values; i += 32 * WARPS) {
             float y = 0.0f;
 #pragma unroll 24
             for (u32 s = 0; s < segments; ++s) y += fresh(mid + (s * values + i));

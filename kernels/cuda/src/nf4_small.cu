@@ -370,9 +370,9 @@ static __device__ __forceinline__ void small_linear(
         if (NF4 && mid) {
             if (!gathered) gather_ranks(members, n, blocks, mid, ranks, units, low_rank);
             gathered = true;
-            add_low_rank<MT, NT, PAIR, 1>(members, which, tile, n, ranks, low_rank, early, sum);
+            add_low_rank<MT, NT, PAIR>(members, which, tile, n, ranks, low_rank, early, sum);
         }
-        store_tile<MT, NT, NF4, PAIR, 1>(members, which, tile, n, partial, buffer, sum, out, out_stride);
+        store_tile<MT, NT, NF4, PAIR>(members, which, tile, n, partial, buffer, sum, out, out_stride);
     }
 }
 

@@ -33,15 +33,15 @@ static __device__ __forceinline__ uint2 shared8(u32 at) {
 }
 
 // Adds the adapter's second product to a warp's sums, as more of k: 16 ranks for each warp in turn. `low_rank` is x A^T, scaled, [n][ranks]; with one
-// tile of rows `early` has B's first ranks. Warps beyond the eighth share k with the first eight and have the tile's further rows.
-template <int MT, int NT, bool PAIR, int HALVES, int EARLY>
+// tile of rows `early` has B's first ranks.
+template <int MT, int NT, bool PAIR, int EARLY>
 static __device__ __forceinline__ void add_low_rank(
     const Members& members, int which, u32 tile, u32 n, u32 ranks, const u16* low_rank, const float (&early)[EARLY][4], float (&sum)[MT][NT][4]) {
-    constexpr u32 ROWS = 16 * MT * HALVES;
+    constexpr u32 ROWS = 16 * MT;
     // Registers are what these kernels are short of: what follows must not be computed ahead of the loop before and kept.
     u32 thread = threadIdx.x;
     asm volatile("" : "+r"(thread));
-    const u32 warp = thread >> 5 & (WARPS - 1), half = HALVES > 1 ? thread >> 8 : 0, g = thread >> 2 & 7, t = thread & 3;
+    const u32 warp = thread >> 5, g = thread >> 2 & 7, t = thread & 3;
 #pragma unroll 1
     for (int h = 0; h < (PAIR ? 2 : 1); ++h) {
         const Member& m = members.of[PAIR ? h : which];
@@ -56,7 +56,7 @@ static __device__ __forceinline__ void add_low_rank(
             for (int i = 0; i < MT; ++i)
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    const float* b = m.lora + (u64)row_of<ROWS, PAIR>(tile, 16 * (half * MT + i) + 8 * r + g, m.rows) * m.rank;
+                    const float* b = m.lora + (u64)row_of<ROWS, PAIR>(tile, 16 * i + 8 * r + g, m.rows) * m.rank;
                     float v[4];
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
@@ -83,14 +83,14 @@ static __device__ __forceinline__ void add_low_rank(
 
 // Adds the warps' sums in order, for eight tokens at a time, in two buffers by turns (one barrier lies between any two uses of a buffer), and stores
 // what they make: y + bias, or silu(gate) * up where PAIR.
-template <int MT, int NT, bool NF4, bool PAIR, int HALVES, typename Out>
+template <int MT, int NT, bool NF4, bool PAIR, typename Out>
 static __device__ __forceinline__ void store_tile(
     const Members& members, int which, u32 tile, u32 n, float* partial, u32& buffer, const float (&sum)[MT][NT][4], Out* __restrict__ out,
     u32 out_stride) {
-    constexpr u32 ROWS = 16 * MT * HALVES, PLACES = ROWS + 4, THREADS = 32 * WARPS * HALVES;
+    constexpr u32 ROWS = 16 * MT, PLACES = ROWS + 4;
     u32 thread = threadIdx.x;
     asm volatile("" : "+r"(thread));
-    const u32 warp = thread >> 5 & (WARPS - 1), half = HALVES > 1 ? thread >> 8 : 0, g = thread >> 2 & 7, t = thread & 3;
+    const u32 warp = thread >> 5, g = thread >> 2 & 7, t = thread & 3;
 #pragma unroll
     for (int j = 0; j < NT; ++j) {
         if (8 * j >= n) break;
@@ -99,7 +99,7 @@ static __device__ __forceinline__ void store_tile(
 #pragma unroll
         for (int i = 0; i < MT; ++i)
 #pragma unroll
-            for (int c = 0; c < 4; ++c) sums[(warp * 8 + 2 * t + (c & 1)) * PLACES + 16 * (half * MT + i) + (c >> 1) * 8 + g] = sum[i][j][c];
+            for (int c = 0; c < 4; ++c) sums[(warp * 8 + 2 * t + (c & 1)) * PLACES + 16 * i + (c >> 1) * 8 + g] = sum[i][j][c];
         __syncthreads();
         u32 tokens = min(n - 8 * j, 8u);
         auto added = [&](u32 column, u32 place) {
@@ -109,7 +109,7 @@ static __device__ __forceinline__ void store_tile(
             return v;
         };
         if constexpr (PAIR) {
-            for (u32 e = thread; e < tokens * ROWS / 2; e += THREADS) {
+            for (u32 e = thread; e < tokens * ROWS / 2; e += 32 * WARPS) {
                 u32 column = e / (ROWS / 2), i = e % (ROWS / 2), place = (i >> 3) * 16 + (i & 7), row = tile * (ROWS / 2) + i;
                 if (row < members.of[0].rows) {
                     float gate = added(column, place), up = added(column, place + 8);
@@ -120,7 +120,7 @@ static __device__ __forceinline__ void store_tile(
             }
         } else {
             const Member& m = members.of[which];
-            for (u32 e = thread; e < tokens * ROWS; e += THREADS) {
+            for (u32 e = thread; e < tokens * ROWS; e += 32 * WARPS) {
                 u32 column = e / ROWS, place = e % ROWS, row = tile * ROWS + place;
                 if (row < m.rows) {
                     float y = added(column, place);

@@ -78,41 +78,33 @@ struct Shape {
     tile: usize,
     /// Blocks that a multiprocessor holds.
     resident: u32,
-    /// Warps of a block.
-    warps: usize,
     /// Bytes of shared memory beside `x Aᵀ`.
     shared: usize,
 }
 
-/// A kernel in whose shared memory the input has a place too (`nf4_few.cu`), for 9 to 32 rows.
-struct Few {
-    /// Weight rows of a block's tile.
-    tile: usize,
-    /// Names for up to 16 rows: plain, and of gate and up.
-    upto16: (&'static str, &'static str),
-    /// Names for up to 32 rows.
-    upto32: (&'static str, &'static str),
-}
-const FEW: [Few; 2] = [
-    Few { tile: 32, upto16: ("nf4_few_1_2", "nf4_few_swiglu_1_2"), upto32: ("nf4_few_1_4", "nf4_few_swiglu_1_4") },
-    Few { tile: 64, upto16: ("nf4_few_2_2", "nf4_few_swiglu_2_2"), upto32: ("nf4_few_2_4", "nf4_few_swiglu_2_4") },
+/// Kernels in whose shared memory the input has a place too (`nf4_few.cu`), for 9 to 32 rows, by the tile's weight rows: up to 16 rows, then up to 32.
+const FEW: [(usize, [&str; 2], [&str; 2]); 3] = [
+    (32, ["nf4_few_2_2", "nf4_few_swiglu_2_2"], ["nf4_few_2_4", "nf4_few_swiglu_2_4"]),
+    (48, ["nf4_few_3_2", ""], ["nf4_few_3_4", ""]),
+    (64, ["nf4_few_4_2", "nf4_few_swiglu_4_2"], ["nf4_few_4_4", "nf4_few_swiglu_4_4"]),
 ];
-/// Bytes of the sums, the look-up table and what is on its way in them.
-const FEW_SHARED: usize = 3 << 16;
-/// Warps of their blocks.
-const FEW_WARPS: usize = 16;
+/// Bytes of their look-up table and the input on its way.
+const FEW_TABLE: usize = 128 << 10;
+/// Bytes of a weight row on its way in them, for all warps.
+const FEW_WEIGHTS: usize = WARPS * 3 * 32;
 
 /// The kernels of [`FEW`] that serve, the best first: a round of tiles over the card takes about as long as its weight rows and the input, which is
 /// about 16 rows' worth.
-fn few(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>) -> Vec<Shape> {
+fn few(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>, swiglu: bool) -> Vec<Shape> {
     let cost = |tile: usize| features.div_ceil(tile * multiprocessors.max(1) as usize) * (tile + 16);
     let mut shapes: Vec<Shape> = FEW
         .iter()
-        .filter(|few| (9..=32).contains(&n) && wanted.is_none_or(|w| w == few.tile))
-        .map(|few| {
-            let (plain, swiglu) = if n <= 16 { few.upto16 } else { few.upto32 };
-            Shape { plain, swiglu, tile: few.tile, resident: 1, warps: FEW_WARPS, shared: FEW_SHARED }
+        .filter(|(tile, ..)| (9..=32).contains(&n) && wanted.is_none_or(|w| w == *tile))
+        .map(|&(tile, upto16, upto32)| {
+            let [plain, swiglu] = if n <= 16 { upto16 } else { upto32 };
+            Shape { plain, swiglu, tile, resident: 1, shared: FEW_TABLE + sums(tile) + FEW_WEIGHTS * tile }
         })
+        .filter(|shape| !swiglu || !shape.swiglu.is_empty())
         .collect();
     shapes.sort_by_key(|shape| cost(shape.tile));
     shapes
@@ -137,7 +129,7 @@ fn shape(n: usize, features: usize, multiprocessors: u32, wanted: Option<usize>,
     };
     // The smallest tiles' weights pass through shared memory, in the gaps of a table twice as large.
     let table = if tile == 16 { 2 * TABLE } else { TABLE };
-    Shape { plain, swiglu, tile, resident, warps: WARPS, shared: table + sums(tile) }
+    Shape { plain, swiglu, tile, resident, shared: table + sums(tile) }
 }
 
 /// Shared memory of the sums of a tile's warps, twice.
@@ -167,7 +159,7 @@ impl Device {
     }
 
     /// [`Self::nf4_linear`] with 16, 32, 48 or 64 weight rows in a block, for measurements; the result is the same. Up to eight rows have the choice of 16
-    /// and 32, up to 32 rows of all.
+    /// and 32, up to 32 rows of 32 and more.
     ///
     /// # Errors
     /// Buffers that do not fit.
@@ -211,7 +203,7 @@ impl Device {
 
     /// The kernel of the tensor cores for `n` rows, `features` outputs and adapters of `ranks` in all, where the card has room for one.
     fn shape(&self, n: usize, features: usize, ranks: usize, wanted: Option<usize>, swiglu: bool) -> Shape {
-        let mut shapes = few(n, features, self.multiprocessors(), wanted).into_iter();
+        let mut shapes = few(n, features, self.multiprocessors(), wanted, swiglu).into_iter();
         let plain = || shape(n, features, self.multiprocessors(), wanted, swiglu);
         shapes.find(|shape| self.prefers(shape.plain) && self.ranks_fit(n, *shape, ranks)).unwrap_or_else(plain)
     }
@@ -248,14 +240,14 @@ impl Device {
         let bytes = Self::shared_bytes(n, shape, group.ranks) + if norm.is_some() { 2 * n * 64 * steps } else { 0 };
         // Each block of a multiprocessor has a kilobyte beside its own.
         let resident = if 2 * (bytes + MAPS + 1024) <= self.shared_limit() as usize + 1024 { shape.resident } else { 1 };
-        let mut config = grid(blocks(op, tiles, 1)?.min(resident * self.multiprocessors()), 1, 32 * shape.warps as u32);
+        let mut config = grid(blocks(op, tiles, 1)?.min(resident * self.multiprocessors()), 1, 256);
         config.shared_mem_bytes = small(op, "the tile", bytes)?;
         let (mid, ranks) = (if group.ranks > 0 { mid.ptr() } else { 0 }, small(op, "the ranks", group.ranks)?);
         let (stride, steps) = (small(op, "the output's stride", out.stride())?, small(op, "the input", steps)?);
         let mut words = group.words;
         let units = group.ranks.div_ceil(16) * n.div_ceil(8) * (64 * steps as usize).div_ceil(SEGMENT);
-        if group.ranks > 0 && units > self.multiprocessors() as usize * (shape.warps / WARPS) {
-            // More than one for some eight warps: a launch of their own does them all at once.
+        if group.ranks > 0 && units > self.multiprocessors() as usize {
+            // More than one for some block: a launch of their own does them all at once.
             if let Some(tiles_and_workers) = words.get_mut(WORKERS) {
                 *tiles_and_workers &= u64::from(u32::MAX);
             }
