@@ -143,7 +143,12 @@ pub const SOURCES: &[Source] = &[
     },
     Source {
         file: "nf4_small.cu",
-        text: concat!(include_str!("nf4_members.cu"), include_str!("nf4_tile.cu"), "#line 1 \"nf4_small.cu\"\n", include_str!("nf4_small.cu")),
+        text: concat!(
+            include_str!("nf4_members.cu"),
+            include_str!("nf4_tile.cu"),
+            "#line 1 \"nf4_small.cu\"\n",
+            include_str!("nf4_small.cu")
+        ),
         kernels: &[
             "nf4_small_1_1",
             "nf4_small_2_1",

@@ -41,6 +41,13 @@ static __device__ __forceinline__ void few_linear(
         weight = m.weight + 16 * (lane & 1);
 #pragma unroll
         for (int i = 0; i < MT; ++i) source[i] = row_of<ROWS, PAIR>(tile, 16 * i + (lane >> 1), m.rows) * (u32)m.row_bytes;
+        // B's rows are wanted when the tile is done.
+        if (mid && tid < ROWS) {
+            const Member& owner = members.of[PAIR ? (int)(tid >> 3 & 1) : which];
+            const float* b = owner.lora + (u64)row_of<ROWS, PAIR>(tile, tid, owner.rows) * owner.rank;
+            if (owner.lora)
+                for (u32 k = 0; k < owner.rank; k += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(b + k));
+        }
     };
     const u32 base = (u32)__cvta_generic_to_shared(shared), weights_at = (u32)__cvta_generic_to_shared(staged) + warp * STAGES * WEIGHTS;
     auto tokens_at = [&](u32 stage) { return base + warp * 32 * PITCH + (stage == 0 ? 128 : stage == 1 ? 256 * PITCH : 256 * PITCH + 128); };
