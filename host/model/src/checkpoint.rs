@@ -45,7 +45,7 @@ pub struct Storage {
     pub form: String,
     /// Whether it is bitsandbytes' 4-bit form.
     pub four_bit: bool,
-    /// Its bytes, those of scales and code books included.
+    /// Its bytes, those of scales and code books included, without the text of a quant state.
     pub bytes: u64,
 }
 
@@ -199,8 +199,9 @@ impl Checkpoint {
         if self.tensor(&bnb::state_name(name)).is_none() {
             return Some(Storage { form: self.tensor(name)?.dtype.to_string(), four_bit: false, bytes });
         }
-        let parts = bnb::part_names(name);
-        let bytes = parts.iter().filter_map(|part| self.tensor(part)).fold(bytes, |sum, part| sum.saturating_add(part.bytes()));
+        // Without the state's text, whose length depends on how many digits a number has: equal layers are to be equally large.
+        let parts = bnb::part_names(name).into_iter().filter(|part| *part != bnb::state_name(name));
+        let bytes = parts.filter_map(|part| self.tensor(&part).map(TensorInfo::bytes)).fold(bytes, u64::saturating_add);
         let nested = self.tensor(&format!("{name}.nested_absmax")).is_some();
         let form = if nested { "NF4 (double-quantized)" } else { "NF4" };
         Some(Storage { form: form.to_string(), four_bit: true, bytes })
