@@ -2,42 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
+use crate::python::{python, run, script};
 use crate::serve::Server;
 use crate::support::{Sandbox, lines};
-
-/// A Python with packages, made once.
-fn python(name: &str, packages: &[&str]) -> PathBuf {
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _one = MAKING.lock().unwrap_or_else(|e| e.into_inner());
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("venv-{name}"));
-    let (python, done) = (folder.join("bin/python"), folder.join("installed"));
-    if std::fs::read_to_string(&done).unwrap_or_default() != packages.join(" ") {
-        let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages));
-        std::fs::write(done, packages.join(" ")).unwrap();
-    }
-    python
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{text}");
-    text
-}
 
 #[test]
 #[ignore = "installs a Python package"]
 fn openais_own_client() {
     let python = python("openai", &["openai==2.*"]);
     let server = Server::start(Sandbox::new(), &[]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cli/openai_client.py");
-    run(Command::new(python).arg(script).args([&server.address, &lines("tools_eval", 1)[0]]));
+    run(Command::new(python).arg(script("openai_client.py")).args([&server.address, &lines("tools_eval", 1)[0]]));
 }
 
 /// The sum of the log-probabilities of `end` after `start`, from the server itself.

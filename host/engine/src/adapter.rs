@@ -40,15 +40,13 @@ pub(crate) fn sites(config: &AdapterConfig, dims: &Dims) -> Result<Vec<Option<Si
     if !(0.0..1.0).contains(&config.dropout) {
         return bad(format!("dropout {} is not in 0..1", config.dropout));
     }
-    if config.target_modules.is_empty() {
+    if !config.has_targets() {
         return bad("no target modules".into());
     }
     let modules = dims.modules();
-    let patterns = config.rank_pattern.iter().map(|p| &p.0).chain(config.alpha_pattern.iter().map(|p| &p.0));
-    for name in config.target_modules.iter().filter(|t| *t != "all-linear").chain(patterns) {
-        if !modules.iter().any(|m| ends_with_path(&m.name, name)) {
-            return bad(format!("{name:?} matches no projection; names end in {}", known()));
-        }
+    let names: Vec<&str> = modules.iter().map(|m| m.name.as_str()).collect();
+    if let Some(name) = config.unmatched(&names) {
+        return bad(format!("{name:?} matches no projection; names end in {}", known()));
     }
     let mut sites = Vec::with_capacity(modules.len());
     for module in &modules {
@@ -87,11 +85,6 @@ pub fn trained_parameters(config: &AdapterConfig, dims: &Dims) -> Result<u64> {
 
 fn known() -> String {
     Projection::ALL.map(|p| p.path()).join(", ")
-}
-
-/// Whether `end` is the end of `name` at a dot, as PEFT matches target modules.
-fn ends_with_path(name: &str, end: &str) -> bool {
-    name.strip_suffix(end).is_some_and(|rest| !end.is_empty() && (rest.is_empty() || rest.ends_with('.')))
 }
 
 /// One module's adapter on the device.
@@ -328,16 +321,6 @@ fn fnv1a(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_match_at_dots_only() {
-        assert!(ends_with_path("model.layers.1.self_attn.q_proj", "q_proj"));
-        assert!(ends_with_path("model.layers.1.self_attn.q_proj", "self_attn.q_proj"));
-        assert!(ends_with_path("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.q_proj"));
-        assert!(!ends_with_path("model.layers.11.self_attn.q_proj", "1.self_attn.q_proj"));
-        assert!(!ends_with_path("model.layers.1.self_attn.q_proj", "proj"));
-        assert!(!ends_with_path("model.layers.1.self_attn.q_proj", ""));
-    }
 
     #[test]
     fn initial_values_fill_their_range_and_depend_on_seed_and_name() {

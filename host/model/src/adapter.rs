@@ -221,7 +221,7 @@ impl Parts {
             (None, Some(_)) => return Err("has lora_B but no lora_A".to_string()),
             (Some((a_shape, a)), Some((b_shape, b))) => {
                 if !config.targets(name) {
-                    return Err(format!("is not among target_modules {:?}", config.target_modules));
+                    return Err(format!("is not among target_modules {}", config.targets_text()));
                 }
                 let rank = config.rank_of(name);
                 let (&[a_rank, in_features], &[out_features, b_rank]) = (a_shape.as_slice(), b_shape.as_slice()) else {

@@ -1,5 +1,6 @@
 //! `adapter_config.json` of PEFT, both ways.
 
+use crate::adapter_match::{KEYS, Matching, Pattern, ends_with_path, is_plain};
 use crate::json::{Object, parse_object};
 use crate::{ModelError, Result};
 use serde_json::{Map, Value, json};
@@ -42,14 +43,16 @@ pub struct AdapterConfig {
     pub rslora: bool,
     /// Trained biases.
     pub bias: AdapterBias,
-    /// `target_modules`: ends of module names, or the one entry `all-linear`.
+    /// `target_modules`: ends of module names, or the one entry `all-linear`; empty where a file has a regular expression.
     pub target_modules: Vec<String>,
-    /// Other ranks for modules whose name ends so; the first entry that fits counts.
+    /// Other ranks for modules whose name ends so, or matches so where a file has a regular expression; the first entry that fits counts.
     pub rank_pattern: Vec<(String, usize)>,
     /// Other alphas, likewise.
     pub alpha_pattern: Vec<(String, f64)>,
     /// `base_model_name_or_path`: what the adapter was trained on.
     pub base_model: Option<String>,
+    /// Regular expressions, layers and exceptions, from a file.
+    matching: Matching,
     /// Keys that describe without changing the adapter, kept as they were read.
     descriptive: Map<String, Value>,
 }
@@ -67,6 +70,7 @@ impl Default for AdapterConfig {
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             base_model: None,
+            matching: Matching::default(),
             descriptive: descriptive().into_iter().map(|(key, value)| (key.to_string(), value)).collect(),
         }
     }
@@ -87,7 +91,7 @@ fn descriptive() -> [(&'static str, Value); 8] {
 }
 
 /// Features of PEFT that are not supported, with the value that means "not used". The same keys and values are written.
-fn unused() -> [(&'static str, Value); 24] {
+fn unused() -> [(&'static str, Value); 21] {
     let null = Value::Null;
     [
         ("alora_invocation_tokens", null.clone()),
@@ -95,12 +99,9 @@ fn unused() -> [(&'static str, Value); 24] {
         ("corda_config", null.clone()),
         ("ensure_weight_tying", json!(false)),
         ("eva_config", null.clone()),
-        ("exclude_modules", null.clone()),
         ("fan_in_fan_out", json!(false)),
         ("kasa_config", null.clone()),
         ("layer_replication", null.clone()),
-        ("layers_pattern", null.clone()),
-        ("layers_to_transform", null.clone()),
         ("loftq_config", json!({})),
         ("lora_bias", json!(false)),
         ("lora_ga_config", null.clone()),
@@ -131,16 +132,6 @@ fn is_unused(value: &Value) -> bool {
     }
 }
 
-/// Whether a pattern is a plain end of a module name, and not a regular expression.
-fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
-}
-
-/// Whether `end` is the end of `name` at a dot, as PEFT matches.
-pub(crate) fn ends_with_path(name: &str, end: &str) -> bool {
-    name.strip_suffix(end).is_some_and(|rest| !end.is_empty() && (rest.is_empty() || rest.ends_with('.')))
-}
-
 impl AdapterConfig {
     /// Reads the text of an `adapter_config.json`; `file` is its name in messages. Keys of any version of PEFT are accepted as long as
     /// what they ask for is supported, or not used.
@@ -169,6 +160,10 @@ impl AdapterConfig {
             Some("lora_only") => AdapterBias::LoraOnly,
             Some(other) => return Err(object.error("bias", format!("is {other:?}; it must be \"none\", \"all\" or \"lora_only\""))),
         };
+        let mut matching = Matching::read(&object)?;
+        let target_modules = targets(&object, &mut matching)?;
+        let rank_pattern = pattern(&object, &mut matching, "rank_pattern", |inner, key| inner.size(key, RANK_LIMIT))?;
+        let alpha_pattern = pattern(&object, &mut matching, "alpha_pattern", |inner, key| inner.number(key))?;
         let described = |(key, default): (&str, Value)| (key.to_string(), map.get(key).cloned().unwrap_or(default));
         Ok(Self {
             r,
@@ -176,10 +171,11 @@ impl AdapterConfig {
             dropout,
             rslora: object.bool("use_rslora")?.unwrap_or(false),
             bias,
-            target_modules: targets(&object)?,
-            rank_pattern: pattern(&object, "rank_pattern", |inner, key| inner.size(key, RANK_LIMIT))?,
-            alpha_pattern: pattern(&object, "alpha_pattern", |inner, key| inner.number(key))?,
+            target_modules,
+            rank_pattern,
+            alpha_pattern,
             base_model: object.string("base_model_name_or_path")?.map(String::from),
+            matching,
             descriptive: descriptive().into_iter().map(described).collect(),
         })
     }
@@ -191,9 +187,11 @@ impl AdapterConfig {
         all.extend(self.descriptive.iter().map(|(key, value)| (key.clone(), value.clone())));
         let ranks: Map<String, Value> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
         let alphas: Map<String, Value> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect();
-        let targets = match self.target_modules.as_slice() {
-            [one] if one == "all-linear" => json!(one),
-            list => json!(list),
+        all.extend(self.matching.to_json().map(|(key, value)| (key.to_string(), value)));
+        let targets = match (self.matching.targets_text(), self.target_modules.as_slice()) {
+            (Some(expression), _) => json!(expression),
+            (None, [one]) if one == "all-linear" => json!(one),
+            (None, list) => json!(list),
         };
         let own = [
             ("alpha_pattern", Value::Object(alphas)),
@@ -216,17 +214,42 @@ impl AdapterConfig {
 
     /// Whether a module (`model.layers.0.self_attn.q_proj`) has an adapter.
     pub fn targets(&self, module: &str) -> bool {
-        self.target_modules.iter().any(|t| (t == "all-linear" && !ends_with_path(module, "lm_head")) || ends_with_path(module, t))
+        let fits = |t: &String| (t == "all-linear" && !ends_with_path(module, "lm_head")) || ends_with_path(module, t);
+        self.matching.targets(module, self.target_modules.iter().any(fits))
+    }
+
+    /// The targets for messages.
+    pub(crate) fn targets_text(&self) -> String {
+        self.matching.targets_text().map_or_else(|| format!("{:?}", self.target_modules), |text| format!("{text:?}"))
+    }
+
+    /// Whether there are targets at all.
+    pub fn has_targets(&self) -> bool {
+        !self.target_modules.is_empty() || self.matching.targets.is_some()
+    }
+
+    /// A target or a key of a pattern that fits none of the modules: most likely a misspelt name, which would train nothing, silently.
+    pub fn unmatched(&self, modules: &[&str]) -> Option<&str> {
+        let none = |fits: &dyn Fn(&str) -> bool| !modules.iter().any(|m| fits(m));
+        if let Some(expression) = self.matching.targets_text()
+            && none(&|m| self.targets(m))
+        {
+            return Some(expression);
+        }
+        let target = self.target_modules.iter().find(|t| *t != "all-linear" && none(&|m| ends_with_path(m, t)));
+        let keys = self.rank_pattern.iter().map(|p| &p.0).chain(self.alpha_pattern.iter().map(|p| &p.0));
+        let key = || keys.into_iter().find(|key| none(&|m| self.matching.key_fits(key, m)));
+        target.or_else(key).map(String::as_str)
     }
 
     /// The rank at a module.
     pub fn rank_of(&self, module: &str) -> usize {
-        self.rank_pattern.iter().find(|(end, _)| ends_with_path(module, end)).map_or(self.r, |(_, r)| *r)
+        self.rank_pattern.iter().find(|(key, _)| self.matching.key_fits(key, module)).map_or(self.r, |(_, r)| *r)
     }
 
     /// The factor of the adapter's output at a module.
     pub fn scale_of(&self, module: &str) -> f64 {
-        let alpha = self.alpha_pattern.iter().find(|(end, _)| ends_with_path(module, end)).map_or(self.alpha, |(_, a)| *a);
+        let alpha = self.alpha_pattern.iter().find(|(key, _)| self.matching.key_fits(key, module)).map_or(self.alpha, |(_, a)| *a);
         let rank = self.rank_of(module) as f64;
         if self.rslora { alpha / rank.sqrt() } else { alpha / rank }
     }
@@ -247,11 +270,13 @@ fn refuse_features(object: &Object<'_>) -> Result<()> {
         "init_lora_weights",
     ];
     for (key, value) in object.map {
-        let known = OWN.contains(&key.as_str()) || descriptive().iter().any(|(k, _)| k == key);
+        let known = OWN.contains(&key.as_str()) || KEYS.contains(&key.as_str()) || descriptive().iter().any(|(k, _)| k == key);
         if known || is_unused(value) {
             continue;
         }
-        let supported = if unused().iter().any(|(k, _)| k == key) {
+        let supported = if key == "modules_to_save" {
+            "whole modules that were trained beside the adapter have no place in it here; merge the adapter with PEFT first (merge_and_unload)"
+        } else if unused().iter().any(|(k, _)| k == key) {
             "supported are plain LoRA weights on linear layers, with biases, rsLoRA and rank and alpha patterns"
         } else {
             "this key of adapter_config.json is unknown, so what it asks for cannot be honoured"
@@ -268,34 +293,41 @@ fn refuse_features(object: &Object<'_>) -> Result<()> {
     }
 }
 
-fn targets(object: &Object<'_>) -> Result<Vec<String>> {
+fn targets(object: &Object<'_>, matching: &mut Matching) -> Result<Vec<String>> {
     let key = "target_modules";
-    let supported = "give a list of names such as \"q_proj\", or \"all-linear\"";
     if let Some(Value::String(one)) = object.get(key) {
-        return match one.as_str() {
-            "all-linear" => Ok(vec![one.clone()]),
-            _ => Err(ModelError::unsupported(object.file, format!("{key} {one:?} (a regular expression)"), supported)),
-        };
+        if one == "all-linear" {
+            return Ok(vec![one.clone()]);
+        }
+        matching.set_targets(object, one)?;
+        return Ok(Vec::new());
     }
     let list = object.strings(key)?.unwrap_or_default();
     if list.is_empty() {
         return Err(object.error(key, "is empty; it must name the modules that have an adapter"));
     }
     match list.iter().find(|name| !is_plain(name)) {
-        Some(name) => Err(ModelError::unsupported(object.file, format!("{key} entry {name:?}"), supported)),
+        Some(name) => {
+            let supported = "in a list, give names such as \"q_proj\"; PEFT takes a regular expression only in the place of the list";
+            Err(ModelError::unsupported(object.file, format!("{key} entry {name:?}"), supported))
+        }
         None => Ok(list),
     }
 }
 
-fn pattern<T>(object: &Object<'_>, key: &str, value: impl Fn(&Object<'_>, &str) -> Result<Option<T>>) -> Result<Vec<(String, T)>> {
+fn pattern<T>(
+    object: &Object<'_>,
+    matching: &mut Matching,
+    key: &str,
+    value: impl Fn(&Object<'_>, &str) -> Result<Option<T>>,
+) -> Result<Vec<(String, T)>> {
     let Some(map) = object.object(key)? else { return Ok(Vec::new()) };
     let prefix = format!("{key}.");
     let inner = Object { map, file: object.file, prefix: &prefix };
     let mut entries = Vec::with_capacity(map.len());
     for name in map.keys() {
         if !is_plain(name) {
-            let supported = "entries must be module names or ends of them, not regular expressions";
-            return Err(ModelError::unsupported(object.file, format!("{key} entry {name:?}"), supported));
+            matching.patterns.insert(name.clone(), Pattern::end(object, &format!("{key} entry"), name)?);
         }
         let value = value(&inner, name)?.ok_or_else(|| inner.error(name, "is null"))?;
         entries.push((name.clone(), value));

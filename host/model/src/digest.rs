@@ -45,6 +45,9 @@ impl ModelDigest {
         let names = files.names()?;
         let single = names.iter().any(|n| n == SINGLE_FILE);
         let counts = |name: &str| {
+            if matches!(files, ModelFiles::Gguf(_)) {
+                return true;
+            }
             let weights = if single { name == SINGLE_FILE } else { name.ends_with(".safetensors") };
             weights || (TEXTS.contains(&name) && !(single && name == INDEX_FILE))
         };

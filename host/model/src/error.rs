@@ -74,6 +74,14 @@ pub enum ModelError {
         /// What is wrong.
         problem: String,
     },
+    /// A GGUF file whose header is broken.
+    #[error("{file} is not a GGUF file that can be read: {problem}")]
+    Gguf {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// One tensor whose content is broken or of a type that is not read.
     #[error("{file}: tensor {tensor}: {problem}")]
     Tensor {

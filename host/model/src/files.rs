@@ -1,10 +1,12 @@
 //! Where a model's files come from: a folder, or bytes inside the program.
 
+use crate::gguf::{FOLDER_FILES, GgufFile};
 use crate::{ModelError, Result};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 /// The largest text file (configurations, indices) that is read; a sharded index of a large model has some hundred kilobytes.
 pub(crate) const TEXT_LIMIT: u64 = 64 << 20;
@@ -16,12 +18,43 @@ pub enum ModelFiles {
     Dir(PathBuf),
     /// Files inside the program: name and content.
     Embedded(&'static [(&'static str, &'static [u8])]),
+    /// One GGUF file, which stands for a folder.
+    Gguf(LazyGguf),
+}
+
+/// A GGUF file that is opened when it is first needed.
+#[derive(Clone, Debug)]
+pub struct LazyGguf {
+    path: PathBuf,
+    opened: Arc<OnceLock<Arc<GgufFile>>>,
+}
+
+impl LazyGguf {
+    /// The file, opened.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`].
+    pub fn get(&self) -> Result<Arc<GgufFile>> {
+        if let Some(file) = self.opened.get() {
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(GgufFile::open(&self.path)?);
+        Ok(Arc::clone(self.opened.get_or_init(|| file)))
+    }
+
+    fn name(&self) -> String {
+        self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    }
 }
 
 impl ModelFiles {
-    /// A folder.
+    /// A folder, or a GGUF file by its ending.
     pub fn dir(path: impl Into<PathBuf>) -> Self {
-        Self::Dir(path.into())
+        let path = path.into();
+        match path.extension() {
+            Some(end) if end.eq_ignore_ascii_case("gguf") && !path.is_dir() => Self::Gguf(LazyGguf { path, opened: Arc::default() }),
+            _ => Self::Dir(path),
+        }
     }
 
     /// How messages call the model.
@@ -29,6 +62,7 @@ impl ModelFiles {
         match self {
             Self::Dir(path) => path.display().to_string(),
             Self::Embedded(_) => "the embedded model".to_string(),
+            Self::Gguf(file) => file.path.display().to_string(),
         }
     }
 
@@ -37,12 +71,13 @@ impl ModelFiles {
         match self {
             Self::Dir(path) => path.join(name).display().to_string(),
             Self::Embedded(_) => format!("{name} of the embedded model"),
+            Self::Gguf(file) => format!("{} ({name})", file.path.display()),
         }
     }
 
     fn embedded(&self, name: &str) -> Option<&'static [u8]> {
         match self {
-            Self::Dir(_) => None,
+            Self::Dir(_) | Self::Gguf(_) => None,
             Self::Embedded(files) => files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| *bytes),
         }
     }
@@ -52,16 +87,18 @@ impl ModelFiles {
         match self {
             Self::Dir(path) => path.join(name).is_file(),
             Self::Embedded(_) => self.embedded(name).is_some(),
+            Self::Gguf(_) => FOLDER_FILES.contains(&name),
         }
     }
 
-    /// The names of all files (not of subfolders), in ascending order.
+    /// The names of all files on disk (not of subfolders), in ascending order.
     ///
     /// # Errors
     /// A folder that cannot be read.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names = match self {
             Self::Embedded(files) => files.iter().map(|(name, _)| (*name).to_string()).collect(),
+            Self::Gguf(file) => vec![file.name()],
             Self::Dir(path) => {
                 let mut names = Vec::new();
                 for entry in std::fs::read_dir(path).map_err(ModelError::io("list", path))? {
@@ -88,6 +125,9 @@ impl ModelFiles {
         if !self.contains(name) {
             return Ok(None);
         }
+        if let Self::Gguf(file) = self {
+            return Ok(file.get()?.folder_file(name)?.map(|text| Cow::Owned(text.into_bytes())));
+        }
         let source = self.open(name)?;
         if source.len() > limit {
             return Err(ModelError::TooLarge { file: self.describe_file(name), size: source.len(), limit });
@@ -110,6 +150,8 @@ impl ModelFiles {
     pub(crate) fn open(&self, name: &str) -> Result<Source> {
         match self {
             Self::Dir(dir) => Source::open(&dir.join(name)),
+            // The one file that there is.
+            Self::Gguf(file) => Source::open(&file.path),
             Self::Embedded(_) => match self.embedded(name) {
                 Some(bytes) => Ok(Source::Memory { bytes, name: self.describe_file(name) }),
                 None => Err(ModelError::MissingFile {
@@ -124,7 +166,7 @@ impl ModelFiles {
 
 impl From<&Path> for ModelFiles {
     fn from(path: &Path) -> Self {
-        Self::Dir(path.to_path_buf())
+        Self::dir(path)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::bnb;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::error::TensorProblems;
+use crate::layout::{self, ModelTensor, TensorRole, norms, projections};
 use crate::tensors::{Dtype, StoredTensor};
 use crate::{ModelError, Result};
 use half::bf16;
@@ -184,38 +185,13 @@ pub struct ModelWeights {
     pub lm_head: Option<LinearWeight>,
 }
 
-/// The name inside a layer, output and input features, and whether `attention_bias` gives it a bias.
-fn projections(c: &ModelConfig) -> [(&'static str, usize, usize, bool); 7] {
-    let (h, q, kv, i) = (c.hidden_size, c.q_width(), c.kv_width(), c.intermediate_size);
-    let bias = c.attention_bias;
-    [
-        ("self_attn.q_proj", q, h, bias),
-        ("self_attn.k_proj", kv, h, bias),
-        ("self_attn.v_proj", kv, h, bias),
-        ("self_attn.o_proj", h, q, bias),
-        ("mlp.gate_proj", i, h, false),
-        ("mlp.up_proj", i, h, false),
-        ("mlp.down_proj", h, i, false),
-    ]
-}
-
-/// The dense vectors of a layer and their lengths.
-fn norms(c: &ModelConfig) -> [(&'static str, usize); 4] {
-    [
-        ("input_layernorm.weight", c.hidden_size),
-        ("post_attention_layernorm.weight", c.hidden_size),
-        ("self_attn.q_norm.weight", c.head_dim),
-        ("self_attn.k_norm.weight", c.head_dim),
-    ]
-}
-
 /// Loads all weights of a Qwen3 model.
 ///
 /// # Errors
 /// [`ModelError::Tensors`] with every missing, extra or misshapen tensor at once, before anything is read; then whatever is wrong with the
 /// content of one: a broken 4-bit form, a value that is not finite where it must be quantized, a file that ends early.
 pub fn load_weights(checkpoint: &Checkpoint, config: &ModelConfig, options: LoadOptions) -> Result<ModelWeights> {
-    check(checkpoint, config)?;
+    check_tensors(checkpoint, config)?;
     let vector = |name: &str| checkpoint.read(name)?.to_f32();
     let table = [config.vocab_size, config.hidden_size];
     let embed = dense(checkpoint, "model.embed_tokens.weight", table, None, options)?;
@@ -258,64 +234,72 @@ pub fn load_weights(checkpoint: &Checkpoint, config: &ModelConfig, options: Load
     Ok(ModelWeights { embed, layers, final_norm, lm_head })
 }
 
-/// Compares names and shapes with what the configuration asks for.
-fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
+/// Missing tensors that are told one by one; a configuration may claim more layers than any file could name, and these say enough.
+const TOLD: usize = 1000;
+
+/// Compares names, shapes and types with what the configuration asks for.
+///
+/// # Errors
+/// [`ModelError::Tensors`] with every missing, extra or misshapen tensor at once.
+pub fn check_tensors(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<()> {
     let mut problems = TensorProblems { file: checkpoint.describe(), ..TensorProblems::default() };
     let mut used = BTreeSet::new();
-    fn dense_one(checkpoint: &Checkpoint, problems: &mut TensorProblems, used: &mut BTreeSet<String>, name: String, shape: &[usize]) {
-        match checkpoint.tensor(&name) {
-            None => problems.missing.push(format!("{name} {shape:?}")),
-            Some(info) if info.shape != shape => {
-                problems.misshapen.push((name.clone(), format!("shape {:?} instead of {shape:?}", info.shape)))
+    for ModelTensor { name, shape, role } in layout::tensors(config) {
+        let linear = matches!(role, TensorRole::Projection | TensorRole::Head);
+        if linear && checkpoint.tensor(&bnb::state_name(&name)).is_some() {
+            // The shapes of the parts follow from the stored state and are checked when it is read.
+            used.extend(bnb::part_names(&name));
+        } else {
+            match checkpoint.tensor(&name) {
+                None => problems.missing.push(format!("{name} {shape:?}")),
+                Some(info) if info.shape != shape => {
+                    problems.misshapen.push((name.clone(), format!("shape {:?} instead of {shape:?}", info.shape)))
+                }
+                Some(info) if !info.dtype.is_float() => {
+                    problems.misshapen.push((name.clone(), format!("type {} instead of F32, BF16 or F16", info.dtype)));
+                }
+                Some(_) => {}
             }
-            Some(info) if !info.dtype.is_float() => {
-                problems.misshapen.push((name.clone(), format!("type {} instead of F32, BF16 or F16", info.dtype)));
-            }
-            Some(_) => {}
         }
         used.insert(name);
-    }
-    let linear_one = |problems: &mut TensorProblems, used: &mut BTreeSet<String>, module: String, out: usize, inp: usize, bias: bool| {
-        let weight = format!("{module}.weight");
-        if checkpoint.tensor(&bnb::state_name(&weight)).is_some() {
-            // The shapes of the parts follow from the stored state and are checked when it is read.
-            used.extend(bnb::part_names(&weight));
-            used.insert(weight);
-        } else {
-            dense_one(checkpoint, problems, used, weight, &[out, inp]);
-        }
-        if bias {
-            dense_one(checkpoint, problems, used, format!("{module}.bias"), &[out]);
-        }
-    };
-    dense_one(checkpoint, &mut problems, &mut used, "model.embed_tokens.weight".into(), &[config.vocab_size, config.hidden_size]);
-    dense_one(checkpoint, &mut problems, &mut used, "model.norm.weight".into(), &[config.hidden_size]);
-    for layer in 0..config.num_hidden_layers {
-        for (name, len) in norms(config) {
-            dense_one(checkpoint, &mut problems, &mut used, format!("model.layers.{layer}.{name}"), &[len]);
-        }
-        for (name, out, inp, bias) in projections(config) {
-            linear_one(&mut problems, &mut used, format!("model.layers.{layer}.{name}"), out, inp, bias);
-        }
-        // A configuration may claim more layers than any file could name; a thousand missing tensors say enough.
-        if problems.missing.len() > 1000 {
+        if problems.missing.len() > TOLD {
             break;
         }
     }
     if config.tie_word_embeddings {
         // Some programs write the tied head a second time; it is the embedding.
         used.insert("lm_head.weight".into());
-    } else {
-        linear_one(&mut problems, &mut used, "lm_head".into(), config.vocab_size, config.hidden_size, false);
     }
-    // Old checkpoints carry the rotary frequencies, which follow from the configuration.
-    problems.extra =
-        checkpoint.names().filter(|name| !used.contains(*name) && !name.ends_with(".rotary_emb.inv_freq")).map(String::from).collect();
-    // Nothing that was only not looked at is extra.
-    if problems.missing.len() > 1000 {
-        problems.extra.clear();
+    // Nothing that was only not looked at is extra. Old checkpoints carry the rotary frequencies, which follow from the configuration.
+    if problems.missing.len() <= TOLD {
+        let extra = checkpoint.names().filter(|name| !used.contains(*name) && !name.ends_with(".rotary_emb.inv_freq"));
+        problems.extra = extra.map(String::from).collect();
     }
     if problems.is_empty() { Ok(()) } else { Err(ModelError::Tensors(problems)) }
+}
+
+/// The values of a matrix, exactly, whatever form it is stored in: 4-bit ones as code point x scale.
+///
+/// # Errors
+/// A tensor that is missing, misshapen or broken, or a file that cannot be read.
+pub fn read_matrix(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
+    match read_nf4(checkpoint, name, shape)? {
+        Some(weight) => Ok(weight.dequantize()),
+        None => checkpoint.read(name)?.to_f32(),
+    }
+}
+
+/// A matrix that is stored in bitsandbytes' 4-bit form; none if it is stored densely.
+///
+/// # Errors
+/// As [`read_matrix`].
+pub fn read_nf4(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<Option<Nf4>> {
+    if is_four_bit(checkpoint, name) { bnb::read(checkpoint, name, shape).map(Some) } else { Ok(None) }
+}
+
+/// Whether a matrix is stored in bitsandbytes' 4-bit form.
+pub fn is_four_bit(checkpoint: &Checkpoint, name: &str) -> bool {
+    checkpoint.tensor(&bnb::state_name(name)).is_some()
 }
 
 fn dense(
@@ -342,8 +326,7 @@ fn linear(
 ) -> Result<LinearWeight> {
     let name = format!("{module}.weight");
     let bias = if bias { Some(checkpoint.read(&format!("{module}.bias"))?.to_f32()?) } else { None };
-    if checkpoint.tensor(&bnb::state_name(&name)).is_some() {
-        let weight = bnb::read(checkpoint, &name, shape)?;
+    if let Some(weight) = read_nf4(checkpoint, &name, shape)? {
         if options.quantize != Quantize::None {
             return Ok(LinearWeight::Nf4 { weight, bias });
         }

@@ -72,6 +72,13 @@ pub struct TensorInfo {
     pub(crate) len: u64,
 }
 
+impl TensorInfo {
+    /// Its size in bytes, as stored.
+    pub fn bytes(&self) -> u64 {
+        self.len
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {

@@ -274,19 +274,34 @@ fn adapter_features_are_honoured_or_refused() {
     assert_eq!((rich.rank_of("model.layers.0.self_attn.q_proj"), rich.rank_of("model.layers.10.self_attn.q_proj")), (4, 16));
     assert!(rich.targets("model.layers.0.mlp.up_proj") && !rich.targets("lm_head"));
     assert_eq!(AdapterConfig::parse(&rich.to_json(), "again").unwrap().to_json(), rich.to_json());
+    let chosen = adapter_config(json!({
+        "target_modules": r".*layers\.[0-2]\..*_proj", "exclude_modules": ["k_proj"], "rank_pattern": {r"layers\.1\..*q_proj": 2},
+        "alpha_pattern": {r"(q|v)_proj": 12},
+    }))
+    .unwrap();
+    assert!(chosen.targets("model.layers.2.mlp.up_proj") && !chosen.targets("model.layers.3.mlp.up_proj"));
+    assert!(!chosen.targets("model.layers.2.self_attn.k_proj"));
+    assert_eq!((chosen.rank_of("model.layers.1.self_attn.q_proj"), chosen.rank_of("model.layers.11.self_attn.q_proj")), (2, 4));
+    assert_eq!((chosen.scale_of("model.layers.1.self_attn.q_proj"), chosen.scale_of("model.layers.0.mlp.up_proj")), (6.0, 2.0));
+    let again = AdapterConfig::parse(&chosen.to_json(), "again").unwrap();
+    assert_eq!(again, chosen);
+    assert_eq!(chosen.unmatched(&["model.layers.1.self_attn.q_proj"]), None);
+    assert_eq!(chosen.unmatched(&["model.layers.1.mlp.up_proj"]), Some(r"layers\.1\..*q_proj"));
     adapter_config(json!({"use_new_thing": null, "another": false, "third": {}, "fourth": []})).unwrap();
 
     for (change, needle) in [
         (json!({"peft_type": "IA3"}), "peft_type \"IA3\""),
         (json!({"use_dora": true}), "use_dora true"),
-        (json!({"modules_to_save": ["lm_head"]}), "modules_to_save"),
-        (json!({"layers_to_transform": [0, 1]}), "layers_to_transform"),
+        (json!({"modules_to_save": ["lm_head"]}), "merge the adapter with PEFT first"),
+        (json!({"layers_to_transform": [0, "x"]}), "layers_to_transform must be"),
+        (json!({"layers_to_transform": [0, 1], "target_modules": ".*q_proj"}), "list of target_modules only"),
         (json!({"use_new_thing": 1}), "unknown"),
         (json!({"init_lora_weights": "pissa"}), "pissa"),
-        (json!({"target_modules": ".*q_proj"}), "regular expression"),
+        (json!({"target_modules": "(?!x)q_proj"}), "without look-around"),
+        (json!({"exclude_modules": "("}), "exclude_modules \"(\""),
         (json!({"target_modules": ["(q|k)_proj"]}), "(q|k)_proj"),
         (json!({"target_modules": []}), "empty"),
-        (json!({"rank_pattern": {"^a.*": 4}}), "rank_pattern entry"),
+        (json!({"rank_pattern": {"^a.*(": 4}}), "rank_pattern entry"),
         (json!({"rank_pattern": {"q_proj": 0}}), "rank_pattern.q_proj is 0"),
         (json!({"r": 0}), "r is 0"),
         (json!({"r": null}), "r is missing"),
@@ -373,9 +388,61 @@ proptest! {
         changed[which.get(&keys)] = value.clone();
         let _ = ModelConfig::parse(&changed.to_string(), "config.json");
         let _ = GenerationConfig::parse(&changed.to_string(), "generation_config.json");
-        for key in ["r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "loftq_config", "bias"] {
+        for key in [
+            "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "loftq_config", "bias", "exclude_modules",
+            "layers_to_transform", "layers_pattern",
+        ] {
             let _ = adapter_config(json!({key: value}));
         }
+    }
+
+    /// Any names against any expressions: an answer, never a panic.
+    #[test]
+    fn any_expression_is_honoured_or_refused(expression in r"[a-z.*+?()\[\]{}|\\^$0-9_-]{0,40}", name in "[a-z.0-9_]{0,60}") {
+        for key in ["target_modules", "exclude_modules", "layers_pattern"] {
+            if let Ok(config) = adapter_config(json!({key: expression.clone(), "layers_to_transform": null})) {
+                config.targets(&name);
+            }
+        }
+        if let Ok(config) = adapter_config(json!({"rank_pattern": {expression.clone(): 3}, "alpha_pattern": {expression: 5}})) {
+            prop_assert!(config.rank_of(&name) <= 4 && config.scale_of(&name).is_finite());
+        }
+    }
+
+    /// Any JSON, and any change of a sound one, as the state of a 4-bit weight.
+    #[test]
+    fn strange_quant_states_never_panic(key in any::<prop::sample::Index>(), value in json_value(), parts in any::<prop::sample::Index>()) {
+        let mut state = json!({
+            "quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [8, 8], "nested_blocksize": 256, "nested_dtype": "float32",
+            "nested_offset": 0.5,
+        });
+        let keys: Vec<String> = state.as_object().unwrap().keys().cloned().collect();
+        state[key.get(&keys)] = value;
+        let dir = tempfile::tempdir().unwrap();
+        let name = "model.layers.0.self_attn.q_proj.weight";
+        let text = state.to_string();
+        let lengths = [
+            ("", "U8", 32), (".absmax", "U8", 1), (".quant_map", "F32", 64), (".nested_absmax", "F32", 4), (".nested_quant_map", "F32", 1024),
+            (".quant_state.bitsandbytes__nf4", "U8", text.len()),
+        ];
+        let left_out = parts.index(lengths.len() * 2);
+        let (mut map, at) = header(&tensors().into_iter().filter(|t| t.0 != name).collect::<Vec<_>>());
+        let mut bytes = file("", at)[8..].to_vec();
+        let mut end = at;
+        for (i, (suffix, dtype, len)) in lengths.into_iter().enumerate() {
+            if i == left_out {
+                continue;
+            }
+            let size = if dtype == "F32" { len / 4 } else { len };
+            map[format!("{name}{suffix}")] = json!({"dtype": dtype, "shape": [size], "data_offsets": [end, end + len]});
+            end += len;
+            bytes.extend(if suffix.contains("quant_state") { text.clone().into_bytes() } else { vec![0; len] });
+        }
+        let mut whole = file(&map.to_string(), 0);
+        whole.extend(bytes);
+        let mut quantized = config();
+        quantized["quantization_config"] = json!({"load_in_4bit": true, "bnb_4bit_quant_type": "nf4"});
+        let _ = load(&write(dir.path(), &quantized.to_string(), &whole));
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::call::{limit_error, place};
+use crate::confine::{restrict, wait};
 use crate::engine::{Layout, on_demand};
 use crate::error::PluginError;
 use crate::inspect::validate;
@@ -129,26 +130,6 @@ fn in_child(
     fs::read(&output).map_err(|e| PluginError::io("read", &output, e))
 }
 
-/// Waits for the child, and kills it when its time is up: then None.
-fn wait(mut child: Child, time: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let started = Instant::now();
-    // std has no wait with a timeout. Compiling takes 100 ms at least, so that a few milliseconds' delay is nothing.
-    let mut pause = Duration::from_millis(1);
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if started.elapsed() >= time {
-            // It may have ended in this instant; then killing fails, and waiting gives its status.
-            let _ = child.kill();
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(8));
-    }
-}
-
 /// What the end of the compiler's process means.
 fn verdict(status: Option<ExitStatus>, message: &dyn Fn() -> String, manifest: &Manifest, limits: &Limits) -> Result<(), PluginError> {
     let at = place(manifest, "compilation");
@@ -203,7 +184,7 @@ fn try_compile_main(args: &[OsString]) -> Result<(), String> {
     };
     let number = |text: &OsString| text.to_str().and_then(|t| t.parse::<u64>().ok()).ok_or_else(|| format!("{text:?} is no number"));
     let layout = layout.to_str().and_then(Layout::from_name).ok_or_else(|| format!("{layout:?} is no memory layout"))?;
-    restrict(number(memory)?, number(seconds)?).map_err(|e| format!("cannot take on the limits of a compiler: {e}"))?;
+    restrict(number(memory)?, number(seconds)?, MAX_COMPILED).map_err(|e| format!("cannot take on the limits of a compiler: {e}"))?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(std::thread::available_parallelism().map_or(1, usize::from).min(THREADS))
         .build_global()
@@ -214,29 +195,4 @@ fn try_compile_main(args: &[OsString]) -> Result<(), String> {
     let engine = on_demand(layout, 512 << 10).map_err(|e| format!("{e:#}"))?;
     let compiled = engine.precompile_component(&bytes).map_err(|e| format!("{e:#}"))?;
     fs::write(output, compiled).map_err(|e| format!("{}: {e}", output.display()))
-}
-
-/// Limits on this process, and an end to it when its parent dies.
-#[expect(unsafe_code, reason = "libc")]
-fn restrict(memory: u64, seconds: u64) -> std::io::Result<()> {
-    let set = |resource, limit: u64| {
-        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
-        // SAFETY: `limit` is a valid rlimit that lives through the call, and setrlimit only reads it.
-        match unsafe { libc::setrlimit(resource, &raw const limit) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    };
-    set(libc::RLIMIT_CORE, 0)?;
-    set(libc::RLIMIT_FSIZE, MAX_COMPILED)?;
-    set(libc::RLIMIT_CPU, seconds)?;
-    set(libc::RLIMIT_AS, memory)?;
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory of this process.
-        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }

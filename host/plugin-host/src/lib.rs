@@ -35,6 +35,7 @@ mod capability;
 mod check;
 mod clients;
 mod compile;
+pub mod confine;
 mod engine;
 mod error;
 mod host;

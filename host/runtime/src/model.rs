@@ -42,7 +42,7 @@ pub fn model_files(source: &ModelSource) -> ModelFiles {
 fn tokenizer_of(files: &ModelFiles) -> Result<Tokenizer, RuntimeError> {
     Ok(match files {
         ModelFiles::Dir(path) => Tokenizer::from_dir(path)?,
-        ModelFiles::Embedded(_) => {
+        ModelFiles::Embedded(_) | ModelFiles::Gguf(_) => {
             let read = |name: &str| files.read(name, TOKENIZER_LIMIT);
             let json = read("tokenizer.json")?.unwrap_or_default();
             Tokenizer::from_bytes(&json, read("tokenizer_config.json")?.as_deref(), read("generation_config.json")?.as_deref())?

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::export::args::ExportCommand;
+use crate::commands::model::args::ModelCommand;
 use crate::tracking::ReportTo;
 
 /// Below the list of commands.
@@ -126,6 +128,12 @@ pub enum Command {
     /// Show a local page with live charts of one run or several. It only reads.
     #[command(after_help = DASHBOARD_EXAMPLES)]
     Dashboard(DashboardArgs),
+    /// Look at models and convert them.
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Write a trained model for other programs: an adapter, a merged checkpoint, a GGUF file.
+    #[command(subcommand)]
+    Export(ExportCommand),
     /// Look at plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -157,6 +165,13 @@ pub enum Command {
         /// The folder.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// The template child: reads conversations, writes texts. Not for people.
+    #[command(name = trainer_jinja::SUBCOMMAND, hide = true, disable_help_flag = true)]
+    RenderTemplate {
+        /// Passed through.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<std::ffi::OsString>,
     },
     /// The compiler child: reads a component, writes machine code. Not for people.
     #[command(name = trainer_plugin_host::COMPILER_SUBCOMMAND, hide = true, disable_help_flag = true)]
@@ -217,13 +232,19 @@ pub struct RunArgs {
     /// The flags over it.
     #[command(flatten)]
     pub over: RecipeArgs,
+    /// A model: nano, a folder, or a GGUF file (model.source).
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Train on from a PEFT adapter (adapter.from), in its shape: rank, alpha, targets and so on are its own. Settings by --set come on top.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// The run directory (output.dir). Absent: runs/<date-time>-<mixing plugin>.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Continue the run in this directory, by its own recipe, to the same bytes as if it had never stopped.
     // A group that holds another one has no members for clap, so the flags of `over` are named one by one.
     #[arg(long, value_name = "DIR", conflicts_with_all = [
-        "recipe", "plugin", "GrantArgs", "set", "max_steps", "seed", "max_bad_rows", "device", "threads", "out", "locked", "dry_run",
+        "recipe", "plugin", "model", "adapter", "GrantArgs", "set", "max_steps", "seed", "max_bad_rows", "device", "threads", "out", "locked", "dry_run",
     ])]
     pub resume: Option<PathBuf>,
     /// Refuse to start unless everything that this lock file pins is the same.

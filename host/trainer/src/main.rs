@@ -23,6 +23,9 @@ fn main() -> ExitCode {
     if let Command::CompileComponent { args } = cli.command {
         return trainer_plugin_host::compile_main(args);
     }
+    if let Command::RenderTemplate { args } = cli.command {
+        return trainer_jinja::render_main(&args);
+    }
     log(cli.verbose, cli.log_format);
     let json_lines = cli.log_format == LogFormat::Json;
     let result = match cli.command {
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Serve(args) => commands::serve::run(args),
+        Command::Model(command) => commands::model::run(command),
+        Command::Export(command) => commands::export::run(command),
         Command::Plugin(PluginCommand::Inspect { plugin, json }) => commands::plugin::inspect(&plugin, json.as_deref()),
         Command::Plugin(PluginCommand::List { kind, json }) => commands::plugin::list(kind, json.as_deref()),
         Command::Bench(args) => commands::bench::run(args),
@@ -46,7 +51,7 @@ fn main() -> ExitCode {
         Command::Dashboard(args) => commands::runs::dashboard(args),
         Command::Completions { shell } => commands::help::completions(shell),
         Command::Man { out } => commands::help::man(&out),
-        Command::CompileComponent { .. } => Ok(ExitCode::SUCCESS),
+        Command::CompileComponent { .. } | Command::RenderTemplate { .. } => Ok(ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -2,11 +2,14 @@
 
 pub mod bench;
 pub mod chat;
+pub mod continued;
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod help;
+pub mod model;
 pub mod plan;
 pub mod plugin;
 pub mod preview;

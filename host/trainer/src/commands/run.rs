@@ -21,7 +21,16 @@ pub fn run(args: RunArgs, json_lines: bool) -> Result<ExitCode> {
     let start = match args.resume {
         Some(dir) => Start::Resume(dir),
         None => {
-            let mut recipe = super::recipe(args.recipe.as_deref(), &args.over)?;
+            let mut over = args.over;
+            if let Some(model) = &args.model {
+                over.set.insert(0, format!("model.source={}", super::toml_string(model)));
+            }
+            if let Some(folder) = &args.adapter {
+                // The recipe's own model, where the flag names none.
+                let model = super::recipe(args.recipe.as_deref(), &over)?.model.source.to_string();
+                over.set.splice(0..0, super::continued::settings(&model, folder)?);
+            }
+            let mut recipe = super::recipe(args.recipe.as_deref(), &over)?;
             if let Some(ReportTo(trackers)) = &args.report_to {
                 recipe.track.report_to.clone_from(trackers);
             }
