@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use trainer_kernels::sampling::{DrawStream, Sampler, SamplingError};
+use trainer_kernels::sampling::{DrawStream, Said, Sampler, SamplingError};
 
 use super::logprobs::TokenLogprobs;
 use super::request::{Cancel, Feed, Finish, GenEvent, GenRequest, RequestError};
@@ -33,13 +33,15 @@ impl Active {
     pub fn draw(&self, sampler: &mut Sampler, logits: &[f32]) -> Drawn {
         let r = &self.request;
         let stream = DrawStream { seed: r.seed, sample: r.sample, repeat: r.repeat };
-        let id = sampler.sample(logits, &self.history, &r.params, &stream, self.generated().len() as u32)?;
+        let said = Said { history: &self.history, prompt: r.prompt_ids.len(), bias: &r.logit_bias };
+        let id = sampler.sample(logits, said, &r.params, &stream, self.generated().len() as u32)?;
         Ok((id, r.logprobs.map(|count| TokenLogprobs::new(logits, id, count))))
     }
 
     /// Whether the likeliest token is always the next one, and nothing else is asked of the logits.
     fn is_greedy(&self) -> bool {
-        self.request.params.temperature == 0.0 && self.request.params.repetition_penalty == 1.0 && self.request.logprobs.is_none()
+        let r = &self.request;
+        r.params.is_plainly_greedy() && r.logit_bias.is_empty() && r.logprobs.is_none()
     }
 
     fn generated(&self) -> &[u32] {
