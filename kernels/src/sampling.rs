@@ -1,7 +1,10 @@
-//! From logits to a token: repetition penalty, temperature, top-k, top-p and min-p, in the order of transformers' `generate()`.
+//! From logits to a token: repetition penalty, temperature, top-k, top-p and min-p, in the order of transformers' `generate()`; after the repetition
+//! penalty, what OpenAI's interface adds to single scores: logit bias, frequency and presence penalty.
 //!
 //! The arithmetic follows its logits processors: scores and probabilities in f32, sums of probabilities in f64 rounded to f32 where they are compared.
 //! Candidates are selected, not sorted, so a vocabulary of 150,000 entries costs little more than reading it.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +16,13 @@ use crate::rng::{Purpose, join, philox4x32_10, split, stream_key, uniform_f64};
 pub struct SamplingParams {
     /// Divides positive and multiplies negative scores of tokens that occurred before (Keskar et al. 2019). Over 0; 1 is off.
     pub repetition_penalty: f64,
-    /// Divides the scores. 0 takes the best token, the lowest id among equals, and leaves the rest without effect but for the penalty.
+    /// Taken from the score of every token of the answer so far. At most 100 either way; 0 is off, and is left out where settings are written down.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub presence_penalty: f64,
+    /// The same, as many times as the token occurs in the answer.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub frequency_penalty: f64,
+    /// Divides the scores. 0 takes the best token, the lowest id among equals, and leaves the rest without effect but for the penalties.
     pub temperature: f64,
     /// Keeps the tokens whose score is not below the k-th best, so more than k where scores are equal. 0 is off.
     pub top_k: u32,
@@ -23,9 +32,17 @@ pub struct SamplingParams {
     pub min_p: f64,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
+/// The most that a bias or one of the additive penalties may add or take away.
+pub const MOST_BIAS: f64 = 100.0;
+
 impl Default for SamplingParams {
     fn default() -> Self {
-        Self { repetition_penalty: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+        Self { repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
     }
 }
 
@@ -36,11 +53,18 @@ impl SamplingParams {
         Self { temperature: 0.0, ..Self::default() }
     }
 
+    /// Whether the scores do not depend on what was said before.
+    #[must_use]
+    pub fn has_no_penalties(&self) -> bool {
+        self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors
     /// The first setting outside of its range.
     pub fn validate(&self) -> Result<(), SamplingError> {
+        let additive = |x: f64| (-MOST_BIAS..=MOST_BIAS).contains(&x);
         let checks = [
             (
                 "repetition_penalty",
@@ -48,6 +72,8 @@ impl SamplingParams {
                 self.repetition_penalty > 0.0 && self.repetition_penalty <= 1e6,
                 "over 0 and at most 1e6",
             ),
+            ("presence_penalty", self.presence_penalty, additive(self.presence_penalty), "from -100 to 100"),
+            ("frequency_penalty", self.frequency_penalty, additive(self.frequency_penalty), "from -100 to 100"),
             ("temperature", self.temperature, (0.0..=1e6).contains(&self.temperature), "from 0 to 1e6"),
             ("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p), "from 0 to 1"),
             ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1"),
@@ -96,8 +122,8 @@ pub enum SamplingError {
         /// How many logits there are.
         vocabulary: usize,
     },
-    /// A token of the history that the model does not have.
-    #[error("token {id} of the history is outside of the vocabulary of {vocabulary}")]
+    /// A token of the history, or with a bias, that the model does not have.
+    #[error("token {id} of the history or of a bias is outside of the vocabulary of {vocabulary}")]
     History {
         /// The token.
         id: u32,
@@ -138,6 +164,24 @@ struct Candidate {
     weight: f32,
 }
 
+/// What penalties and biases are about. A list of tokens alone is a prompt without an answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Said<'a> {
+    /// The prompt and the answer so far, for the repetition penalty.
+    pub history: &'a [u32],
+    /// How many tokens of it are the prompt: the other additive penalties are about the answer.
+    pub prompt: usize,
+    /// What is added to the scores of single tokens.
+    pub bias: &'a [(u32, f32)],
+}
+
+impl<'a, T: AsRef<[u32]> + ?Sized> From<&'a T> for Said<'a> {
+    fn from(history: &'a T) -> Self {
+        let history = history.as_ref();
+        Self { history, prompt: history.len(), bias: &[] }
+    }
+}
+
 /// Processes logits and draws tokens; keeps its buffers between calls.
 #[derive(Clone, Debug, Default)]
 pub struct Sampler {
@@ -153,19 +197,19 @@ impl Sampler {
         Self::default()
     }
 
-    /// Draws a token by `stream` at `position`, given all ids so far (prompt and answer) for the repetition penalty.
+    /// Draws a token by `stream` at `position`, given what was said so far.
     ///
     /// # Errors
     /// Settings out of range, logits that are NaN or +infinity, or nothing to draw from.
-    pub fn sample(
+    pub fn sample<'a>(
         &mut self,
         logits: &[f32],
-        history: &[u32],
+        said: impl Into<Said<'a>>,
         params: &SamplingParams,
         stream: &DrawStream,
         position: u32,
     ) -> Result<u32, SamplingError> {
-        self.process(logits, history, params)?;
+        self.process(logits, said.into(), params)?;
         if let [only] = self.candidates.as_slice() {
             return Ok(only.id);
         }
@@ -188,16 +232,22 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`Sampler::sample`].
-    pub fn distribution(&mut self, logits: &[f32], history: &[u32], params: &SamplingParams) -> Result<Vec<(u32, f32)>, SamplingError> {
-        self.process(logits, history, params)?;
+    pub fn distribution<'a>(
+        &mut self,
+        logits: &[f32],
+        said: impl Into<Said<'a>>,
+        params: &SamplingParams,
+    ) -> Result<Vec<(u32, f32)>, SamplingError> {
+        self.process(logits, said.into(), params)?;
         let total = total_weight(&self.candidates);
         Ok(self.candidates.iter().map(|c| (c.id, c.weight / total)).collect())
     }
 
-    fn process(&mut self, logits: &[f32], history: &[u32], params: &SamplingParams) -> Result<(), SamplingError> {
+    fn process(&mut self, logits: &[f32], said: Said<'_>, params: &SamplingParams) -> Result<(), SamplingError> {
         params.validate()?;
         let nothing = SamplingError::Nothing { vocabulary: logits.len() };
-        self.penalise(logits, history, params.repetition_penalty as f32)?;
+        self.penalise(logits, said.history, params.repetition_penalty as f32)?;
+        self.add(said, params)?;
         let candidates = &mut self.candidates;
         candidates.clear();
         let best = argmax(&self.scores).ok_or_else(|| nothing.clone())?;
@@ -248,15 +298,45 @@ impl Sampler {
         }
         Ok(())
     }
+
+    /// Adds biases and takes away the penalties of the answer's tokens.
+    fn add(&mut self, said: Said<'_>, params: &SamplingParams) -> Result<(), SamplingError> {
+        let vocabulary = self.scores.len();
+        let mut add = |id: u32, amount: f32| match self.scores.get_mut(id as usize) {
+            Some(score) => {
+                *score = (*score + amount).min(f32::MAX);
+                Ok(())
+            }
+            None => Err(SamplingError::History { id, vocabulary }),
+        };
+        for (id, bias) in said.bias {
+            if !(-MOST_BIAS..=MOST_BIAS).contains(&f64::from(*bias)) {
+                let (name, value, range) = ("logit_bias", f64::from(*bias), "from -100 to 100");
+                return Err(SamplingError::Setting { name, value, range });
+            }
+            add(*id, *bias)?;
+        }
+        if params.presence_penalty == 0.0 && params.frequency_penalty == 0.0 {
+            return Ok(());
+        }
+        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+        for id in said.history.get(said.prompt..).unwrap_or_default() {
+            *counts.entry(*id).or_default() += 1;
+        }
+        for (id, count) in counts {
+            add(id, -(params.presence_penalty + params.frequency_penalty * f64::from(count)) as f32)?;
+        }
+        Ok(())
+    }
 }
 
 /// The probability of every token after all processing; zero for those that cannot be drawn.
 ///
 /// # Errors
 /// As [`Sampler::sample`].
-pub fn probabilities(logits: &[f32], history: &[u32], params: &SamplingParams) -> Result<Vec<f32>, SamplingError> {
+pub fn probabilities<'a>(logits: &[f32], said: impl Into<Said<'a>>, params: &SamplingParams) -> Result<Vec<f32>, SamplingError> {
     let mut all = vec![0.0; logits.len()];
-    for (id, p) in Sampler::new().distribution(logits, history, params)? {
+    for (id, p) in Sampler::new().distribution(logits, said, params)? {
         if let Some(slot) = all.get_mut(id as usize) {
             *slot = p;
         }
@@ -349,6 +429,8 @@ mod tests {
     use proptest::prelude::*;
     use trainer_test_support as reference;
 
+    const NONE: &[u32] = &[];
+
     fn params(value: &serde_json::Value) -> SamplingParams {
         serde_json::from_value(value.clone()).unwrap()
     }
@@ -391,7 +473,7 @@ mod tests {
             SamplingParams { repetition_penalty: 0.0, ..Default::default() },
             SamplingParams { min_p: -0.1, ..Default::default() },
         ] {
-            assert!(probabilities(&[0.0], &[], &p).is_err(), "{p:?}");
+            assert!(probabilities(&[0.0], NONE, &p).is_err(), "{p:?}");
         }
         assert!(serde_json::from_str::<SamplingParams>(r#"{"top_q": 1}"#).unwrap_err().to_string().contains("top_q"));
     }
@@ -399,25 +481,57 @@ mod tests {
     #[test]
     fn broken_logits_are_errors() {
         let p = SamplingParams::default();
-        let e = probabilities(&[0.0, f32::NAN], &[], &p).unwrap_err();
+        let e = probabilities(&[0.0, f32::NAN], NONE, &p).unwrap_err();
         assert!(matches!(e, SamplingError::BadLogit { id: 1, .. }), "{e}");
-        assert!(matches!(probabilities(&[f32::INFINITY], &[], &p), Err(SamplingError::BadLogit { id: 0, .. })));
-        assert_eq!(probabilities(&[f32::NEG_INFINITY; 3], &[], &p), Err(SamplingError::Nothing { vocabulary: 3 }));
-        assert_eq!(probabilities(&[], &[], &SamplingParams::greedy()), Err(SamplingError::Nothing { vocabulary: 0 }));
+        assert!(matches!(probabilities(&[f32::INFINITY], NONE, &p), Err(SamplingError::BadLogit { id: 0, .. })));
+        assert_eq!(probabilities(&[f32::NEG_INFINITY; 3], NONE, &p), Err(SamplingError::Nothing { vocabulary: 3 }));
+        assert_eq!(probabilities(&[], NONE, &SamplingParams::greedy()), Err(SamplingError::Nothing { vocabulary: 0 }));
         let penalty = SamplingParams { repetition_penalty: 1.1, ..p };
-        assert_eq!(probabilities(&[0.0; 3], &[7], &penalty), Err(SamplingError::History { id: 7, vocabulary: 3 }));
+        assert_eq!(probabilities(&[0.0; 3], &[7_u32], &penalty), Err(SamplingError::History { id: 7, vocabulary: 3 }));
     }
 
     #[test]
     fn greedy_takes_the_lowest_id_of_equals_after_the_penalty() {
-        let p = probabilities(&[1.0, 3.0, 3.0], &[], &SamplingParams::greedy()).unwrap();
+        let p = probabilities(&[1.0, 3.0, 3.0], NONE, &SamplingParams::greedy()).unwrap();
         assert_eq!(p, [0.0, 1.0, 0.0]);
         let penalty = SamplingParams { repetition_penalty: 1.5, ..SamplingParams::greedy() };
-        assert_eq!(probabilities(&[1.0, 3.0, 2.5], &[1, 1], &penalty).unwrap(), [0.0, 0.0, 1.0]);
+        assert_eq!(probabilities(&[1.0, 3.0, 2.5], &[1_u32, 1], &penalty).unwrap(), [0.0, 0.0, 1.0]);
         // A temperature at which scores overflow is greedy too, also from below zero.
         let tiny = SamplingParams { temperature: 1e-40, ..Default::default() };
-        assert_eq!(probabilities(&[1.0, 3.0, 2.5], &[], &tiny).unwrap(), [0.0, 1.0, 0.0]);
-        assert_eq!(probabilities(&[-1.0, -3.0], &[], &tiny).unwrap(), [1.0, 0.0]);
+        assert_eq!(probabilities(&[1.0, 3.0, 2.5], NONE, &tiny).unwrap(), [0.0, 1.0, 0.0]);
+        assert_eq!(probabilities(&[-1.0, -3.0], NONE, &tiny).unwrap(), [1.0, 0.0]);
+    }
+
+    #[test]
+    fn additive_penalties_are_about_the_answer_and_biases_about_any_token() {
+        let greedy = SamplingParams::greedy();
+        let best = |params: SamplingParams, said: Said<'_>| {
+            let p = probabilities(&[1.0, 3.0, 2.5], said, &params).unwrap();
+            p.iter().position(|x| *x == 1.0).unwrap()
+        };
+        let said = |history, prompt, bias| Said { history, prompt, bias };
+        let presence = SamplingParams { presence_penalty: 0.6, ..greedy };
+        let frequency = SamplingParams { frequency_penalty: 0.3, ..greedy };
+        assert_eq!(best(presence, said(&[1, 1, 1], 3, &[])), 1, "a prompt's tokens are let be");
+        assert_eq!(best(presence, said(&[1, 1, 1], 2, &[])), 2);
+        assert_eq!((best(frequency, said(&[1], 0, &[])), best(frequency, said(&[1, 1], 0, &[]))), (1, 2), "each occurrence counts");
+        assert_eq!(best(greedy, said(&[], 0, &[(0, 2.5)])), 0);
+        assert_eq!(best(greedy, said(&[], 0, &[(1, -100.0)])), 2);
+        assert!(presence.has_no_penalties() < greedy.has_no_penalties());
+        // log(p) moves by exactly what is added, so ratios do.
+        let all = SamplingParams { presence_penalty: 0.5, frequency_penalty: 0.25, ..SamplingParams::default() };
+        let (with, without) = (
+            probabilities(&[0.1, 0.2, 0.3], said(&[2, 0, 0], 1, &[(1, 0.75)]), &all).unwrap(),
+            probabilities(&[0.1, 0.2, 0.3], NONE, &SamplingParams::default()).unwrap(),
+        );
+        for (a, b, moved) in [(0, 2, -1.0_f32), (1, 2, 0.75)] {
+            assert!(((with[a] / with[b]) / (without[a] / without[b]) - moved.exp()).abs() < 1e-5, "{a} {b}");
+        }
+        let error = |said: Said<'_>| probabilities(&[0.0; 3], said, &all).unwrap_err();
+        assert_eq!(error(said(&[], 0, &[(3, 1.0)])), SamplingError::History { id: 3, vocabulary: 3 });
+        assert_eq!(error(said(&[], 0, &[(1, 101.0)])).to_string(), "logit_bias is 101; it must be from -100 to 100");
+        assert!(SamplingParams { presence_penalty: f64::NAN, ..greedy }.validate().is_err());
+        assert!(!serde_json::to_string(&greedy).unwrap().contains("presence"), "what is off is not written down");
     }
 
     /// What the module does by selection, done by sorting everything.
@@ -467,8 +581,8 @@ mod tests {
             temperature in prop_oneof![Just(1.0), 0.2f64..3.0], top_k in prop_oneof![Just(0u32), 1u32..400],
             top_p in prop_oneof![Just(1.0), 0.0f64..1.0], min_p in prop_oneof![Just(0.0), 0.0f64..1.0],
         ) {
-            let p = SamplingParams { repetition_penalty: 1.0, temperature, top_k, top_p, min_p };
-            let (got, want) = (probabilities(&logits, &[], &p).unwrap(), by_sorting(&logits, &p));
+            let p = SamplingParams { temperature, top_k, top_p, min_p, ..SamplingParams::default() };
+            let (got, want) = (probabilities(&logits, NONE, &p).unwrap(), by_sorting(&logits, &p));
             for (id, (a, b)) in got.iter().zip(&want).enumerate() {
                 prop_assert!((a - b).abs() <= 1e-6, "{} {} {}", id, a, b);
             }
@@ -479,13 +593,13 @@ mod tests {
     fn draws_follow_the_distribution_and_nothing_else() {
         let logits = [1.0, 2.0, 0.5, -1.0, 2.5, f32::NEG_INFINITY];
         let p = SamplingParams { temperature: 0.9, ..Default::default() };
-        let want = probabilities(&logits, &[], &p).unwrap();
+        let want = probabilities(&logits, NONE, &p).unwrap();
         const N: u32 = 40_000;
         let mut counts = [0u32; 6];
         let mut sampler = Sampler::new();
         let stream = DrawStream { seed: 3407, sample: 11, repeat: 2 };
         for position in 0..N {
-            counts[sampler.sample(&logits, &[], &p, &stream, position).unwrap() as usize] += 1;
+            counts[sampler.sample(&logits, NONE, &p, &stream, position).unwrap() as usize] += 1;
         }
         for (c, w) in counts.iter().zip(&want) {
             let error = (f64::from(*w) * (1.0 - f64::from(*w)) / f64::from(N)).sqrt();
@@ -493,8 +607,8 @@ mod tests {
         }
         // A draw is a function of its place: a fresh sampler in any order gives the same.
         for position in [77, 3, 0] {
-            let again = Sampler::new().sample(&logits, &[], &p, &stream, position).unwrap();
-            assert_eq!(again, sampler.sample(&logits, &[], &p, &stream, position).unwrap());
+            let again = Sampler::new().sample(&logits, NONE, &p, &stream, position).unwrap();
+            assert_eq!(again, sampler.sample(&logits, NONE, &p, &stream, position).unwrap());
         }
         // Each part of the place matters.
         let u = stream.uniform(5);

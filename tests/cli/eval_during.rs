@@ -162,6 +162,29 @@ fn killed_runs_end_with_the_same_numbers_and_repeat_no_evaluation() {
 }
 
 #[test]
+fn a_run_that_goes_back_has_the_adapter_that_was_best_there() {
+    let sandbox = sandbox(RECIPE);
+    let run = sandbox.path("run");
+    let weights = |folder: &str| std::fs::read(run.join(folder).join("adapter_model.safetensors")).ok();
+    let kill = |args: &[&str], what: &str, is_so: &dyn Fn() -> bool| {
+        let mut child = sandbox.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until(what, || is_so() || child.try_wait().unwrap().is_some());
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().code(), None, "it ended before {what}");
+    };
+    // Step 6 was better than step 4, where the last checkpoint is.
+    kill(&["run", "recipe.toml", "--out", "run"], "the line of step 6", &|| steps(&run).contains(&6));
+    assert!(evals(&run).iter().all(|e| e["best"] == true), "this test needs numbers that get better and better: {:?}", evals(&run));
+    let (fourth, sixth) = (weights(".best/step-4").unwrap(), weights("adapter-best").unwrap());
+    assert!(fourth != sixth && weights(".best/step-2").is_none(), "no checkpoint is before step 2");
+    kill(&["run", "--resume", "run"], "the adapter of step 4", &|| weights("adapter-best").as_ref() == Some(&fourth));
+    assert_eq!(steps(&run).last(), Some(&4));
+    sandbox.ok(["run", "--resume", "run"]);
+    assert!(weights("adapter-best") == weights("adapter"), "the last step is the best");
+    assert!(weights(".best/step-4").is_none(), "nothing is kept that no checkpoint needs");
+}
+
+#[test]
 fn what_is_watched_must_be_measured() {
     let sandbox = sandbox("");
     let said = |set: &[&str]| {
@@ -195,5 +218,9 @@ fn a_plan_counts_what_an_evaluation_during_training_holds() {
     let parts = |set: &[&str]| sandbox.json(["plan", "recipe.toml", "--json", "-"].iter().chain(set))["parts"].clone();
     let (without, with) = (parts(&[]), parts(&["--set", "eval.every=5"]));
     assert!(without["key/value cache"].is_null() && without["merged weights (evaluation)"].is_null());
+    let tools = parts(&["--set", "eval.every=5", "--set", "eval.tools=[\"calculator\"]"]);
+    let cases = parts(&["--set", "eval.every=5", "--set", "eval.data=builtin:tools_eval"]);
+    assert!(tools["key/value cache"].as_u64() > with["key/value cache"].as_u64().map(|n| 4 * n), "{tools} {with}");
+    assert_eq!(tools["key/value cache"], cases["key/value cache"]);
     assert!(with["key/value cache"].as_u64() > Some(1 << 20) && with["merged weights (evaluation)"].as_u64() > Some(1 << 20), "{with}");
 }

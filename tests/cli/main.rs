@@ -3,6 +3,7 @@
 //! Every test has a folder and a cache of its own. Runs that several tests look at are made once.
 
 mod chat;
+mod chat_terminal;
 mod custom_data;
 mod data;
 mod determinism;
@@ -27,6 +28,8 @@ mod seeing;
 mod serve;
 mod serve_load;
 mod serve_real;
+#[path = "../../host/plugin-host/tests/common/server.rs"]
+mod server;
 mod sources;
 mod support;
 mod tools;

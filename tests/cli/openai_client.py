@@ -67,5 +67,6 @@ def refused(kind, **more):
 
 assert refused(openai.NotFoundError, model="other").code == "model_not_found"
 assert refused(openai.BadRequestError, temperature=9).param == "temperature"
-assert refused(openai.BadRequestError, presence_penalty=1).code == "unsupported_parameter"
+assert refused(openai.BadRequestError, presence_penalty=3).code == "invalid_value"
+assert refused(openai.BadRequestError, response_format={"type": "json_object"}).code == "unsupported_parameter"
 print("ok")

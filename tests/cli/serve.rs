@@ -299,6 +299,120 @@ fn answers_end_at_stop_strings_and_lengths() {
 }
 
 #[test]
+fn biases_and_penalties_change_which_tokens_are_drawn() {
+    let server = Server::start(Sandbox::new(), &[]);
+    let write = |more: Value| {
+        let body = with(json!({ "prompt": "What is 17 * 3?", "max_tokens": 12, "logprobs": 0, "ignore_eos": true }), more);
+        server.complete(body).ok()["choices"][0].clone()
+    };
+    let plain = write(json!({}));
+    assert_eq!(write(json!({ "logit_bias": { "9": 0 }, "presence_penalty": 0 }))["text"], plain["text"]);
+    // A token with the largest bias is all that is written, unless each time that it is makes it as much less likely as the next best.
+    let id = 40;
+    let only = write(json!({ "logit_bias": { id.to_string(): 100 } }));
+    let tokens = |choice: &Value| -> Vec<String> {
+        choice["logprobs"]["tokens"].as_array().unwrap().iter().map(|t| t.as_str().unwrap().to_owned()).collect()
+    };
+    let written = tokens(&only);
+    assert!(written.len() == 12 && written.iter().all(|t| *t == written[0]), "{only}");
+    // What was written is not written again where that costs most.
+    let answer =
+        write(json!({ "logit_bias": { id.to_string(): 1.5, (id + 1).to_string(): 1.5 }, "presence_penalty": 2, "frequency_penalty": 2 }));
+    let repeats = |tokens: &[String]| tokens.len() - tokens.iter().collect::<std::collections::BTreeSet<_>>().len();
+    let without = write(json!({ "logit_bias": { id.to_string(): 1.5, (id + 1).to_string(): 1.5 } }));
+    assert!(repeats(&tokens(&answer)) <= repeats(&tokens(&without)), "{answer} {without}");
+    // Forbidding the first token of the greedy answer gives another one; log-probabilities stay the model's own.
+    let chosen =
+        server.complete(json!({ "prompt": "What is 17 * 3?", "max_tokens": 1, "logprobs": 20 })).ok()["choices"][0]["logprobs"].clone();
+    let first = chosen["tokens"][0].as_str().unwrap().to_owned();
+    let encoded = server.complete(json!({ "prompt": first, "max_tokens": 0, "echo": true, "logprobs": 0 })).ok();
+    assert_eq!(encoded["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 1, "{encoded}");
+    let ids = trainer_text::Tokenizer::from_bytes(file("tokenizer.json"), Some(file("tokenizer_config.json")), None).unwrap();
+    let first_id = ids.encode(&first, trainer_text::SpecialMode::Parse).unwrap()[0];
+    let other = write(json!({ "logit_bias": { first_id.to_string(): -100 }, "max_tokens": 1 }))["logprobs"].clone();
+    let second = other["tokens"][0].as_str().unwrap();
+    assert_ne!(second, first);
+    let of_model = chosen["top_logprobs"][0][second].as_f64().unwrap();
+    assert!((other["token_logprobs"][0].as_f64().unwrap() - of_model).abs() < 1e-9, "{other} {chosen}");
+}
+
+/// A file of the embedded model.
+fn file(name: &str) -> &'static [u8] {
+    trainer_nano::MODEL_FILES.iter().find(|f| f.0 == name).unwrap().1
+}
+
+#[test]
+fn tools_of_plugins_are_executed_by_the_server() {
+    let server = Server::start(Sandbox::new(), &["--plugin", "calculator", "--plugin", "weather"]);
+    let system = json!({ "role": "system", "content": "You are a helpful assistant." });
+    let messages = json!([system, { "role": "user", "content": "What is 12*7+5?" }]);
+    let whole = server.chat(json!({ "messages": messages })).ok();
+    let choice = &whole["choices"][0];
+    let executed = &choice["message"]["executed_tool_calls"][0];
+    assert_eq!((&choice["finish_reason"], &choice["message"]["tool_calls"]), (&json!("stop"), &Value::Null), "{whole}");
+    assert_eq!((&executed["function"]["name"], &executed["output"]), (&json!("calculate"), &json!("{\"result\": 89}")), "{whole}");
+    assert!(choice["message"]["content"].as_str().is_some_and(|t| !t.is_empty()), "{whole}");
+    // Both turns count, and the second reads what the first left in the cache.
+    let usage = &whole["usage"];
+    assert!(usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() > 100, "{usage}");
+    assert!(usage["prompt_tokens"].as_u64() > usage["prompt_tokens_details"]["cached_tokens"].as_u64(), "{usage}");
+    assert_eq!((server.metric("trainer_tool_calls_total"), server.metric("trainer_tool_errors_total")), (1.0, 0.0));
+
+    // The stream has the same in parts, for every choice.
+    let parts = server.chat(json!({ "messages": messages, "stream": true, "n": 2, "stream_options": { "include_usage": true } })).events();
+    for index in 0..2 {
+        let mine: Vec<&Value> = parts.iter().map(|p| &p["choices"][0]).filter(|c| c["index"] == index).collect();
+        let text: String = mine.iter().filter_map(|c| c["delta"]["content"].as_str()).collect();
+        assert_eq!(text, choice["message"]["content"].as_str().unwrap());
+        let ran: Vec<&Value> = mine.iter().filter_map(|c| c["delta"]["executed_tool_calls"].as_array()).flatten().collect();
+        assert_eq!(
+            (ran.len(), &ran[0]["function"], &ran[0]["output"], &ran[0]["index"]),
+            (1, &executed["function"], &executed["output"], &json!(0))
+        );
+        assert!(mine.iter().all(|c| c["delta"]["tool_calls"].is_null()));
+    }
+
+    // Without its grants the weather is an error that the model reads, and the request goes on.
+    let rainy = server.chat(json!({ "messages": [system, { "role": "user", "content": "What is the weather in Paris?" }] })).ok();
+    let executed = &rainy["choices"][0]["message"]["executed_tool_calls"][0];
+    assert_eq!(executed["function"]["name"], "get_weather", "{rainy}");
+    assert!(executed["output"].as_str().unwrap().contains("--secret weather:OPENWEATHER_API_KEY=env:OPENWEATHER_API_KEY"), "{rainy}");
+    assert!(server.metric("trainer_tool_errors_total") >= 1.0);
+
+    // The client's own tools go to the client as ever, and none are offered where it wants none.
+    let case: Value = serde_json::from_str(&lines("tools_eval", 1)[0]).unwrap();
+    let clash = server.chat(json!({ "messages": messages, "tools": case["tools"] }));
+    assert_eq!((clash.status, clash.error()["param"].as_str()), (400, Some("tools")), "{clash:?}");
+    let none = server.chat(json!({ "messages": messages, "tool_choice": "none" })).ok();
+    assert!(none["choices"][0]["message"]["executed_tool_calls"].is_null(), "{none}");
+    let named = json!({ "type": "function", "function": { "name": "calculate" } });
+    let forced = server.chat(json!({ "messages": messages, "tool_choice": named, "max_tokens": 200 })).ok();
+    assert_eq!(forced["choices"][0]["message"]["executed_tool_calls"][0]["function"]["name"], "calculate", "{forced}");
+    assert_eq!(forced["choices"][0]["finish_reason"], "stop", "{forced}");
+    let length = server.chat(json!({ "messages": messages, "max_tokens": 3 })).ok();
+    assert_eq!((&length["choices"][0]["finish_reason"], &length["usage"]["completion_tokens"]), (&json!("length"), &json!(3)));
+    let call_own = json!([{ "type": "function", "function": { "name": "look_up", "description": "Looks a word up.",
+        "parameters": { "type": "object", "properties": { "word": { "type": "string" } }, "required": ["word"] } } }]);
+    let own = json!({ "type": "function", "function": { "name": "look_up" } });
+    let client = server.chat(json!({ "messages": messages, "tools": call_own, "tool_choice": own })).ok()["choices"][0].clone();
+    assert_eq!(client["message"]["tool_calls"][0]["function"]["name"], "look_up", "{client}");
+    assert!(client["message"]["executed_tool_calls"].is_null() && client["finish_reason"] == "stop", "{client}");
+}
+
+#[test]
+fn calls_of_the_servers_tools_are_limited() {
+    let server = Server::start(Sandbox::new(), &["--plugin", "calculator", "--max-turns", "1"]);
+    let ask = json!({ "messages": [{ "role": "system", "content": "You are a helpful assistant." }, { "role": "user", "content": "What is 12*7+5?" }] });
+    let answer = server.chat(ask).ok();
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], choice["message"]["executed_tool_calls"].as_array().unwrap().len()),
+        (&json!("length"), 1),
+        "{answer}"
+    );
+}
+
+#[test]
 fn tools_are_called_and_their_results_read() {
     let server = Server::start(Sandbox::new(), &[]);
     let case: Value = serde_json::from_str(&lines("tools_eval", 1)[0]).unwrap();
@@ -391,9 +505,13 @@ fn what_is_wrong_is_named() {
         (chat(json!({ "max_tokens": 0 })), 400, "max_tokens", "invalid_value"),
         (chat(json!({ "max_tokens": 1000 })), 400, "messages", "context_length_exceeded"),
         (chat(json!({ "messages": user(&"word ".repeat(1000)) })), 400, "messages", "context_length_exceeded"),
-        (chat(json!({ "frequency_penalty": 0.5 })), 400, "frequency_penalty", "unsupported_parameter"),
+        (chat(json!({ "frequency_penalty": 2.5 })), 400, "frequency_penalty", "invalid_value"),
+        (chat(json!({ "presence_penalty": "x" })), 400, "presence_penalty", "invalid_type"),
         (chat(json!({ "response_format": { "type": "json_object" } })), 400, "response_format", "unsupported_parameter"),
-        (chat(json!({ "logit_bias": { "1": 5 } })), 400, "logit_bias", "unsupported_parameter"),
+        (chat(json!({ "logit_bias": { "1": 101 } })), 400, "logit_bias", "invalid_value"),
+        (chat(json!({ "logit_bias": { "one": 5 } })), 400, "logit_bias", "invalid_value"),
+        (chat(json!({ "logit_bias": { "5000": 5 } })), 400, "logit_bias", "invalid_value"),
+        (chat(json!({ "logit_bias": [1] })), 400, "logit_bias", "invalid_type"),
         (chat(json!({ "tempreature": 1 })), 400, "tempreature", "unknown_parameter"),
         (chat(json!({ "stream_options": { "include_usage": true } })), 400, "stream_options", "invalid_value"),
         (chat(json!({ "tools": [tool, tool] })), 400, "tools[1].function.name", "invalid_value"),

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::server::{Server, answer};
 use crate::support::Sandbox;
 
 const EVAL: [&str; 9] =
@@ -115,4 +116,133 @@ fn repeats_give_pass_at_k() {
     assert_eq!(sandbox.json(&args), report);
     let error = sandbox.fails(eval(&["--limit", "8", "--repeats", "3"]));
     insta::assert_snapshot!(error, @"error: eval.repeats is 3, but with eval.temperature = 0 all answers to a question are the same: set a temperature, or repeats = 1");
+}
+
+/// Rows of nano's cases that ask for the weather once, without canned responses: plugins answer.
+fn uncanned(count: usize) -> String {
+    let rows = std::str::from_utf8(trainer_nano::data("tools_eval").unwrap().bytes).unwrap().lines();
+    let rows = rows.map(|l| serde_json::from_str::<Value>(l).unwrap()).filter(|row| row["expected_calls"][0]["name"] == "get_weather");
+    rows.take(count).fold(String::new(), |text, mut row| {
+        row.as_object_mut().unwrap().remove("tool_fixtures");
+        format!("{text}{row}\n")
+    })
+}
+
+/// A service that speaks as OpenWeatherMap does, and gives the key away in a header.
+fn weather_service() -> Server {
+    Server::start(|request, stream| {
+        let query = request.split(' ').nth(1).unwrap_or_default();
+        let value = |name: &str| query.split(['?', '&']).filter_map(|p| p.split_once('=')).find(|(n, _)| *n == name).map_or("", |(_, v)| v);
+        let body = serde_json::json!({
+            "name": value("q"), "weather": [{"description": "mist"}], "main": {"temp": 7.0}, "you": value("appid"), "cod": 200,
+        });
+        answer(stream, &format!("200 OK\r\ncontent-type: application/json\r\nx-key: {}", value("appid")), &body.to_string())
+    })
+}
+
+#[test]
+fn what_a_tool_sends_and_gets_is_on_the_tape_without_its_secrets() {
+    const KEY: &str = "0123456789abcdef-hunter2";
+    let sandbox = Sandbox::new();
+    sandbox.write("cases.jsonl", uncanned(4));
+    let server = weather_service();
+    let (url, grant) = (format!("plugins.weather.settings.base_url={}", server.url("")), format!("weather:http=http://{}", server.address));
+    let args = |more: &[&'static str]| {
+        let args = [
+            "eval",
+            "--model",
+            "nano",
+            "--data",
+            "cases.jsonl",
+            "--set",
+            "eval.tools=[\"weather\"]",
+            "--plugin",
+            "tool_calls",
+            "--set",
+            &url,
+        ];
+        args.iter().map(|a| (*a).to_owned()).chain(more.iter().map(|a| (*a).to_owned())).collect::<Vec<String>>()
+    };
+    let mut record = sandbox.command(args(&["--record", "tape.jsonl", "--out", "one", "--secret", "weather:OPENWEATHER_API_KEY=env:KEY"]));
+    let output = record.args(["--grant", &grant, "--json", "-"]).env("KEY", KEY).output().unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && !words.contains("was not granted"), "{words}");
+    let requests = server.requests();
+    assert!(requests.len() >= 4 && requests.iter().all(|r| r.contains(KEY)), "{requests:?}");
+    let file = |name: &str| std::fs::read_to_string(sandbox.path(name)).unwrap();
+    let tape = file("tape.jsonl");
+    let exchanges: Vec<Value> = tape
+        .lines()
+        .skip(1)
+        .map(|l| serde_json::from_str::<Value>(l).unwrap())
+        .filter(|entry| entry["by"] == serde_json::json!({"plugin": "weather"}))
+        .map(|entry| {
+            assert_eq!(entry["http"].as_array().unwrap().len(), 1, "each call has its own request: {entry}");
+            entry["http"][0].clone()
+        })
+        .collect();
+    assert_eq!(exchanges.len(), requests.len());
+    let first = &exchanges[0];
+    assert!(first["method"] == "GET" && first["url"].as_str().unwrap().contains("appid=[secret OPENWEATHER_API_KEY]"), "{first}");
+    let response = &first["answer"]["response"];
+    assert_eq!(response["status"], 200);
+    assert!(response["headers"].as_array().unwrap().contains(&serde_json::json!(["x-key", "[secret OPENWEATHER_API_KEY]"])), "{response}");
+    let body = response["body"]["text"].as_str().unwrap();
+    assert!(body.contains("mist") && body.contains("[secret OPENWEATHER_API_KEY]"), "{body}");
+    assert_eq!(response["body"]["bytes"], body.len());
+    for name in ["tape.jsonl", "one/eval.json", "one/eval.samples.jsonl"] {
+        assert!(!file(name).contains(KEY) && (name == "tape.jsonl" || !file(name).contains("\"http\"")), "{name}");
+    }
+    // The server is gone, nothing is granted, and nothing is missed.
+    drop(server);
+    let output = sandbox.run(args(&["--replay", "tape.jsonl", "--out", "two"]));
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && !words.contains("was not granted"), "{words}");
+    assert_eq!(file("one/eval.samples.jsonl"), file("two/eval.samples.jsonl"));
+}
+
+#[test]
+fn a_tool_without_its_grants_is_told_at_the_start_and_in_its_errors() {
+    let sandbox = Sandbox::new();
+    sandbox.write("cases.jsonl", uncanned(1));
+    let output =
+        sandbox.run(["eval", "--model", "nano", "--data", "cases.jsonl", "--plugin", "weather", "--plugin", "tool_calls", "--out", "out"]);
+    assert!(output.status.success());
+    let words = String::from_utf8(output.stderr).unwrap();
+    insta::assert_snapshot!(words.lines().next().unwrap(), @"warning: plugin `weather` 0.1.0 asks for http: https://api.openweathermap.org, secret: OPENWEATHER_API_KEY, which it was not granted: what needs it will be refused; grant it with --grant weather:http=https://api.openweathermap.org --secret weather:OPENWEATHER_API_KEY=env:OPENWEATHER_API_KEY");
+    let samples = std::fs::read_to_string(sandbox.path("out/eval.samples.jsonl")).unwrap();
+    assert!(
+        samples.contains("plugin `weather` has no secret OPENWEATHER_API_KEY: grant it with --secret weather:OPENWEATHER_API_KEY=env:"),
+        "{samples}"
+    );
+}
+
+#[test]
+fn time_ends_answers_and_a_replay_ends_them_where_they_ended() {
+    let sandbox = sandbox();
+    // Some in their first turn, some after it, some not at all: as the machine has it.
+    let record = |seconds: &str, name: &str| {
+        let (set, tape) = (format!("eval.max_seconds={seconds}"), format!("{name}.jsonl"));
+        let recorded = sandbox.ok(eval(&["--set", &set, "--set", "eval.batch=8", "--record", &tape, "--out", name, "--json", "-"]));
+        assert_eq!(
+            sandbox.ok(eval(&["--set", &set, "--set", "eval.batch=8", "--replay", &tape, "--out", "replayed", "--json", "-"])),
+            recorded
+        );
+        let samples = std::fs::read_to_string(sandbox.path(&format!("{name}/eval.samples.jsonl"))).unwrap();
+        assert_eq!(std::fs::read_to_string(sandbox.path("replayed/eval.samples.jsonl")).unwrap(), samples);
+        samples.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).collect::<Vec<_>>()
+    };
+    for sample in record("0.000001", "at_once") {
+        let transcript = &sample["transcripts"][0];
+        assert_eq!(
+            (&sample["finish"][0], &sample["tokens"][0], &transcript["end"]),
+            (&"limit".into(), &1.into(), &"time".into()),
+            "{sample}"
+        );
+        assert_eq!(transcript["timed_out"], serde_json::json!({"turn": 0, "tokens": 1}));
+    }
+    let ends = |samples: &[Value]| samples.iter().filter(|s| s["transcripts"][0]["end"] == "time").count();
+    let some = ends(&record("0.25", "some"));
+    println!("{some} of 120 answers ran out of time");
+    assert_eq!(ends(&record("600", "none")), 0);
 }

@@ -433,6 +433,8 @@ section! {
         pub max_turns: u32 = 8, |n| (1..=1024).contains(n), "from 1 to 1024";
         /// The most calls in a conversation with tools.
         pub max_calls: u32 = 32, |n| (1..=65_536).contains(n), "from 1 to 65536";
+        /// The most seconds that an answer may take, its tools included; one that takes longer ends where it is. Results then depend on how fast the machine is. Absent: no limit.
+        pub max_seconds: Option<f64> = None, |x| x.is_none_or(|x| x > 0.0 && x <= 86_400.0), "greater than 0 and at most 86400";
         /// The most tokens of a conversation with tools, their results included; the model's own limit if that is less.
         pub max_context: usize = 4096, |n| (1..=1 << 24).contains(n), "from 1 to 16777216";
     }

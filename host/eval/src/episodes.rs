@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trainer_engine::{Cancel, Feed, Finish as EngineFinish, GenEvent, GenRequest};
 use trainer_kernels::ops::Ops;
 use trainer_plugin_host::template::{Piece as TemplatePiece, PromptRequest};
-use trainer_tools::{End, Episode, Next, Turn, TurnEnd};
+use trainer_tools::{End, Episode, Next, Turn, TurnEnd, turn_seed};
 
 use crate::answers::{AnswerRecord, Finished, cut_at_stop, finish, turn_end};
 use crate::error::EvalError;
@@ -65,6 +65,8 @@ struct Output {
     index: usize,
     ids: Vec<u32>,
     finish: EngineFinish,
+    /// Whether the episode's time was up meanwhile.
+    timed_out: bool,
 }
 
 #[derive(Default)]
@@ -115,8 +117,10 @@ pub(crate) fn answer_all<O: Ops>(
     let mut feed = Conductor {
         shared: &shared,
         outputs,
+        open: &open,
         settings: &settings,
         keys: &keys,
+        clocks: vec![Clock::default(); total],
         decoding,
         stop_ids: subject.stop_ids,
         writing: (0..total).map(|_| Vec::new()).collect(),
@@ -146,14 +150,26 @@ pub(crate) fn answer_all<O: Ops>(
     Ok(board.results.into_iter().map(|r| r.unwrap_or_else(|| AnswerRecord::failed("the engine gave no answer"))).collect())
 }
 
+/// When a job's time is up.
+#[derive(Clone, Copy, Default)]
+struct Clock {
+    deadline: Option<Instant>,
+    /// In a replay: after how many tokens of the present turn.
+    cut: Option<u64>,
+}
+
 /// The engine's side.
 struct Conductor<'a> {
     shared: &'a Shared,
     outputs: Sender<Output>,
+    /// By job: its episode, unless a thread has it.
+    open: &'a [Mutex<Option<Open>>],
     /// By job: the longest turn.
     settings: &'a [usize],
     /// By job: sample and repeat.
     keys: &'a [(u64, u32)],
+    /// By job.
+    clocks: Vec<Clock>,
     decoding: &'a Decoding,
     stop_ids: &'a [u32],
     /// By job: what the present turn has so far.
@@ -165,6 +181,19 @@ struct Conductor<'a> {
 }
 
 impl Conductor<'_> {
+    /// Starts a job's clock with its first turn, and asks where the turn is to be cut: the longest turn that follows.
+    fn start(&mut self, index: usize, turn: u64) -> usize {
+        let longest = self.settings.get(index).copied().unwrap_or(0);
+        let (Some(place), Some(clock)) = (self.open.get(index), self.clocks.get_mut(index)) else { return longest };
+        let mut open = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = open.as_mut() else { return longest };
+        if turn == 0 {
+            open.job.episode.begin();
+        }
+        *clock = Clock { deadline: open.job.episode.deadline(), cut: open.job.episode.cut() };
+        clock.cut.and_then(|n| usize::try_from(n).ok()).map_or(longest, |cut| cut.min(longest))
+    }
+
     /// Tells how far it is; false if it is to end.
     fn goes_on(&mut self, done: usize) -> bool {
         let total = self.keys.len() + self.before;
@@ -176,15 +205,11 @@ impl Conductor<'_> {
     }
 }
 
-/// The seed of a turn: the evaluation's own for the first, others for what follows, so that no turn repeats the draws of another.
-fn turn_seed(seed: u64, turn: u64) -> u64 {
-    seed ^ turn.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32)
-}
-
 impl Feed for Conductor<'_> {
     fn next(&mut self) -> Option<GenRequest> {
         let Prompt { index, turn, ids } = self.shared.lock().ready.pop_front()?;
         let (sample, repeat) = self.keys.get(index).copied()?;
+        let max_new_tokens = self.start(index, turn);
         Some(GenRequest {
             id: index as u64,
             prompt_ids: ids,
@@ -192,7 +217,7 @@ impl Feed for Conductor<'_> {
             seed: turn_seed(self.decoding.seed, turn),
             sample,
             repeat,
-            max_new_tokens: self.settings.get(index).copied().unwrap_or(0),
+            max_new_tokens,
             stop_ids: self.stop_ids.to_vec(),
             ..GenRequest::default()
         })
@@ -226,14 +251,24 @@ impl Feed for Conductor<'_> {
             writing.push(token);
             self.tokens += 1;
         }
-        let Some(finish) = event.finish else { return ControlFlow::Continue(()) };
-        let output = Output { index, ids: std::mem::take(writing), finish: finish.clone() };
+        let clock = self.clocks.get(index).copied().unwrap_or_default();
+        let (finish, timed_out) = match event.finish {
+            Some(EngineFinish::Length) => (EngineFinish::Length, clock.cut == Some(writing.len() as u64)),
+            Some(finish) => (finish.clone(), false),
+            // At a token, so that a replay can be cut after it.
+            None if event.token.is_some() && clock.deadline.is_some_and(|end| Instant::now() >= end) => (EngineFinish::Cancelled, true),
+            None => return ControlFlow::Continue(()),
+        };
+        let output = Output { index, ids: std::mem::take(writing), finish, timed_out };
         // Threads take outputs until the last one is done, so this fails only after one of them has.
         let sent = self.outputs.send(output).is_ok();
         let board = self.shared.lock();
         let (done, failed) = (board.done, board.failed.is_some());
         drop(board);
-        if sent && !failed && self.goes_on(done) { ControlFlow::Continue(()) } else { ControlFlow::Break(Cancel::All) }
+        if !sent || failed || !self.goes_on(done) {
+            return ControlFlow::Break(Cancel::All);
+        }
+        if event.finish.is_none() { ControlFlow::Break(Cancel::Request) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -260,7 +295,7 @@ fn work<O: Ops>(
             }
             Ok(None) => {
                 let Open { job, mut record, .. } = this;
-                if !job.episode.conversation().tools.is_empty() {
+                if !job.episode.conversation().tools.is_empty() || job.episode.transcript().timed_out.is_some() {
                     record.transcript = Some(job.episode.into_transcript());
                 }
                 let kept = journal.map_or(Ok(()), |j| j.add(job.key, &record));
@@ -295,9 +330,11 @@ fn advance<O: Ops>(subject: &Subject<'_, O>, this: &mut Open, output: Output) ->
         return Ok(None);
     }
     let mut raw = subject.tokenizer.decode(&output.ids, false);
-    let mut end = turn_end(&output.finish);
+    let mut end = if output.timed_out { TurnEnd::Time } else { turn_end(&output.finish) };
     let pieces = if cut_at_stop(&mut raw, &job.stop) {
-        end = TurnEnd::Stop;
+        if !output.timed_out {
+            end = TurnEnd::Stop;
+        }
         vec![TemplatePiece::Text(raw.clone())]
     } else {
         subject.tokenizer.decode_pieces(&output.ids).into_iter().map(template_piece).collect()
@@ -347,17 +384,5 @@ fn advance<O: Ops>(subject: &Subject<'_, O>, this: &mut Open, output: Output) ->
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn turns_draw_from_streams_of_their_own() {
-        assert_eq!(turn_seed(3407, 0), 3407);
-        let seeds: std::collections::HashSet<u64> = (0..64).map(|turn| turn_seed(3407, turn)).collect();
-        assert_eq!(seeds.len(), 64);
     }
 }

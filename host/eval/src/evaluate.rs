@@ -12,7 +12,7 @@ use trainer_plugin_host::metric::{Aggregate, Item, Metric, Plan, Request, Respon
 use trainer_plugin_host::template::{PromptRequest, Template};
 use trainer_plugin_host::types::Conversation;
 use trainer_text::{SpecialMode, Tokenizer};
-use trainer_tools::{Case, Episode, EpisodeKey, TapeEntry, Toolbox};
+use trainer_tools::{Case, Episode, EpisodeKey, TapeEntry, TapeTimeout, Toolbox, Transcript};
 
 use crate::answers::AnswerRecord;
 use crate::episodes::{Job, answer_all};
@@ -49,6 +49,9 @@ pub struct Decoding {
     pub max_turns: u32,
     /// The most calls in a conversation with tools.
     pub max_calls: u32,
+    /// The most seconds of an answer.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_seconds: Option<f64>,
 }
 
 /// The model with all that it takes to talk to it.
@@ -119,6 +122,8 @@ pub struct Evaluation {
     pub samples: Vec<SampleResult>,
     /// The calls of all episodes, in the order of metrics, rows and repeats.
     pub traffic: Vec<TapeEntry>,
+    /// The episodes whose time was up, in the same order.
+    pub timed_out: Vec<TapeTimeout>,
     /// Tokens of all prompts.
     pub prompt_tokens: u64,
     /// Tokens of all answers.
@@ -218,6 +223,7 @@ pub(crate) fn judge_responses(
         counts.failed += u64::from(failed.is_some());
         for (repeat, transcript) in (0..).zip(&answers).filter_map(|(repeat, a)| Some((repeat, a.transcript.as_ref()?))) {
             let key = EpisodeKey { metric: used.name.clone(), case: a.name.clone(), repeat };
+            out.timed_out.extend(TapeTimeout::of_transcript(&key, transcript));
             out.traffic.extend(TapeEntry::of_transcript(&key, transcript, &plugins));
         }
         // What failed before anything was written has nothing to show.
@@ -232,11 +238,17 @@ pub(crate) fn judge_responses(
             tokens: shown.iter().filter_map(|a| usize::try_from(a.tokens?).ok()).collect(),
             failed,
             scores: scores.into_iter().map(score_record).collect(),
-            transcripts: answers.into_iter().filter_map(|a| a.transcript).collect(),
+            transcripts: answers.into_iter().filter_map(|a| a.transcript).map(shown_transcript).collect(),
         });
     }
     out.rows.insert(used.name.clone(), counts);
     Ok(())
+}
+
+/// A transcript as the report has it: without the requests of plugins, which are on the tape and which a replay does not make.
+fn shown_transcript(mut transcript: Transcript) -> Transcript {
+    transcript.calls.iter_mut().for_each(|call| call.http.clear());
+    transcript
 }
 
 /// The scores of each item. A trap costs the sample: it has no score, and the metric's aggregate sees it as such.

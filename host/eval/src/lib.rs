@@ -22,5 +22,5 @@ pub use predictions::Predictions;
 pub use prompts::{encode_prompt, rendered_text, template_piece};
 pub use report::{Component, DataUse, Report, RowCounts, SampleResult, ScoreRecord, Timing, write_report};
 pub use setup::{
-    Candidate, Generated, Judged, Panel, Question, Rows, Speaker, chat_template, conversation, generate_one, plugin_component,
+    Candidate, Generated, Judged, Panel, Question, Rows, Speaker, calls_tools, chat_template, conversation, generate_one, plugin_component,
 };

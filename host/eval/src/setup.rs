@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use trainer_config::Recipe;
@@ -15,7 +15,7 @@ use trainer_plugin_host::template::{Piece, PromptRequest, Rendered, Template};
 use trainer_plugin_host::types::{Content, Conversation, Message};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{Base, Plugins, eval_source, source_digest};
-use trainer_tools::{Limits, Tape, TapeHeader, TapePlugin, ToolPlugin, Toolbox, write_tape};
+use trainer_tools::{Case, Limits, Tape, TapeHeader, TapePlugin, ToolPlugin, Toolbox, write_tape};
 
 use crate::error::EvalError;
 use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, evaluate};
@@ -368,6 +368,7 @@ impl Panel {
                 top_p: e.top_p,
                 min_p: e.min_p,
                 repetition_penalty: e.repetition_penalty,
+                ..SamplingParams::default()
             },
             max_new_tokens: e.max_new_tokens,
             enable_thinking: e.enable_thinking.get(),
@@ -376,6 +377,7 @@ impl Panel {
             max_context: e.max_context,
             max_turns: e.max_turns,
             max_calls: e.max_calls,
+            max_seconds: e.max_seconds,
         };
         let rows = Rows::read(recipe, e.limit)?;
         Ok(Self {
@@ -397,6 +399,16 @@ impl Panel {
     /// Writes all tool traffic to a tape when a judgement is complete.
     pub fn record(&mut self, tape: &Path) {
         self.record = Some(tape.to_owned());
+    }
+
+    /// Whether conversations can have several turns: there are tools of plugins, or canned responses in the rows.
+    pub fn calls_tools(&self) -> bool {
+        !self.toolbox.offer().is_empty() || has_fixtures(&self.rows.rows)
+    }
+
+    /// Tools that lack a grant, in words for the user.
+    pub fn ungranted(&self) -> Vec<String> {
+        self.toolbox.ungranted()
     }
 
     /// Keeps answers in `<name>.journal.jsonl` as they come, so that the same judgement, stopped, goes on where it was.
@@ -465,7 +477,8 @@ impl Panel {
         report.generated_tokens = result.generated_tokens;
         report.seconds = began.elapsed().as_secs_f64();
         if let Some(path) = &self.record {
-            let header = TapeHeader::new(&report.trainer, &base.digest.get()?.sha256, &self.rows.sha256, self.toolbox.plugins());
+            let mut header = TapeHeader::new(&report.trainer, &base.digest.get()?.sha256, &self.rows.sha256, self.toolbox.plugins());
+            header.timed_out = result.timed_out;
             write_tape(path, header, &result.traffic)?;
         }
         let taken_over = journal.as_ref().map_or(0, Journal::len);
@@ -537,6 +550,16 @@ impl Panel {
     }
 }
 
+/// Whether conversations of a recipe's evaluation can have several turns, as [`Panel::calls_tools`] says it; false where the rows cannot be read.
+pub fn calls_tools(recipe: &Recipe) -> bool {
+    !recipe.eval.tools.is_empty() || Rows::read(recipe, recipe.eval.limit).is_ok_and(|rows| has_fixtures(&rows.rows))
+}
+
+/// Whether some row has canned responses: a case of tool calls, whatever the metric is.
+fn has_fixtures(rows: &[(String, String)]) -> bool {
+    rows.iter().any(|(place, row)| row.contains("\"tool_fixtures\"") && Case::of_row(place, row).is_ok_and(|c| !c.fixtures.is_empty()))
+}
+
 /// The tool plugins of a recipe with their settings.
 fn tool_plugins(recipe: &Recipe, plugins: &mut Plugins) -> Result<Vec<ToolPlugin>, EvalError> {
     let load = |name| {
@@ -547,9 +570,11 @@ fn tool_plugins(recipe: &Recipe, plugins: &mut Plugins) -> Result<Vec<ToolPlugin
     recipe.eval.tools.iter().map(load).collect()
 }
 
-/// The limits of episodes. There is none on wall-clock time: no result may depend on how fast a machine is.
+/// The limits of episodes. Unless asked for there is none on wall-clock time: no result may depend on how fast a machine is.
 fn limits(recipe: &Recipe) -> Limits {
-    Limits { turns: recipe.eval.max_turns, calls: recipe.eval.max_calls, wall_time: None, ..Limits::default() }
+    let e = &recipe.eval;
+    let wall_time = e.max_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
+    Limits { turns: e.max_turns, calls: e.max_calls, wall_time, ..Limits::default() }
 }
 
 fn digest(value: &serde_json::Value) -> String {

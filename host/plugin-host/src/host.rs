@@ -11,7 +11,7 @@ use wasmtime::component::{Component, InstancePre};
 
 use crate::cache::Cache;
 use crate::call::{State, linker};
-use crate::capability::{Capabilities, Gate, Grants, Need, Network, Transport};
+use crate::capability::{CLIENT, Capabilities, Gate, Grants, Need, Network, Transport};
 use crate::compile::{CompilerCommand, compile};
 use crate::engine::{Engines, Ticker};
 use crate::error::PluginError;
@@ -344,6 +344,11 @@ impl Plugin {
         &self.imports
     }
 
+    /// Whether it can make requests, if they are granted.
+    pub fn makes_requests(&self) -> bool {
+        self.imports.iter().any(|i| i == CLIENT)
+    }
+
     /// Bytes of the component.
     pub fn size(&self) -> u64 {
         self.size
@@ -363,6 +368,21 @@ impl Plugin {
     /// What its manifest asks for and the user did not grant; [`Need::flag`] says how to. Using it is refused.
     pub fn missing_grants(&self) -> Vec<Need> {
         self.capabilities.missing().cloned().collect()
+    }
+
+    /// What it was not granted, in words, with the flags that would grant it; none if it lacks nothing.
+    pub fn ungranted(&self) -> Option<String> {
+        let missing = self.missing_grants();
+        let flags: Vec<String> = missing.iter().filter_map(|need| need.flag(self.name())).collect();
+        if flags.is_empty() {
+            return None;
+        }
+        let needs = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (name, version) = (self.name(), self.version());
+        let flags = flags.join(" ");
+        Some(format!(
+            "plugin `{name}` {version} asks for {needs}, which it was not granted: what needs it will be refused; grant it with {flags}"
+        ))
     }
 
     /// What carries its requests: the gate, which checks them and goes to the network. To record or replay an episode, wrap it in a

@@ -49,8 +49,8 @@ mod settings;
 
 pub use cache::make_private;
 pub use capability::{
-    AddressRange, GrantError, Grants, Method, Need, Network, Outgoing, Resolver, SecretGrant, SecretSource, ServerPattern, SystemResolver,
-    Transport,
+    AddressRange, GrantError, Grants, Method, Need, Network, Outgoing, Recorder, Resolver, SecretGrant, SecretSource, ServerPattern,
+    SystemResolver, Transport,
 };
 pub use clients::formatter::{Formatter, RowOutcome};
 pub use clients::metric::Metric;
@@ -100,6 +100,7 @@ pub mod tools {
 /// Requests of tools (`wit/http`).
 pub mod http {
     pub use crate::capability::http::{Error, Header, Request, Response};
+    pub use crate::capability::{Answer, Body, Exchange};
 }
 
 /// Kind `eval-metric` (`wit/eval-metric`).

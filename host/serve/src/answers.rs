@@ -1,6 +1,7 @@
 //! The answers to a request while they come.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -20,14 +21,28 @@ const SILENCE: Duration = Duration::from_secs(15);
 
 /// All answers of a request. Dropping it ends them.
 pub struct Answers {
-    outputs: UnboundedReceiver<Output>,
+    /// By choice.
+    outputs: Vec<UnboundedReceiver<Output>>,
     scribes: Vec<Scribe>,
+    /// Of turns that are over.
+    earlier: Counts,
+}
+
+/// Tokens of turns.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    /// Of their prompts, but for the first.
+    prompt: usize,
+    /// Of those, how many were still in the cache.
+    reused: usize,
+    /// What was written.
+    written: usize,
 }
 
 impl Answers {
     /// One scribe for each choice.
-    pub fn new(outputs: UnboundedReceiver<Output>, scribes: Vec<Scribe>) -> Self {
-        Answers { outputs, scribes }
+    pub fn new(outputs: Vec<UnboundedReceiver<Output>>, scribes: Vec<Scribe>) -> Self {
+        Answers { outputs, scribes, earlier: Counts::default() }
     }
 
     /// How many there are.
@@ -37,7 +52,22 @@ impl Answers {
 
     /// Tokens of all answers so far.
     pub fn tokens(&self) -> usize {
-        self.scribes.iter().map(|s| s.tokens).sum()
+        self.scribes.iter().map(|s| s.tokens).sum::<usize>() + self.earlier.written
+    }
+
+    /// Who writes an answer.
+    pub fn scribe(&mut self, choice: usize) -> Option<&mut Scribe> {
+        self.scribes.get_mut(choice)
+    }
+
+    /// Goes on with the next turn of a choice, whose prompt has so many tokens.
+    pub fn go_on(&mut self, choice: usize, prompt: usize, outputs: UnboundedReceiver<Output>, scribe: Scribe) {
+        if let (Some(receiver), Some(before)) = (self.outputs.get_mut(choice), self.scribes.get_mut(choice)) {
+            self.earlier.prompt += prompt;
+            self.earlier.reused += before.reused;
+            self.earlier.written += before.tokens;
+            (*receiver, *before) = (outputs, scribe);
+        }
     }
 
     /// Waits for what is new, by choice; None when all have ended.
@@ -48,22 +78,13 @@ impl Answers {
         if self.scribes.iter().all(Scribe::is_done) {
             return Ok(None);
         }
-        let mut outputs = Vec::new();
-        if self.outputs.recv_many(&mut outputs, MOST_AT_ONCE).await == 0 {
-            return Err(ApiError::closing());
-        }
-        let mut by_choice: Vec<Vec<Output>> = self.scribes.iter().map(|_| Vec::new()).collect();
-        for output in outputs {
-            if let Some(list) = by_choice.get_mut(output.choice) {
-                list.push(output);
-            }
-        }
+        let by_choice = std::future::poll_fn(|cx| self.poll_outputs(cx)).await?;
         let mut scribes = std::mem::take(&mut self.scribes);
         // Reading an answer enters the template plugin.
         let (scribes, steps) = blocking(move || {
             let mut steps = Vec::new();
-            for (choice, (scribe, outputs)) in scribes.iter_mut().zip(by_choice).enumerate() {
-                if !outputs.is_empty() && !scribe.is_done() {
+            for (choice, outputs) in by_choice {
+                if let Some(scribe) = scribes.get_mut(choice) {
                     steps.push((choice, scribe.take(outputs)?));
                 }
             }
@@ -74,17 +95,34 @@ impl Answers {
         Ok(Some(steps))
     }
 
-    /// As [`Answers::next`], with signs of life to a stream meanwhile.
-    ///
-    /// # Errors
-    /// As [`Answers::next`]; or nobody listens any more.
-    pub async fn next_with(&mut self, events: &Events) -> Result<Option<Vec<(usize, Step)>>> {
-        let mut next = std::pin::pin!(self.next());
-        loop {
-            match tokio::time::timeout(SILENCE, next.as_mut()).await {
-                Ok(steps) => return steps,
-                Err(_) => events.alive().await?,
+    /// Outputs of the choices that have any.
+    fn poll_outputs(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<(usize, Vec<Output>)>>> {
+        let mut found = Vec::new();
+        for (choice, (receiver, scribe)) in self.outputs.iter_mut().zip(&self.scribes).enumerate() {
+            let mut outputs = Vec::new();
+            if scribe.is_done() {
+                continue;
             }
+            match receiver.poll_recv_many(cx, &mut outputs, MOST_AT_ONCE) {
+                Poll::Ready(0) => return Poll::Ready(Err(ApiError::closing())),
+                Poll::Ready(_) => found.push((choice, outputs)),
+                Poll::Pending => {}
+            }
+        }
+        if found.is_empty() { Poll::Pending } else { Poll::Ready(Ok(found)) }
+    }
+}
+
+/// Waits for what is new, with signs of life to a stream meanwhile.
+///
+/// # Errors
+/// Those of `next`; or nobody listens any more.
+pub async fn with_life<T>(events: &Events, next: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut next = std::pin::pin!(next);
+    loop {
+        match tokio::time::timeout(SILENCE, next.as_mut()).await {
+            Ok(result) => return result,
+            Err(_) => events.alive().await?,
         }
     }
 }
@@ -92,7 +130,8 @@ impl Answers {
 /// The token counts of a request.
 pub fn usage(prompt_tokens: usize, answers: &Answers) -> Value {
     let completion_tokens = answers.tokens();
-    let cached = answers.scribes.iter().map(|s| s.reused).max().unwrap_or(0);
+    let prompt_tokens = prompt_tokens + answers.earlier.prompt;
+    let cached = answers.scribes.iter().map(|s| s.reused).max().unwrap_or(0) + answers.earlier.reused;
     json!({
         "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": { "cached_tokens": cached },

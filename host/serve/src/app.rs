@@ -15,10 +15,13 @@ use trainer_engine::GenRequest;
 use trainer_kernels::sampling::SamplingParams;
 
 use crate::Options;
+use crate::answers::InFlight;
 use crate::error::{ApiError, Result};
 use crate::fields::short;
 use crate::metrics::Metrics;
+use crate::params::Common;
 use crate::queue::{Job, Output, Queue, Refusal};
+use crate::tools::ServerTools;
 use crate::voice::Voice;
 
 /// The most log-probabilities of an answer, alternatives included.
@@ -44,6 +47,35 @@ pub struct App {
     pub vocabulary: usize,
     /// How tokens are drawn where a request does not say.
     pub defaults: SamplingParams,
+    /// What is executed here.
+    pub tools: ServerTools,
+}
+
+/// A kind of request that is answered with what the generator writes.
+pub trait Asking: Sized {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its parameter.
+    fn read(body: &Value, app: &App) -> Result<Self>;
+
+    /// What all kinds say.
+    fn common(&self) -> &Common;
+
+    /// How many answers it asks for.
+    fn answers(&self) -> usize;
+}
+
+/// A request that was read.
+pub struct Opened<R> {
+    /// For the counts.
+    pub flight: InFlight,
+    /// When it must be answered.
+    pub deadline: tokio::time::Instant,
+    /// What it asks.
+    pub request: R,
+    /// What each of its answers begins from: adapter, drawing, seed.
+    pub one: GenRequest,
 }
 
 /// An answer to ask for.
@@ -58,12 +90,38 @@ impl Ask {
     pub fn new(request: GenRequest) -> Self {
         Ask { request, enough: Arc::default() }
     }
+
+    fn job(self) -> (Job, UnboundedReceiver<Output>) {
+        let (outputs, receiver) = unbounded_channel();
+        (Job { request: self.request, outputs, enough: self.enough, since: Instant::now() }, receiver)
+    }
 }
 
 impl App {
-    /// When a request that comes now must be answered.
-    pub fn deadline(&self) -> tokio::time::Instant {
-        tokio::time::Instant::now() + self.options.request_timeout
+    /// Reads a request and checks what does not depend on its kind.
+    ///
+    /// # Errors
+    /// It cannot be read, names no model of this server, or asks for too many answers.
+    pub async fn open<R: Asking>(&self, request: axum::extract::Request) -> Result<Opened<R>> {
+        let flight = InFlight::new(&self.metrics);
+        let deadline = tokio::time::Instant::now() + self.options.request_timeout;
+        let body = self.body(request).await?;
+        let request = R::read(&body, self)?;
+        drop(body);
+        let common = request.common();
+        let adapter = self.adapter(&common.model)?;
+        self.check_choices(request.answers())?;
+        if let Some((id, _)) = common.logit_bias.iter().find(|(id, _)| *id as usize >= self.vocabulary) {
+            return Err(ApiError::param("logit_bias", format!("there is no token {id}; the model has {}", self.vocabulary)));
+        }
+        let one = GenRequest {
+            adapter,
+            params: common.sampling,
+            logit_bias: common.logit_bias.clone(),
+            seed: common.seed.unwrap_or_else(crate::random),
+            ..GenRequest::default()
+        };
+        Ok(Opened { flight, deadline, request, one })
     }
 
     /// The number of the adapter of a model's name.
@@ -129,12 +187,10 @@ impl App {
     ///
     /// # Errors
     /// The queue is full, or the server ends.
-    pub fn submit(&self, asks: Vec<Ask>) -> Result<UnboundedReceiver<Output>> {
-        let (outputs, receiver) = unbounded_channel();
-        let since = Instant::now();
-        let job = |(choice, ask): (usize, Ask)| Job { request: ask.request, choice, outputs: outputs.clone(), enough: ask.enough, since };
-        match self.queue.submit(asks.into_iter().enumerate().map(job).collect()) {
-            Ok(()) => Ok(receiver),
+    pub fn submit(&self, asks: Vec<Ask>) -> Result<Vec<UnboundedReceiver<Output>>> {
+        let (jobs, receivers) = asks.into_iter().map(Ask::job).unzip();
+        match self.queue.submit(jobs) {
+            Ok(()) => Ok(receivers),
             Err(Refusal::Closing) => Err(ApiError::closing()),
             Err(Refusal::Full) => {
                 let text = format!("{} answers are waiting, as many as may; try again later", self.queue.capacity());
@@ -142,6 +198,16 @@ impl App {
                 Err(ApiError { retry_after: Some(1), ..error })
             }
         }
+    }
+
+    /// Puts the next turn of an answer that has begun into the queue.
+    ///
+    /// # Errors
+    /// The server ends.
+    pub fn go_on(&self, ask: Ask) -> Result<UnboundedReceiver<Output>> {
+        let (job, receiver) = ask.job();
+        self.queue.go_on(job).map_err(|_| ApiError::closing())?;
+        Ok(receiver)
     }
 
     /// Reads a request's body.
@@ -195,6 +261,11 @@ async fn read_all(body: axum::body::Body, limit: usize) -> Result<Vec<u8>> {
 /// Those of `work`.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(ApiError::internal(format!("the request's thread failed: {e}"))))
+}
+
+/// What a handler came to.
+pub fn responded(result: Result<Response>) -> Response {
+    result.unwrap_or_else(IntoResponse::into_response)
 }
 
 /// A response of JSON.

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde_json::{Map, Value, json};
 use trainer_engine::{GenRequest, TokenLogprobs};
 use trainer_kernels::sampling::SamplingParams;
 use trainer_text::{SpecialMode, Tokenizer};
 
-use crate::answers::{Answers, InFlight, usage};
-use crate::app::{App, Ask, blocking, json_response};
+use crate::answers::{Answers, usage, with_life};
+use crate::app::{App, Ask, Asking, Opened, blocking, json_response, responded};
 use crate::chat::reply::finite;
 use crate::error::{ApiError, Result};
 use crate::fields::{Fields, mistyped};
@@ -43,7 +43,7 @@ struct Request {
 }
 
 impl Request {
-    fn read(body: &Value, defaults: &SamplingParams) -> Result<Self> {
+    fn of(body: &Value, defaults: &SamplingParams) -> Result<Self> {
         let mut fields = Fields::new(body, "")?;
         let common = Common::read(&mut fields, defaults, 0)?;
         let prompts = prompts(fields.get("prompt"))?;
@@ -60,6 +60,20 @@ impl Request {
             return Err(ApiError::param("max_tokens", "max_tokens is 0, which only makes sense with echo"));
         }
         Ok(Request { common, prompts, echo, logprobs })
+    }
+}
+
+impl Asking for Request {
+    fn read(body: &Value, app: &App) -> Result<Self> {
+        Self::of(body, &app.defaults)
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn answers(&self) -> usize {
+        self.prompts.len().saturating_mul(self.common.n)
     }
 }
 
@@ -91,27 +105,17 @@ fn prompts(value: Option<&Value>) -> Result<Vec<Prompt>> {
 
 /// Answers a completion.
 pub async fn completions(State(app): State<Arc<App>>, request: axum::extract::Request) -> Response {
-    match answer(app, request).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(),
-    }
+    responded(answer(app, request).await)
 }
 
 async fn answer(app: Arc<App>, request: axum::extract::Request) -> Result<Response> {
-    let flight = InFlight::new(&app.metrics);
-    let deadline = app.deadline();
-    let body = app.body(request).await?;
-    let request = Request::read(&body, &app.defaults)?;
-    drop(body);
-    let adapter = app.adapter(&request.common.model)?;
+    let Opened { flight, deadline, request, one } = app.open::<Request>(request).await?;
     let common = request.common.clone();
-    let count = request.prompts.len().saturating_mul(common.n);
-    app.check_choices(count)?;
+    let count = request.answers();
     let encoder = app.clone();
     let (echo, logprobs) = (request.echo, request.logprobs);
     let prompts =
         blocking(move || request.prompts.iter().map(|p| encode(&encoder, p)).collect::<Result<Vec<(Vec<u32>, String)>>>()).await?;
-    let seed = common.seed.unwrap_or_else(crate::random);
     let prompt_tokens = prompts.iter().map(|(ids, _)| ids.len()).sum();
     let stop_ids = if common.ignore_eos { Vec::new() } else { app.voice.eos.clone() };
     let mut asks = Vec::with_capacity(count);
@@ -126,17 +130,14 @@ async fn answer(app: Arc<App>, request: axum::extract::Request) -> Result<Respon
         for repeat in 0..common.n {
             open.push(Open { echo: echo.then(|| (text.clone(), ids.first().copied())), ..Open::default() });
             asks.push(Ask::new(GenRequest {
-                adapter,
                 prompt_ids: ids.clone(),
-                params: common.sampling,
-                seed,
                 sample: sample as u64,
                 repeat: repeat as u32,
                 max_new_tokens,
                 stop_ids: stop_ids.clone(),
                 logprobs,
                 prompt_logprobs: logprobs.filter(|_| echo),
-                ..GenRequest::default()
+                ..one.clone()
             }));
         }
     }
@@ -198,7 +199,7 @@ async fn collected(mut answers: Answers, mut reply: Reply) -> Result<Response> {
 
 async fn streamed(mut answers: Answers, mut reply: Reply, events: Events) -> Result<()> {
     let nothing = |include: bool| include.then_some(Value::Null);
-    while let Some(steps) = answers.next_with(&events).await? {
+    while let Some(steps) = with_life(&events, answers.next()).await? {
         for (choice, step) in steps {
             if let Some(part) = reply.part(choice, step) {
                 let choice = reply.choice(choice, part);
@@ -333,7 +334,7 @@ mod tests {
         #[test]
         fn no_request_is_too_odd(value in crate::fields::tests::values(), key in 0usize..24) {
             let odd = crate::fields::tests::with(json!({ "model": "m", "prompt": "p" }), key, value);
-            if let Err(error) = Request::read(&odd, &SamplingParams::default()) {
+            if let Err(error) = Request::of(&odd, &SamplingParams::default()) {
                 proptest::prop_assert!(error.status.is_client_error() && (error.param.is_some() || !odd.is_object()), "{:?}", error);
             }
         }

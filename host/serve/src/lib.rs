@@ -21,6 +21,7 @@ mod queue;
 mod scribe;
 mod sse;
 mod stops;
+mod tools;
 mod voice;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -32,10 +33,13 @@ use tokio::sync::{oneshot, watch};
 use trainer_engine::{Adapter, EngineError, Generator};
 use trainer_kernels::ops::Ops;
 use trainer_kernels::sampling::SamplingParams;
+use trainer_tools::Toolbox;
 
 pub use guard::{ApiKey, BadKey};
 pub use voice::Voice;
 
+/// Threads for rendering, encoding and parsing.
+const HELPERS: usize = 8;
 /// What is still open after the time for finishing is told that it ends; this long.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -113,18 +117,19 @@ impl Stopper {
     }
 }
 
-/// Serves until told to stop. `ready` gets the address once it answers.
+/// Serves until told to stop. Tools of `toolbox` are on offer in every chat and are executed here. `ready` gets the address once it answers.
 ///
 /// # Errors
 /// See [`ServeError`].
 pub fn serve<O: Ops + 'static>(
     engine: Engine<O>,
     voice: Voice,
+    toolbox: Option<Arc<Toolbox>>,
     options: Options,
     ready: impl FnOnce(SocketAddr),
     stopper: &Stopper,
 ) -> Result<(), ServeError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(HELPERS + tools::MOST_RUNNING).build()?;
     let address = SocketAddr::new(options.host, options.port);
     let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).map_err(|source| ServeError::Listen { address, source })?;
     let address = listener.local_addr()?;
@@ -141,6 +146,7 @@ pub fn serve<O: Ops + 'static>(
         context: engine.generator.options().cache_length,
         vocabulary: engine.generator.model().dims().vocab,
         defaults: engine.defaults,
+        tools: tools::ServerTools::new(toolbox),
     });
     let (ended, mut end) = oneshot::channel::<()>();
     let intake = (queue.clone(), metrics);

@@ -106,6 +106,10 @@ pub struct Metrics {
     pub generated_tokens: Counter,
     /// Requests that were dropped by the client before their end.
     pub disconnects: Counter,
+    /// Calls of the server's own tools.
+    pub tool_calls: Counter,
+    /// Those of them that gave the model an error.
+    pub tool_errors: Counter,
 }
 
 impl Metrics {
@@ -139,6 +143,8 @@ impl Metrics {
             ("trainer_prompt_tokens_reused_total", "Tokens of prompts that were still in the cache.", &self.reused_tokens),
             ("trainer_generated_tokens_total", "Tokens of answers.", &self.generated_tokens),
             ("trainer_disconnects_total", "Requests whose client went away before the end.", &self.disconnects),
+            ("trainer_tool_calls_total", "Calls of this server's own tools.", &self.tool_calls),
+            ("trainer_tool_errors_total", "Calls of this server's own tools that gave an error.", &self.tool_errors),
         ];
         for (name, help, counter) in counters {
             head(&mut out, name, "counter", help);

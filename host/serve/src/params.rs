@@ -1,9 +1,11 @@
 //! Parameters that chat and plain completions share.
 
-use trainer_kernels::sampling::SamplingParams;
+use std::sync::Arc;
+
+use trainer_kernels::sampling::{MOST_BIAS, SamplingParams};
 
 use crate::error::{ApiError, Result};
-use crate::fields::{Fields, mistyped};
+use crate::fields::{Fields, mistyped, short};
 
 /// The most choices of one request.
 pub const MOST_CHOICES: usize = 64;
@@ -11,6 +13,8 @@ pub const MOST_CHOICES: usize = 64;
 pub const MOST_LOGPROBS: i64 = 20;
 /// The most stop strings, and the longest one in bytes.
 const MOST_STOPS: usize = 32;
+/// The most tokens with a bias.
+const MOST_BIASES: usize = 4096;
 const LONGEST_STOP: usize = 1024;
 
 /// What both kinds of requests say.
@@ -20,6 +24,8 @@ pub struct Common {
     pub model: String,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
+    /// What is added to the scores of single tokens.
+    pub logit_bias: Arc<[(u32, f32)]>,
     /// The key of the random streams, where one is given.
     pub seed: Option<u64>,
     /// Choices per prompt.
@@ -52,6 +58,8 @@ impl Common {
             },
             min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(defaults.min_p),
             repetition_penalty: fields.number("repetition_penalty", 0.01, 100.0)?.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(defaults.frequency_penalty),
         };
         let seed = fields.integer("seed", i64::MIN, i64::MAX)?.map(|s| s as u64);
         let n = fields.integer("n", 1, MOST_CHOICES as i64)?.unwrap_or(1) as usize;
@@ -69,13 +77,29 @@ impl Common {
             None => false,
         };
         let ignore_eos = fields.bool("ignore_eos")?.unwrap_or(false);
-        let zero = |v: &serde_json::Value| v.as_f64() == Some(0.0);
-        fields.refuse("frequency_penalty", zero, "; repetition_penalty is")?;
-        fields.refuse("presence_penalty", zero, "; repetition_penalty is")?;
-        fields.refuse("logit_bias", |v| v.as_object().is_some_and(serde_json::Map::is_empty), "")?;
+        let logit_bias = biases(fields)?;
         fields.ignore(&["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"]);
-        Ok(Common { model: model.to_owned(), sampling, seed, n, max_tokens, stop, ignore_eos, stream, include_usage })
+        Ok(Common { model: model.to_owned(), sampling, logit_bias, seed, n, max_tokens, stop, ignore_eos, stream, include_usage })
     }
+}
+
+/// `{"token id": bias}`.
+fn biases(fields: &mut Fields<'_>) -> Result<Arc<[(u32, f32)]>> {
+    let bad = |text: String| ApiError::param("logit_bias", text);
+    let map = match fields.get("logit_bias") {
+        None => return Ok(Arc::default()),
+        Some(serde_json::Value::Object(map)) => map,
+        Some(other) => return Err(mistyped("logit_bias", other, "an object of token ids with numbers")),
+    };
+    if map.len() > MOST_BIASES {
+        return Err(bad(format!("logit_bias has {} tokens; at most {MOST_BIASES} are possible", map.len())));
+    }
+    let one = |(key, value): (&String, &serde_json::Value)| {
+        let id: u32 = key.parse().map_err(|_| bad(format!("logit_bias has the key {:?}, which is no token id", short(key))))?;
+        let bias = value.as_f64().filter(|b| (-MOST_BIAS..=MOST_BIAS).contains(b));
+        Ok((id, bias.ok_or_else(|| bad(format!("logit_bias of token {id} must be a number from -100 to 100")))? as f32))
+    };
+    map.iter().map(one).collect()
 }
 
 fn stops(fields: &mut Fields<'_>) -> Result<Vec<String>> {

@@ -14,8 +14,6 @@ use crate::metrics::Metrics;
 /// What the generator says of a request. There are at most as many as the request may have tokens, and two.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// Which answer of the request.
-    pub choice: usize,
     /// Log-probabilities of the prompt.
     pub prompt: Option<Vec<TokenLogprobs>>,
     /// Prompt tokens that were still in the cache.
@@ -32,8 +30,6 @@ pub struct Output {
 pub struct Job {
     /// What is asked; its `id` is given here.
     pub request: GenRequest,
-    /// Which answer of the request.
-    pub choice: usize,
     /// Where the answer goes.
     pub outputs: UnboundedSender<Output>,
     /// Set when no more of it is wanted.
@@ -64,6 +60,8 @@ struct State {
     closing: bool,
     /// What is running is not to be finished either.
     aborted: bool,
+    /// Answers that may have further turns.
+    held: usize,
 }
 
 /// Requests that wait for a slot.
@@ -89,6 +87,21 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts the next turn of an answer that has begun at the end, also where the queue is full or the server takes no more: answers that have begun are
+    /// finished, and each has one turn at a time.
+    ///
+    /// # Errors
+    /// The server drops what it has.
+    pub fn go_on(&self, job: Job) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        if state.aborted {
+            return Err(Refusal::Closing);
+        }
+        state.waiting.push_back(job);
+        self.bell.notify_all();
+        Ok(())
+    }
+
     /// Puts all jobs at the end, or none.
     ///
     /// # Errors
@@ -108,6 +121,12 @@ impl Queue {
         state.waiting.extend(jobs);
         self.bell.notify_all();
         Ok(())
+    }
+
+    /// Says that an answer may have further turns: until the value is dropped, a queue that is closed is not at its end.
+    pub fn hold(self: &Arc<Self>) -> Hold {
+        self.lock().held += 1;
+        Hold(self.clone())
     }
 
     /// How many wait.
@@ -133,6 +152,17 @@ impl Queue {
 
     fn is_aborted(&self) -> bool {
         self.lock().aborted
+    }
+}
+
+/// An answer that may have further turns.
+pub struct Hold(Arc<Queue>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.held = state.held.saturating_sub(1);
+        self.0.bell.notify_all();
     }
 }
 
@@ -190,7 +220,7 @@ impl Feed for Intake<'_> {
         self.running.clear();
         self.metrics.running.set(0);
         let mut state = self.queue.lock();
-        while state.waiting.is_empty() && !state.closing {
+        while state.waiting.is_empty() && !state.aborted && (!state.closing || state.held > 0) {
             state = self.queue.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         !state.waiting.is_empty()
@@ -213,7 +243,6 @@ impl Feed for Intake<'_> {
             (running.begun, running.last) = (true, now);
         }
         let output = Output {
-            choice: running.job.choice,
             prompt: event.prompt.map(<[_]>::to_vec),
             reused: event.reused,
             token: event.token,

@@ -23,6 +23,21 @@ pub enum Delta {
     Reasoning(String),
     /// A whole call.
     Call(Call),
+    /// A call that the server has executed.
+    Ran(Ran),
+}
+
+/// A call that the server has executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// The tool; what the model wrote, where that is no call.
+    pub name: String,
+    /// Its arguments; empty where there is no call.
+    pub arguments: String,
+    /// What the model was shown.
+    pub output: String,
+    /// Whether that is an error.
+    pub failed: bool,
 }
 
 /// A call.
@@ -76,6 +91,8 @@ pub struct Calls {
     pub single: bool,
     /// Whether the caller asked for one certain tool, after whose call OpenAI says `stop`.
     pub named: bool,
+    /// Whether calls are kept for the end of the turn, because the server executes some.
+    pub held: bool,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one for each answer that is being written, and most are the large one")]
@@ -93,6 +110,8 @@ pub struct Scribe {
     /// Tells the generator that no more is wanted.
     enough: Arc<AtomicBool>,
     found_calls: usize,
+    /// The output so far, where calls are held.
+    parts: Vec<OutputPart>,
     done: bool,
     /// Tokens of the answer.
     pub tokens: usize,
@@ -126,7 +145,12 @@ impl Scribe {
     }
 
     fn new(reader: Reader, stop: Vec<String>, enough: Arc<AtomicBool>) -> Self {
-        Scribe { reader, stops: Stops::new(stop), enough, found_calls: 0, done: false, tokens: 0, reused: 0 }
+        Scribe { reader, stops: Stops::new(stop), enough, found_calls: 0, parts: Vec::new(), done: false, tokens: 0, reused: 0 }
+    }
+
+    /// What was written, where calls are held; afterwards it is gone.
+    pub fn take_parts(&mut self) -> Vec<OutputPart> {
+        std::mem::take(&mut self.parts)
     }
 
     /// Whether the answer has ended.
@@ -208,6 +232,9 @@ impl Scribe {
                     parts.extend(open.finish().map_err(|e| broken(&e))?);
                 }
                 for part in parts {
+                    if calls.held {
+                        self.parts.push(part.clone());
+                    }
                     let call = match part {
                         OutputPart::Text(text) => {
                             add(&mut step.deltas, Delta::Text(text));
@@ -217,6 +244,7 @@ impl Scribe {
                             add(&mut step.deltas, Delta::Reasoning(text));
                             continue;
                         }
+                        OutputPart::Malformed(_) if calls.held => continue,
                         OutputPart::Malformed(malformed) => {
                             add(&mut step.deltas, Delta::Text(malformed.raw));
                             continue;
@@ -230,7 +258,9 @@ impl Scribe {
                         continue;
                     }
                     self.found_calls += 1;
-                    step.deltas.push(Delta::Call(Call { name: call.name, arguments }));
+                    if !calls.held {
+                        step.deltas.push(Delta::Call(Call { name: call.name, arguments }));
+                    }
                     if calls.single {
                         self.done = true;
                         step.finish = Some(Reason::Stop);
@@ -276,7 +306,7 @@ mod tests {
     fn outputs(ids: &[u32], finish: Finish) -> Vec<Output> {
         let one = |token: Option<u32>, finish: Option<Finish>| {
             let logprobs = token.map(|id| TokenLogprobs { id, logprob: -1.0, top: Vec::new() });
-            Output { choice: 0, prompt: None, reused: 3, token, logprobs, finish }
+            Output { prompt: None, reused: 3, token, logprobs, finish }
         };
         let mut all: Vec<Output> = ids.iter().map(|id| one(Some(*id), None)).collect();
         all.push(one(None, Some(finish)));

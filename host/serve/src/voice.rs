@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use trainer_eval::{Speaker, encode_prompt};
-use trainer_plugin_host::template::{OutputParser, Piece, PromptRequest};
+use trainer_plugin_host::template::{OutputParser, Piece, PromptRequest, Rendered, Segment};
 use trainer_plugin_host::types::{CallArguments, Content, Conversation, Message, ToolCall};
 use trainer_plugin_host::{PluginError, RowError};
 use trainer_text::Tokenizer;
@@ -36,15 +36,7 @@ impl Voice {
     /// The template refuses the messages, or fails.
     pub fn prompt(&self, chat: &ChatRequest) -> Result<Prompt> {
         let render = |conversation: Conversation, add_generation_prompt: bool| {
-            let request = PromptRequest { conversation, add_generation_prompt, enable_thinking: chat.enable_thinking };
-            match self.speaker.template.render_prompts(&[request]).map_err(|e| broken(&e))?.into_iter().next() {
-                Some(Ok(rendered)) => Ok(rendered),
-                Some(Err(RowError::Refused(words))) => {
-                    Err(ApiError::param("messages", format!("the chat template refuses the messages: {words}")))
-                }
-                Some(Err(RowError::Trapped(e))) => Err(broken(&e)),
-                None => Err(ApiError::internal("the chat template gave nothing")),
-            }
+            self.render(PromptRequest { conversation, add_generation_prompt, enable_thinking: chat.enable_thinking })
         };
         let mut rendered = render(chat.conversation.clone(), true)?;
         let mut begun = Vec::new();
@@ -52,7 +44,7 @@ impl Voice {
             let mark = format!("mark-{:016x}", crate::random());
             let mut called = chat.conversation.clone();
             called.messages.push(call_up_to(&chat.choice, &mark));
-            let pieces = |r: trainer_plugin_host::template::Rendered| joined(r.segments.into_iter().map(|s| s.piece));
+            let pieces = |r: Rendered| joined(r.segments.into_iter().map(|s| s.piece));
             let prompt = joined(rendered.segments.iter().map(|s| s.piece.clone()));
             let forced = cut_at(pieces(render(called, false)?), &mark).and_then(|p| strip(&p, &prompt));
             begun = forced.ok_or_else(|| {
@@ -60,13 +52,34 @@ impl Voice {
                 ApiError::unsupported("tool_choice", text)
             })?;
             let segment = rendered.segments.last().cloned();
-            rendered.segments.extend(segment.iter().flat_map(|last| {
-                begun.iter().map(|piece| trainer_plugin_host::template::Segment { piece: piece.clone(), ..last.clone() })
-            }));
+            rendered
+                .segments
+                .extend(segment.iter().flat_map(|last| begun.iter().map(|piece| Segment { piece: piece.clone(), ..last.clone() })));
         }
-        let ids =
-            encode_prompt(&self.tokenizer, &rendered).map_err(|e| ApiError::internal(format!("the prompt cannot be encoded: {e}")))?;
-        Ok(Prompt { ids, begun })
+        Ok(Prompt { ids: self.encode(&rendered)?, begun })
+    }
+
+    /// The prompt of a further turn. May take a while.
+    ///
+    /// # Errors
+    /// The template refuses the messages, or fails.
+    pub fn next_prompt(&self, conversation: Conversation, enable_thinking: Option<bool>) -> Result<Vec<u32>> {
+        self.encode(&self.render(PromptRequest { conversation, add_generation_prompt: true, enable_thinking })?)
+    }
+
+    fn render(&self, request: PromptRequest) -> Result<Rendered> {
+        match self.speaker.template.render_prompts(&[request]).map_err(|e| broken(&e))?.into_iter().next() {
+            Some(Ok(rendered)) => Ok(rendered),
+            Some(Err(RowError::Refused(words))) => {
+                Err(ApiError::param("messages", format!("the chat template refuses the messages: {words}")))
+            }
+            Some(Err(RowError::Trapped(e))) => Err(broken(&e)),
+            None => Err(ApiError::internal("the chat template gave nothing")),
+        }
+    }
+
+    fn encode(&self, rendered: &Rendered) -> Result<Vec<u32>> {
+        encode_prompt(&self.tokenizer, rendered).map_err(|e| ApiError::internal(format!("the prompt cannot be encoded: {e}")))
     }
 
     /// A parser for one answer.

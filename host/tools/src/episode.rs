@@ -11,7 +11,7 @@ use trainer_plugin_host::types::{Content, Conversation, Message, ToolCall};
 use crate::error::ToolsError;
 use crate::limits::Limits;
 use crate::session::{Attempt, EpisodeTools};
-use crate::transcript::{MessageRecord, Outcome, Transcript};
+use crate::transcript::{MessageRecord, Outcome, TimedOut, Transcript};
 
 /// How the model's turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum TurnEnd {
     Length,
     /// The conversation fills the model's context.
     Context,
+    /// The episode's time was up before the turn was complete.
+    Time,
 }
 
 /// What the model wrote in one turn.
@@ -107,6 +109,8 @@ pub struct Episode {
     tools: EpisodeTools,
     limits: Limits,
     began: Instant,
+    /// In a replay: where time was up in the recording.
+    replayed: Option<TimedOut>,
     /// Since the last question.
     turns: u32,
     calls: u32,
@@ -120,7 +124,12 @@ impl Episode {
     /// Begins. The tools on offer are those of the conversation; definitions are taken in OpenAI's form or bare (`name`, `parameters`).
     #[must_use]
     pub fn new(conversation: Conversation, tools: EpisodeTools) -> Self {
-        let limits = tools.toolbox().limits().clone();
+        let mut limits = tools.toolbox().limits().clone();
+        let replayed = tools.toolbox().tape().map(|tape| tape.timed_out(tools.key()));
+        if replayed.is_some() {
+            // Time was up where the tape says.
+            limits.wall_time = None;
+        }
         let own = &tools.toolbox().by_name;
         let offered = conversation.tools.iter().filter_map(|t| definition(t)).map(|(name, parameters)| {
             // The plugin's own schema, where the case repeats it: it is compiled, and told apart, by identity.
@@ -136,6 +145,7 @@ impl Episode {
             tools,
             limits,
             began: Instant::now(),
+            replayed: replayed.flatten(),
             turns: 0,
             calls: 0,
             tokens: 0,
@@ -148,6 +158,21 @@ impl Episode {
     /// The conversation so far: what to render for the next turn.
     pub fn conversation(&self) -> &Conversation {
         &self.conversation
+    }
+
+    /// Starts its clock, which else began with it: where it had to wait for its first turn.
+    pub fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    /// When its time is up, if it is limited.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.began.checked_add(self.limits.wall_time?)
+    }
+
+    /// In a replay: after how many tokens the next turn ends with [`TurnEnd::Time`], if it does.
+    pub fn cut(&self) -> Option<u64> {
+        self.replayed.filter(|r| r.turn == self.transcript.turns)?.tokens
     }
 
     /// What its calls reach.
@@ -186,6 +211,7 @@ impl Episode {
         self.end = None;
         self.transcript.end.clear();
         self.transcript.detail = None;
+        self.transcript.timed_out = None;
     }
 
     /// Ends the episode from outside: the next prompt does not fit, or the caller wants no more.
@@ -207,6 +233,9 @@ impl Episode {
         self.transcript.messages.push(MessageRecord::of(&message));
         self.conversation.messages.push(message);
         if let Some(end) = self.before_calls(turn.end, &attempts) {
+            if end == End::Time {
+                self.transcript.timed_out = Some(TimedOut { turn: number, tokens: Some(turn.tokens) });
+            }
             return Ok(self.finish(end));
         }
         self.calls = self.calls.saturating_add(u32::try_from(attempts.len()).unwrap_or(u32::MAX));
@@ -239,7 +268,12 @@ impl Episode {
             return Ok(self.finish(End::Failed(why)));
         }
         match self.after_calls() {
-            Some(end) => Ok(self.finish(end)),
+            Some(end) => {
+                if end == End::Time {
+                    self.transcript.timed_out = Some(TimedOut { turn: number, tokens: None });
+                }
+                Ok(self.finish(end))
+            }
             None => Ok(Next::Prompt),
         }
     }
@@ -297,6 +331,7 @@ impl Episode {
         match end {
             TurnEnd::Length => return Some(End::Length),
             TurnEnd::Context => return Some(End::Context),
+            TurnEnd::Time => return Some(End::Time),
             TurnEnd::Stop => {}
         }
         let Some(first) = attempts.first() else { return Some(End::Answer) };
@@ -331,7 +366,8 @@ impl Episode {
         if l.generated_tokens.is_some_and(|most| self.tokens >= most) {
             return Some(End::Tokens);
         }
-        l.wall_time.is_some_and(|most| self.began.elapsed() >= most).then_some(End::Time)
+        let replayed = self.replayed.is_some_and(|r| r.tokens.is_none() && r.turn.saturating_add(1) == self.transcript.turns);
+        (replayed || l.wall_time.is_some_and(|most| self.began.elapsed() >= most)).then_some(End::Time)
     }
 }
 
@@ -346,4 +382,22 @@ fn definition(text: &str) -> Option<(String, Value)> {
     let name = function.get("name")?.as_str()?.to_owned();
     let parameters = function.get("parameters").filter(|p| !p.is_null()).cloned();
     Some((name, parameters.unwrap_or_else(|| serde_json::json!({"type": "object"}))))
+}
+
+/// The seed with which a turn is drawn: the conversation's own for the first, others for what follows, so that no turn repeats the draws of another.
+#[must_use]
+pub fn turn_seed(seed: u64, turn: u64) -> u64 {
+    seed ^ turn.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_draw_from_streams_of_their_own() {
+        assert_eq!(turn_seed(3407, 0), 3407);
+        let seeds: std::collections::HashSet<u64> = (0..64).map(|turn| turn_seed(3407, turn)).collect();
+        assert_eq!(seeds.len(), 64);
+    }
 }

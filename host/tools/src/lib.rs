@@ -19,11 +19,11 @@ mod toolbox;
 mod transcript;
 
 pub use case::{Case, Fixture};
-pub use episode::{End, Episode, Next, Turn, TurnEnd};
+pub use episode::{End, Episode, Next, Turn, TurnEnd, turn_seed};
 pub use error::{NotOnTape, ToolsError};
 pub use json::{canonical, equal};
 pub use limits::Limits;
 pub use session::{EpisodeKey, EpisodeTools};
-pub use tape::{Tape, TapeEntry, TapeHeader, TapePlugin, write_tape};
+pub use tape::{Tape, TapeEntry, TapeHeader, TapePlugin, TapeTimeout, write_tape};
 pub use toolbox::{ToolPlugin, Toolbox};
-pub use transcript::{By, CallRecord, ErrorKind, MessageRecord, Outcome, Transcript};
+pub use transcript::{By, CallRecord, ErrorKind, MessageRecord, Outcome, TimedOut, Transcript};

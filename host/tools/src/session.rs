@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use trainer_plugin_host::tools::{Call, Outcome as PluginOutcome};
 use trainer_plugin_host::types::CallArguments;
-use trainer_plugin_host::{PluginError, ToolContext, ToolSession};
+use trainer_plugin_host::{PluginError, Recorder, ToolContext, ToolSession};
 
 use crate::case::Case;
 use crate::error::ToolsError;
@@ -48,7 +48,7 @@ pub struct EpisodeTools {
     seed: u64,
     now_ms: u64,
     /// By executor.
-    sessions: BTreeMap<usize, ToolSession>,
+    sessions: BTreeMap<usize, (ToolSession, Arc<Recorder>)>,
     /// By plugin.
     state: BTreeMap<String, String>,
     ordinal: u32,
@@ -115,6 +115,7 @@ impl EpisodeTools {
                 by,
                 outcome,
                 state_digest,
+                http: Vec::new(),
             };
             let decision = match (attempt, &tape) {
                 (Attempt::Malformed { message, .. }, _) => {
@@ -152,36 +153,41 @@ impl EpisodeTools {
         Ok(records)
     }
 
-    /// Runs the calls that wait for a plugin. True if it failed: then the records end at the first of its calls.
+    /// Runs the calls that wait for a plugin. True if it failed: then the records end at the first of the calls that failed.
     fn flush(&mut self, executor: Option<usize>, waiting: &mut Vec<(usize, Call)>, records: &mut Vec<CallRecord>) -> bool {
         let Some(index) = executor.filter(|_| !waiting.is_empty()) else { return false };
         let (places, calls): (Vec<usize>, Vec<Call>) = std::mem::take(waiting).into_iter().unzip();
         let limit = self.toolbox.limits.result_bytes;
-        match self.run(index, &calls) {
-            Ok((outcomes, digest)) => {
-                for (place, outcome) in places.iter().zip(outcomes) {
-                    if let Some(record) = records.get_mut(*place) {
-                        record.outcome = bounded(outcome, limit);
+        // One at a time where requests are made, so that it is known which call each belongs to.
+        let asks = self.toolbox.executors.get(index).and_then(|e| e.plugin.as_ref()).is_some_and(|used| used.plugin.makes_requests());
+        let at_once = if asks { 1 } else { calls.len() };
+        for (places, calls) in places.chunks(at_once).zip(calls.chunks(at_once)) {
+            let result = self.run(index, calls);
+            let http = self.sessions.get(&index).map(|(_, recorder)| recorder.take()).unwrap_or_default();
+            let (Some(first), Some(last)) = (places.first().copied(), places.last().copied()) else { continue };
+            match result {
+                Ok((outcomes, digest)) => {
+                    for (place, outcome) in places.iter().zip(outcomes) {
+                        if let Some(record) = records.get_mut(*place) {
+                            record.outcome = bounded(outcome, limit);
+                        }
                     }
-                }
-                if let Some(record) = places.last().and_then(|place| records.get_mut(*place)) {
+                    let Some(record) = records.get_mut(last) else { continue };
                     if let (Some(digest), By::Plugin(plugin)) = (&digest, &record.by) {
                         self.state.insert(plugin.clone(), digest.clone());
                     }
-                    record.state_digest = digest;
+                    (record.state_digest, record.http) = (digest, http);
                 }
-                false
-            }
-            Err(e) => {
-                if let Some(first) = places.first().copied() {
+                Err(e) => {
                     records.truncate(first.saturating_add(1));
                     if let Some(record) = records.last_mut() {
-                        record.outcome = Outcome::Trap(e.to_string());
+                        (record.outcome, record.http) = (Outcome::Trap(e.to_string()), http);
                     }
+                    return true;
                 }
-                true
             }
         }
+        false
     }
 
     fn run(&mut self, index: usize, calls: &[Call]) -> Result<(Vec<PluginOutcome>, Option<String>), PluginError> {
@@ -189,9 +195,11 @@ impl EpisodeTools {
         let used = self.toolbox.executors.get(index).and_then(|e| e.plugin.as_ref()).ok_or_else(gone)?;
         if !self.sessions.contains_key(&index) {
             let context = ToolContext { settings: used.settings.clone(), seed: self.seed, now_ms: self.now_ms };
-            self.sessions.insert(index, used.plugin.tool_session(&context)?);
+            let recorder = Recorder::new(used.plugin.transport());
+            let session = used.plugin.tool_session_through(&context, recorder.clone())?;
+            self.sessions.insert(index, (session, recorder));
         }
-        let session = self.sessions.get_mut(&index).ok_or_else(gone)?;
+        let (session, _) = self.sessions.get_mut(&index).ok_or_else(gone)?;
         let outcomes = session.call(calls)?;
         let digest = session.state_digest()?;
         Ok((outcomes, digest))

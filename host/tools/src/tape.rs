@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use trainer_model::durable;
+use trainer_plugin_host::http::Exchange;
 
 use crate::error::{NotOnTape, ToolsError};
 use crate::json::shown;
 use crate::session::EpisodeKey;
-use crate::transcript::{By, CallRecord, Outcome, Transcript};
+use crate::transcript::{By, CallRecord, Outcome, TimedOut, Transcript};
 
 const FORMAT: &str = "trainer-tools";
 const VERSION: u32 = 1;
@@ -69,6 +70,31 @@ pub struct TapeHeader {
     pub plugins: Vec<TapePlugin>,
     /// Calls on the tape.
     pub calls: u64,
+    /// The episodes that a limit on time ended, and where.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub timed_out: Vec<TapeTimeout>,
+}
+
+/// An episode whose time was up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TapeTimeout {
+    /// The metric whose question it was.
+    pub metric: String,
+    /// The case.
+    pub case: String,
+    /// Which of several answers, from 0.
+    pub repeat: u32,
+    /// Where.
+    #[serde(flatten)]
+    pub at: TimedOut,
+}
+
+impl TapeTimeout {
+    /// That of an episode, if its time was up.
+    pub fn of_transcript(key: &EpisodeKey, transcript: &Transcript) -> Option<Self> {
+        let at = transcript.timed_out?;
+        Some(Self { metric: key.metric.clone(), case: key.case.clone(), repeat: key.repeat, at })
+    }
 }
 
 impl TapeHeader {
@@ -82,6 +108,7 @@ impl TapeHeader {
             data_sha256: data_sha256.to_owned(),
             plugins,
             calls: 0,
+            timed_out: Vec::new(),
         }
     }
 }
@@ -112,6 +139,9 @@ pub struct TapeEntry {
     /// The digest of the plugin's state afterwards.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub state_digest: Option<String>,
+    /// The requests that the plugin made for it, without secrets. A replay does not make them again: it takes the outcome.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub http: Vec<Exchange>,
 }
 
 impl TapeEntry {
@@ -137,6 +167,7 @@ impl TapeEntry {
                 plugin_sha256: digest(&c.by),
                 outcome: c.outcome.clone(),
                 state_digest: c.state_digest.clone(),
+                http: c.http.clone(),
             })
             .collect()
     }
@@ -259,6 +290,12 @@ impl Tape {
             None => format!("the tape was recorded without the plugin `{name}`: leave it out of the replay, or record again"),
         };
         Err(ToolsError::OtherTape { path: self.path.clone(), message })
+    }
+
+    /// Where an episode's time was up, if it was.
+    pub(crate) fn timed_out(&self, key: &EpisodeKey) -> Option<TimedOut> {
+        let is_it = |t: &&TapeTimeout| t.metric == key.metric && t.case == key.case && t.repeat == key.repeat;
+        self.header.timed_out.iter().find(is_it).map(|t| t.at)
     }
 
     /// The answer to a call.

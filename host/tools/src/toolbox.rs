@@ -107,6 +107,11 @@ impl Toolbox {
         self.tape.as_ref()
     }
 
+    /// For each plugin that lacks a grant, what it lacks and the flags that would grant it: its calls may give nothing but errors. Nothing in a replay.
+    pub fn ungranted(&self) -> Vec<String> {
+        self.executors.iter().filter_map(|e| e.plugin.as_ref()?.plugin.ungranted()).collect()
+    }
+
     /// The definitions of all plugins' tools, each one JSON object in OpenAI's form, in the order in which the model is to see them.
     pub fn offer(&self) -> Vec<String> {
         let tools = self.executors.iter().flat_map(|e| &e.about.tools);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use trainer_plugin_host::http::Exchange;
 use trainer_plugin_host::types::{CallArguments, Content, Message};
 
 /// Who answered a call.
@@ -84,6 +85,9 @@ pub struct CallRecord {
     /// The digest of the plugin's state afterwards, for the last call of those that it was given at once.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub state_digest: Option<String>,
+    /// The requests that the plugin made meanwhile, without secrets; none in a replay.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub http: Vec<Exchange>,
 }
 
 /// A message that the episode added to its conversation.
@@ -127,6 +131,16 @@ impl MessageRecord {
     }
 }
 
+/// Where the limit on wall-clock time ended an episode. A replay ends it there too, however fast it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimedOut {
+    /// The turn, from 0.
+    pub turn: u32,
+    /// After so many tokens of it; none: after it, when its calls were answered.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tokens: Option<u64>,
+}
+
 /// The whole record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transcript {
@@ -135,6 +149,9 @@ pub struct Transcript {
     /// More about it, where there is more to say.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub detail: Option<String>,
+    /// Where time was up, if that ended it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub timed_out: Option<TimedOut>,
     /// The model's turns.
     pub turns: u32,
     /// Tokens that it wrote.

@@ -11,7 +11,7 @@ use trainer_config::{
 };
 use trainer_data::{MicroBatch, Pipeline, PipelineState, PrepareProgress, Sample, Source, batches, each_sample, pack, prepare};
 use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Recompute, Schedule, TrainOptions, Trainer};
-use trainer_eval::{Candidate, PREFILL_TOKENS, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
+use trainer_eval::{Candidate, PREFILL_TOKENS, Panel, Progress, Question, Report, Speaker, calls_tools, conversation, generate_one};
 use trainer_kernels::adamw::{AdamWConfig, StateBits};
 use trainer_kernels::ops::{HostBatch, Ops};
 use trainer_kernels::sampling::SamplingParams;
@@ -134,7 +134,8 @@ impl<O: Ops> Assembly<O> {
         let sources = open_sources(&recipe)?;
         let held_out = if evaluates { open_held_out(&recipe)? } else { Vec::new() };
         let loaded: Vec<Arc<Plugin>> = plugins.loaded().cloned().collect();
-        let planned = choose(ops.as_ref(), &recipe, &base.config, &device, plan.and_then(|p| p.memory.as_ref()))?;
+        let calls_tools = panel.as_ref().is_some_and(Panel::calls_tools);
+        let planned = choose(ops.as_ref(), &recipe, &base.config, &device, calls_tools, plan.and_then(|p| p.memory.as_ref()))?;
         if let (Some(panel), Some(g)) = (&mut panel, planned.generation) {
             panel.cache_tokens = Some(g.slots.saturating_mul(g.cache_length));
         }
@@ -242,12 +243,14 @@ impl<O: Ops> Assembly<O> {
         }
     }
 
-    /// Tries the chat template's training form on a probe and gives warnings.
+    /// Tries the chat template's training form on a probe and looks for what tools were not granted; gives warnings.
     ///
     /// # Errors
     /// The template is caught at a wrong claim.
-    pub fn check_template(&self) -> Result<Vec<String>, TrainError> {
-        Ok(self.speaker.check_training()?)
+    pub fn warnings(&self) -> Result<Vec<String>, TrainError> {
+        let mut warnings = self.speaker.check_training()?;
+        warnings.extend(self.panel.iter().flat_map(Panel::ungranted));
+        Ok(warnings)
     }
 
     /// The model on the device with its adapter, ready to train.
@@ -440,6 +443,7 @@ impl<O: Ops> Assembly<O> {
                 top_p: s.top_p,
                 min_p: s.min_p,
                 repetition_penalty: s.repetition_penalty,
+                ..SamplingParams::default()
             },
             seed: self.recipe.train.seed,
             max_new_tokens: s.max_new_tokens,
@@ -623,14 +627,19 @@ fn recompute(recipe: &Recipe) -> Option<Recompute> {
     }
 }
 
-/// How a run of a recipe would use a device, from the model's configuration alone: nothing is loaded.
+/// How a run of a recipe would use a device, from the model's configuration and the rows that it is evaluated on: nothing is loaded.
 ///
 /// # Errors
 /// A model whose configuration cannot be read, or a run that does not fit.
 pub fn plan_run<O: Ops>(ops: &O, recipe: &Recipe, device: &DeviceInfo) -> Result<(ModelConfig, Planned), TrainError> {
     let config = ModelConfig::read(&model_files(&recipe.model.source))?;
-    let planned = choose(ops, recipe, &config, device, None)?;
+    let planned = choose(ops, recipe, &config, device, evaluates_during(recipe) && calls_tools(recipe), None)?;
     Ok((config, planned))
+}
+
+/// Whether answers are generated while the training holds its memory.
+fn evaluates_during(recipe: &Recipe) -> bool {
+    recipe.eval.every > 0 && !recipe.eval.metrics.is_empty()
 }
 
 /// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows; or the one that was chosen before.
@@ -639,6 +648,7 @@ fn choose<O: Ops>(
     recipe: &Recipe,
     config: &ModelConfig,
     device: &DeviceInfo,
+    calls_tools: bool,
     before: Option<&PlanChoice>,
 ) -> Result<Planned, TrainError> {
     let longest = recipe.data.max_seq_length;
@@ -655,9 +665,10 @@ fn choose<O: Ops>(
         recompute: recompute(recipe),
         goal: recipe.device.plan,
         limit: limit_in_bytes(&recipe.device),
-        evaluation: (recipe.eval.every > 0 && !recipe.eval.metrics.is_empty()).then(|| EvaluationSizes {
+        evaluation: evaluates_during(recipe).then(|| EvaluationSizes {
             slots: recipe.eval.batch,
-            length: PROMPT_TOKENS.saturating_add(recipe.eval.max_new_tokens),
+            // A conversation with tools may fill its context.
+            length: PROMPT_TOKENS.saturating_add(recipe.eval.max_new_tokens).max(if calls_tools { recipe.eval.max_context } else { 0 }),
             prefill_tokens: PREFILL_TOKENS,
             merged: device.kind == DeviceKind::Cpu,
         }),

@@ -1,6 +1,7 @@
 //! The training run: loop, run directory, lock, checkpoints and exact resume.
 
 mod assemble;
+mod best;
 pub mod checkpoint;
 mod error;
 mod events;

@@ -16,6 +16,7 @@ use trainer_runs::records::SampleAnswer;
 use trainer_runtime::{open_device_as, with_ops};
 
 use crate::assemble::{Assembly, Work, host_batch};
+use crate::best;
 use crate::error::TrainError;
 use crate::events::{Event, StepInfo, When};
 use crate::files::{FileError, resident_memory};
@@ -177,6 +178,7 @@ impl<'a, O: Ops> Run<'a, O> {
             let mut journal = Evals::open(&dir.evals_path())?;
             journal.truncate_after_step(checkpoint.as_ref().map_or(0, |c| c.step))?;
             measured = read_journal(&dir.evals_path())?;
+            best::restore(&dir, best::at(&measured, u64::MAX))?;
             evals = Some(journal);
         }
         let (pipeline, resumed_after) = match &checkpoint {
@@ -204,7 +206,7 @@ impl<'a, O: Ops> Run<'a, O> {
         let total = self.assembly.steps();
         let banner = self.assembly.banner(&self.work, &mut self.pipeline, self.dir.root(), self.resumed_after)?;
         on_event(Event::Ready(&banner));
-        for warning in self.assembly.check_template()? {
+        for warning in self.assembly.warnings()? {
             on_event(Event::Warning(&warning));
         }
         let before = self.evaluate(When::Before, on_event)?;
@@ -310,7 +312,10 @@ impl<'a, O: Ops> Run<'a, O> {
         let line = watch::measured(&self.assembly.recipe().eval, &self.measured, step, &report, &adapter)?;
         if line.best {
             // Before the line that says so.
-            self.install_adapter("adapter-best")?;
+            if let Some(before) = best::at(&self.measured, step) {
+                best::set_aside(&self.dir, before.step)?;
+            }
+            self.install_adapter(best::NAME)?;
         }
         self.evals.as_mut().map(|evals| evals.append(&line)).transpose()?;
         on_event(Event::Measured(&line));
@@ -445,7 +450,9 @@ impl<'a, O: Ops> Run<'a, O> {
         let step = train.step;
         let data = self.pipeline.state()?;
         let recipe = &self.assembly.recipe().train;
-        self.dir.checkpoints(recipe.keep_checkpoints)?.write(&state::checkpoint(train, &data, recipe.seed, metrics_bytes)?)?;
+        let checkpoints = self.dir.checkpoints(recipe.keep_checkpoints)?;
+        checkpoints.write(&state::checkpoint(train, &data, recipe.seed, metrics_bytes)?)?;
+        best::prune(&self.dir, &self.measured, &checkpoints.steps()?)?;
         on_event(Event::Checkpoint { step });
         Ok(())
     }

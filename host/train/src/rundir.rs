@@ -10,6 +10,7 @@
 //! checkpoints/     see [`crate::checkpoint`]
 //! adapter/         the final adapter in PEFT's format
 //! adapter-best/    that of the step that was best by eval.best
+//! .best/           those of steps that were best at a checkpoint, for a run that goes back there
 //! eval/            evaluation results
 //! track/           how far each tracker is; tensorboard/ and wandb/ hold what two of them write
 //! run.lock         locked by the process at work; holds its id

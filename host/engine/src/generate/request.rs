@@ -1,6 +1,7 @@
 //! What a generator is asked for, and what it answers.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use trainer_kernels::sampling::SamplingParams;
 
@@ -45,6 +46,8 @@ pub struct GenRequest {
     pub prompt_ids: Vec<u32>,
     /// How to choose tokens.
     pub params: SamplingParams,
+    /// What is added to the scores of single tokens before one is drawn, each from -100 to 100.
+    pub logit_bias: Arc<[(u32, f32)]>,
     /// With `sample` and `repeat` the key of the random stream.
     pub seed: u64,
     /// Number of the sample in its data set.

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use trainer_kernels::sampling::{Draw, DrawStream, Sampler, SamplingError};
+use trainer_kernels::sampling::{Draw, DrawStream, Said, Sampler, SamplingError};
 
 use super::logprobs::TokenLogprobs;
 use super::request::{Cancel, Feed, Finish, GenEvent, GenRequest, RequestError};
@@ -47,13 +47,15 @@ impl Active {
 
     pub fn draw(&self, sampler: &mut Sampler, logits: &[f32]) -> Drawn {
         let r = &self.request;
-        let id = sampler.sample(logits, &self.history, &r.params, &self.stream(), self.generated().len() as u32)?;
+        let said = Said { history: &self.history, prompt: r.prompt_ids.len(), bias: &r.logit_bias };
+        let id = sampler.sample(logits, said, &r.params, &self.stream(), self.generated().len() as u32)?;
         Ok((id, r.logprobs.map(|count| TokenLogprobs::new(logits, id, count))))
     }
 
-    /// Whether nothing is asked of the logits but a token, by rules that do not look at the tokens before.
+    /// Whether nothing is asked of the logits but a token, by rules that do not look at the tokens before or at single tokens.
     fn wants_token_alone(&self) -> bool {
-        self.request.params.repetition_penalty == 1.0 && self.request.logprobs.is_none()
+        let r = &self.request;
+        r.params.has_no_penalties() && r.logit_bias.is_empty() && r.logprobs.is_none()
     }
 
     /// What the next token is drawn by.

@@ -13,6 +13,7 @@ mod gate;
 mod grant;
 mod need;
 mod network;
+mod recorder;
 mod request;
 mod secret;
 mod server;
@@ -28,6 +29,7 @@ pub use address::Network as AddressRange;
 pub use grant::{GrantError, Grants};
 pub use need::Need;
 pub use network::{Network, Resolver, SystemResolver};
+pub use recorder::{Answer, Body, Exchange, Recorder};
 pub use secret::{SecretGrant, Source as SecretSource};
 pub use server::{Method, ServerPattern};
 

@@ -9,7 +9,7 @@ use trainer_text::Tokenizer;
 use super::request::ChatRequest;
 use crate::answers::{Answers, usage};
 use crate::app::App;
-use crate::scribe::{Call, Delta, Reason, Step};
+use crate::scribe::{Call, Delta, Ran, Reason, Step};
 
 /// What all answers to a request have in common.
 pub struct Reply {
@@ -28,6 +28,8 @@ pub struct Reply {
 #[derive(Default)]
 struct Open {
     calls: usize,
+    /// Calls that the server has executed.
+    ran: usize,
     /// Tokens whose words are still to come.
     tokens: Vec<TokenLogprobs>,
 }
@@ -38,6 +40,7 @@ pub struct Whole {
     text: String,
     reasoning: String,
     calls: Vec<Call>,
+    ran: Vec<Ran>,
     tokens: Vec<TokenLogprobs>,
     finish: Option<Reason>,
 }
@@ -50,6 +53,7 @@ impl Whole {
                 Delta::Text(text) => self.text.push_str(&text),
                 Delta::Reasoning(text) => self.reasoning.push_str(&text),
                 Delta::Call(call) => self.calls.push(call),
+                Delta::Ran(ran) => self.ran.push(ran),
             }
         }
         self.tokens.extend(step.tokens);
@@ -82,6 +86,13 @@ impl Reply {
         json!({ "id": id, "type": "function", "function": { "name": call.name, "arguments": call.arguments } })
     }
 
+    /// A call that the server has executed, as no call of the client's: a field of this server's own.
+    fn ran(&self, ran: Ran) -> Value {
+        let mut call = self.call(Call { name: ran.name, arguments: ran.arguments });
+        call["output"] = ran.output.into();
+        call
+    }
+
     fn tokens(&self, tokens: &[TokenLogprobs]) -> Value {
         let one = |id: u32, logprob: f64| {
             let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
@@ -112,6 +123,9 @@ impl Reply {
                 }
                 if !calls.is_empty() {
                     message["tool_calls"] = calls.into();
+                }
+                if !whole.ran.is_empty() {
+                    message["executed_tool_calls"] = whole.ran.into_iter().map(|r| self.ran(r)).collect();
                 }
                 let logprobs = if self.logprobs { self.tokens(&whole.tokens) } else { Value::Null };
                 let reason = whole.finish.unwrap_or(Reason::Length).name();
@@ -152,6 +166,8 @@ impl Reply {
         open.tokens.extend(step.tokens);
         let mut first = open.calls;
         open.calls += step.deltas.iter().filter(|d| matches!(d, Delta::Call(_))).count();
+        let mut first_ran = open.ran;
+        open.ran += step.deltas.iter().filter(|d| matches!(d, Delta::Ran(_))).count();
         let silent = step.deltas.is_empty() && step.finish.is_none();
         let mut tokens = if silent { Vec::new() } else { std::mem::take(&mut open.tokens) };
         let mut chunks = Vec::new();
@@ -164,6 +180,12 @@ impl Reply {
                     call["index"] = first.into();
                     first += 1;
                     json!({ "tool_calls": [call] })
+                }
+                Delta::Ran(ran) => {
+                    let mut ran = self.ran(ran);
+                    ran["index"] = first_ran.into();
+                    first_ran += 1;
+                    json!({ "executed_tool_calls": [ran] })
                 }
             };
             chunks.push(self.choice(index, delta, &tokens, None));

@@ -4,9 +4,12 @@ use serde_json::Value;
 use trainer_kernels::sampling::SamplingParams;
 use trainer_plugin_host::types::{CallArguments, Content, Conversation, Message, ToolCall};
 
+use crate::app::{App, Asking};
 use crate::error::{ApiError, Result};
 use crate::fields::{Fields, mistyped, short};
 use crate::params::{Common, MOST_LOGPROBS};
+use crate::scribe::Calls;
+use crate::tools::ServerTools;
 
 /// The most messages, tools and calls of a message.
 const MOST_MESSAGES: usize = 4096;
@@ -32,8 +35,10 @@ pub struct ChatRequest {
     pub common: Common,
     /// Messages and tools.
     pub conversation: Conversation,
-    /// Names of the tools on offer.
+    /// Names of the client's tools.
     pub tools: Vec<String>,
+    /// Whether tools of the server's are on offer beside them.
+    pub served: bool,
     /// Which of them may be called.
     pub choice: ToolChoice,
     /// Whether an answer may have several calls.
@@ -45,11 +50,11 @@ pub struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// Reads the body of a request.
+    /// Reads the body of a request to a server with tools of its own.
     ///
     /// # Errors
     /// The first thing that is wrong, with its parameter.
-    pub fn read(body: &Value, defaults: &SamplingParams) -> Result<Self> {
+    pub fn of(body: &Value, defaults: &SamplingParams, server: &ServerTools) -> Result<Self> {
         let mut fields = Fields::new(body, "")?;
         let mut common = Common::read(&mut fields, defaults, 1)?;
         // The newer name of the same.
@@ -61,8 +66,17 @@ impl ChatRequest {
             return Err(ApiError::param("messages", format!("there are {} messages; 1 to {MOST_MESSAGES} are possible", messages.len())));
         }
         let messages = messages.iter().enumerate().map(|(i, m)| message(m, &format!("messages[{i}]"))).collect::<Result<Vec<_>>>()?;
-        let (schemas, tools) = tools(&mut fields)?;
-        let choice = tool_choice(&mut fields, &tools)?;
+        let (mut schemas, tools) = tools(&mut fields)?;
+        if let Some(name) = tools.iter().find(|t| server.names().contains(t)) {
+            return Err(ApiError::param(
+                "tools",
+                format!("the tool {name} is one that this server executes itself; leave it out, or give yours another name"),
+            ));
+        }
+        let all: Vec<&str> = tools.iter().chain(server.names()).map(String::as_str).collect();
+        let choice = tool_choice(&mut fields, &all)?;
+        let served = choice != ToolChoice::None && server.toolbox().is_some();
+        schemas.extend_from_slice(server.offer());
         let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
         let top = fields.integer("top_logprobs", 0, MOST_LOGPROBS)?;
         let logprobs = match (fields.bool("logprobs")?.unwrap_or(false), top) {
@@ -93,7 +107,27 @@ impl ChatRequest {
         fields.finish()?;
         let offered = if choice == ToolChoice::None { Vec::new() } else { schemas };
         let conversation = Conversation { messages, tools: offered, template_args, weight: 1.0 };
-        Ok(ChatRequest { common, conversation, tools, choice, parallel, logprobs, enable_thinking })
+        Ok(ChatRequest { common, conversation, tools, served, choice, parallel, logprobs, enable_thinking })
+    }
+
+    /// Which calls its answers may have, in their first turn.
+    pub fn calls(&self) -> Calls {
+        let named = matches!(self.choice, ToolChoice::Named(_));
+        Calls { offered: self.choice != ToolChoice::None, single: named || !self.parallel, named, held: self.served }
+    }
+}
+
+impl Asking for ChatRequest {
+    fn read(body: &Value, app: &App) -> Result<Self> {
+        Self::of(body, &app.defaults, &app.tools)
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn answers(&self) -> usize {
+        self.common.n
     }
 }
 
@@ -132,7 +166,7 @@ fn tools(fields: &mut Fields<'_>) -> Result<(Vec<String>, Vec<String>)> {
     Ok((schemas, names))
 }
 
-fn tool_choice(fields: &mut Fields<'_>, tools: &[String]) -> Result<ToolChoice> {
+fn tool_choice(fields: &mut Fields<'_>, tools: &[&str]) -> Result<ToolChoice> {
     let bad = |message: String| Err(ApiError::param("tool_choice", message));
     let choice = match fields.get("tool_choice") {
         None => return Ok(if tools.is_empty() { ToolChoice::None } else { ToolChoice::Auto }),
@@ -156,7 +190,7 @@ fn tool_choice(fields: &mut Fields<'_>, tools: &[String]) -> Result<ToolChoice> 
                 object.object("function")?.ok_or_else(|| ApiError::param("tool_choice.function", "tool_choice.function is missing"))?;
             let name =
                 function.string("name")?.ok_or_else(|| ApiError::param("tool_choice.function.name", "the function's name is missing"))?;
-            if !tools.iter().any(|t| t == name) {
+            if !tools.contains(&name) {
                 return bad(format!("tool_choice names {:?}, which is none of the tools", short(name)));
             }
             ToolChoice::Named(name.to_owned())
@@ -274,14 +308,14 @@ mod tests {
     fn read(more: Value) -> Result<ChatRequest> {
         let mut body = json!({ "model": "m", "messages": [{ "role": "user", "content": "Hi" }] });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        ChatRequest::read(&body, &SamplingParams::default())
+        ChatRequest::of(&body, &SamplingParams::default(), &ServerTools::new(None))
     }
 
     proptest::proptest! {
         #[test]
         fn no_request_is_too_odd(value in crate::fields::tests::values(), key in 0usize..24) {
             let odd = crate::fields::tests::with(json!({ "model": "m", "messages": [{ "role": "user", "content": "Hi" }] }), key, value);
-            if let Err(error) = ChatRequest::read(&odd, &SamplingParams::default()) {
+            if let Err(error) = ChatRequest::of(&odd, &SamplingParams::default(), &ServerTools::new(None)) {
                 proptest::prop_assert!(error.status.is_client_error() && (error.param.is_some() || !odd.is_object()), "{:?}", error);
             }
         }

@@ -58,7 +58,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         bail!("--rows belongs to the data path: trainer bench data --rows N");
     }
     let load_before = load();
-    let mut place = Place { device: args.device.clone(), threads: args.threads };
+    let mut place = Place { device: args.device.device.clone(), threads: args.device.threads };
     let open = open_device(&super::recipe_with(&[], &place.settings())?.device)?;
     let (threads, info) = (open.threads, open.info);
     let backend = with_ops!(open.backend, ops => ops.describe());

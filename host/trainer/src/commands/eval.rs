@@ -69,6 +69,9 @@ fn judge<O: Ops>(ops: Arc<O>, target: &Target, quiet: bool) -> Result<Judged> {
         Some(tape) => Panel::replaying(&target.recipe, &mut plugins, tape)?,
         None => Panel::new(&target.recipe, &mut plugins)?,
     };
+    for warning in panel.ungranted() {
+        note!("warning: {warning}");
+    }
     panel.resumable();
     if let Some(tape) = &target.record {
         panel.record(tape);

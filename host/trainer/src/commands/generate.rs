@@ -11,7 +11,6 @@ use trainer_config::Recipe;
 use trainer_engine::Finish;
 use trainer_eval::{Question, Speaker, conversation, generate_one};
 use trainer_kernels::ops::Ops;
-use trainer_kernels::sampling::SamplingParams;
 use trainer_runtime::{Plugins, compiler_command, load_base, open_device, with_ops};
 use trainer_text::SpecialMode;
 
@@ -23,14 +22,7 @@ use crate::ui::shown;
 /// Runs the command.
 pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
-    let mut more = vec![("model.source", super::toml_string(&args.model)), ("model.quantization", super::toml_string(&args.quantization))];
-    if let Some(threads) = args.threads {
-        more.push(("device.threads", threads.to_string()));
-    }
-    if let Some(device) = &args.device {
-        more.push(("device.backend", super::toml_string(device)));
-    }
-    let recipe = super::recipe_with(&[], &more)?;
+    let recipe = super::model_recipe(&args.model, &args.quantization, &args.device)?;
     let open = open_device(&recipe.device)?;
     with_ops!(open.backend, ops => answer(ops, &args, &recipe))
 }
@@ -50,19 +42,12 @@ fn answer<O: Ops>(ops: Arc<O>, args: &GenerateArgs, recipe: &Recipe) -> Result<E
         (base.tokenizer.encode(&args.prompt, SpecialMode::Parse)?, base.eos.clone())
     };
     let loaded = Loaded::new(ops, &base, args.adapter.as_deref())?;
-    let params = SamplingParams {
-        temperature: f64::from(args.temperature),
-        top_k: u32::try_from(args.top_k).unwrap_or(u32::MAX),
-        top_p: f64::from(args.top_p),
-        min_p: f64::from(args.min_p),
-        repetition_penalty: f64::from(args.repetition_penalty),
-    };
     let stop = interruption()?;
     let streams = args.json.is_none() || !json_on_stdout(args.json.as_deref());
     let question = Question {
         prompt_ids: prompt_ids.clone(),
-        params,
-        seed: args.seed,
+        params: args.sampling.params(),
+        seed: args.sampling.seed,
         max_new_tokens: args.max_new_tokens,
         stop_ids,
         skip_special: args.chat,

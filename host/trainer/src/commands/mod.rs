@@ -22,13 +22,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use trainer_config::{Override, Recipe};
+use trainer_config::{Override, PluginName, Recipe};
 use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
-use trainer_runtime::{Base, apply_grants, apply_plugin, inference_weights};
+use trainer_plugin_host::{Kind, Limits as PluginLimits};
+use trainer_runtime::{Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights};
+use trainer_tools::{Limits, ToolPlugin, Toolbox};
 
-use crate::cli::{GrantArgs, RecipeArgs};
+use crate::cli::{DeviceArgs, GrantArgs, RecipeArgs};
 
 /// A model that is to answer, with its adapter.
 pub struct Loaded<O: Ops> {
@@ -78,12 +80,11 @@ fn overrides(set: &[String], more: &[(&str, String)]) -> Result<Vec<Override>> {
 /// The recipe of a file or the default one, with the flags over it.
 pub fn recipe(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe> {
     let mut more = Vec::new();
-    let mut add = |key, value: Option<String>| more.extend(value.map(|v| (key, v)));
-    add("train.max_steps", args.max_steps.map(|n| n.to_string()));
-    add("train.seed", args.seed.map(|n| n.to_string()));
-    add("data.max_bad_rows", args.max_bad_rows.map(|n| n.to_string()));
-    add("device.backend", args.device.as_deref().map(toml_string));
-    add("device.threads", args.threads.map(|n| n.to_string()));
+    let mut add = |key, value: Option<u64>| more.extend(value.map(|n| (key, n.to_string())));
+    add("train.max_steps", args.max_steps);
+    add("train.seed", args.seed);
+    add("data.max_bad_rows", args.max_bad_rows);
+    more.extend(args.device.overrides());
     let overrides = overrides(&args.set, &more)?;
     let mut recipe = match file {
         Some(path) => Recipe::load_with(path, &overrides)?,
@@ -99,6 +100,37 @@ pub fn recipe(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe> {
 /// Puts the grants of flags into a recipe whose plugins are known.
 pub fn grant(recipe: &mut Recipe, args: &GrantArgs) -> Result<()> {
     Ok(apply_grants(recipe, &args.grant, &args.secret)?)
+}
+
+/// The default recipe with a model over it, and what computes.
+pub fn model_recipe(model: &str, quantization: &str, device: &DeviceArgs) -> Result<Recipe> {
+    let mut more = vec![("model.source", toml_string(model)), ("model.quantization", toml_string(quantization))];
+    more.extend(device.overrides());
+    recipe_with(&[], &more)
+}
+
+/// The plugins among `--plugin` that offer tools.
+pub fn tool_names(plugins: &[String]) -> Result<Vec<PluginName>> {
+    let mut names = Vec::new();
+    for argument in plugins {
+        let about = find_plugin(argument)?.source().inspect(&PluginLimits::default())?;
+        let name = PluginName::new(about.name);
+        if about.kinds.iter().any(|k| k.kind == Kind::ToolExecutor) && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// What executes the tools of these plugins.
+pub fn toolbox(tools: &[PluginName], recipe: &Recipe, limits: Limits, plugins: &mut Plugins) -> Result<Toolbox> {
+    let mut executors = Vec::new();
+    for name in tools {
+        let plugin = plugins.get("--plugin", name, Kind::ToolExecutor)?;
+        let settings = serde_json::Value::Object(recipe.settings_of(name, &trainer_config::Settings::new()));
+        executors.push(ToolPlugin { plugin, settings });
+    }
+    Ok(Toolbox::new(executors, limits)?)
 }
 
 /// The default recipe with `--set` and other keys over it.

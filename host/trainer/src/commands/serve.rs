@@ -20,6 +20,7 @@ use trainer_runtime::{Base, Plugins, apply_plugin, compiler_command, find_plugin
 use trainer_serve::{ApiKey, Engine, Options, Stopper, Voice, serve};
 
 use crate::cli::ServeArgs;
+use crate::ui::safe;
 
 /// The context where none is asked for, unless the model has less.
 const CONTEXT: usize = 4096;
@@ -34,21 +35,15 @@ const KEY_LIMIT: u64 = 4096;
 pub fn run(args: ServeArgs) -> Result<ExitCode> {
     let api_key = args.api_key.as_deref().map(api_key).transpose()?;
     let adapters = args.adapter.iter().map(|text| adapter(text)).collect::<Result<Vec<_>>>()?;
-    let mut more = vec![("model.source", super::toml_string(&args.model)), ("model.quantization", super::toml_string(&args.quantization))];
-    if let Some(threads) = args.threads {
-        more.push(("device.threads", threads.to_string()));
-    }
-    if let Some(device) = &args.device {
-        more.push(("device.backend", super::toml_string(device)));
-    }
-    let mut recipe = super::recipe_with(&[], &more)?;
+    let mut recipe = super::model_recipe(&args.model, &args.quantization, &args.device)?;
     for plugin in &args.plugin {
         let about = find_plugin(plugin)?.source().inspect(&Limits::default())?;
-        if !about.kinds.iter().any(|k| k.kind == Kind::ChatTemplate) {
-            note!("note: {plugin} is no chat template, and does nothing here: clients bring their own tools and run them themselves");
+        if !about.kinds.iter().any(|k| matches!(k.kind, Kind::ChatTemplate | Kind::ToolExecutor)) {
+            note!("note: {plugin} has neither tools nor a chat template, and does nothing here");
         }
         apply_plugin(&mut recipe, plugin)?;
     }
+    super::grant(&mut recipe, &args.grants)?;
     if !args.host.is_loopback() && api_key.is_none() {
         note!("warning: everybody who reaches {} can use the model; --api-key restricts that", args.host);
     }
@@ -66,6 +61,10 @@ fn with_model<O: Ops + 'static>(
     let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
     let mut plugins = Plugins::new(recipe, compiler_command()?)?;
     let speaker = Speaker::new(recipe, &base, &mut plugins)?;
+    let toolbox = super::toolbox(&super::tool_names(&args.plugin)?, recipe, args.limits.limits(), &mut plugins)?;
+    for warning in toolbox.ungranted() {
+        note!("warning: {warning}");
+    }
     let weights = inference_weights(ops.as_ref(), &base.config);
     let model = Model::new(ops, &base.config, &base.weights, weights)?;
     let name = Path::new(&base.name).file_name().map_or_else(|| base.name.clone(), |n| n.to_string_lossy().into_owned());
@@ -89,6 +88,7 @@ fn with_model<O: Ops + 'static>(
     let voice = Voice { tokenizer: base.tokenizer.clone(), speaker, eos: base.eos.clone() };
     // Everything that is needed of the files is on the device by now.
     drop((base, plugins));
+    let tools: Vec<String> = toolbox.plugins().into_iter().flat_map(|p| p.tools).map(|t| t.name).collect();
     let names: Vec<String> = models.iter().map(|m| m.0.clone()).collect();
     let seconds = |n: u32| Duration::from_secs(n.into());
     let options = Options {
@@ -106,10 +106,11 @@ fn with_model<O: Ops + 'static>(
     let stopper = Stopper::new();
     listen_for_signals(stopper.clone())?;
     let ready = move |address: SocketAddr| {
-        say!("serving {} at http://{address}/v1 ({slots} slots of {context} tokens; Ctrl-C ends it)", names.join(", "));
+        let executes = if tools.is_empty() { String::new() } else { format!(" executes {};", safe(&tools.join(", "))) };
+        say!("serving {} at http://{address}/v1 ({slots} slots of {context} tokens;{executes} Ctrl-C ends it)", names.join(", "));
         let _ = std::io::stdout().flush();
     };
-    serve(Engine { generator, models, defaults }, voice, options, ready, &stopper)?;
+    serve(Engine { generator, models, defaults }, voice, Some(Arc::new(toolbox)), options, ready, &stopper)?;
     note!("the server has ended");
     Ok(ExitCode::SUCCESS)
 }
@@ -127,6 +128,7 @@ fn defaults(base: &Base) -> Result<SamplingParams> {
         top_p: own.top_p.unwrap_or(none.top_p),
         min_p: own.min_p.unwrap_or(none.min_p),
         repetition_penalty: own.repetition_penalty.unwrap_or(none.repetition_penalty),
+        ..none
     })
 }
 

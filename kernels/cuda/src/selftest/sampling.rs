@@ -65,7 +65,7 @@ impl Checks<'_> {
         let (mut sampler, mut wrong, mut on_host) = (Sampler::new(), 0, 0);
         let got = out.read()?;
         for (r, (row, &got)) in logits.chunks(vocab).zip(&got).enumerate() {
-            let history = if params.repetition_penalty == 1.0 { &[][..] } else { &history };
+            let history: &[u32] = if params.repetition_penalty == 1.0 { &[] } else { &history };
             let want = sampler.sample(row, history, params, &stream, r as u32).map_err(|e| other(&e))?;
             on_host += u32::from(got == ON_HOST);
             wrong += u32::from(got != want && got != ON_HOST);

@@ -189,8 +189,7 @@ struct Settings {
 /// Runs `trainer bench train --shape ...` or `trainer bench decode --shape ...`.
 pub fn run(args: &BenchArgs, shape_name: &str) -> Result<ExitCode> {
     let mut more: Vec<(&str, String)> = Vec::new();
-    more.extend(args.device.as_deref().map(|d| ("device.backend", super::super::toml_string(d))));
-    more.extend(args.threads.map(|n| ("device.threads", n.to_string())));
+    more.extend(args.device.overrides());
     more.extend(args.plan.as_deref().map(|p| ("device.plan", super::super::toml_string(p))));
     more.extend(args.memory_limit.map(|gib| ("device.memory_limit", gib.to_string())));
     let device: Device = super::super::recipe_with(&[], &more)?.device;

@@ -17,10 +17,8 @@ use trainer_config::{PluginName, Recipe};
 use trainer_engine::{Cancel, Feed, Finish, GenEvent, GenOptions, GenRequest, Generator};
 use trainer_eval::{PREFILL_TOKENS, Speaker};
 use trainer_kernels::ops::Ops;
-use trainer_kernels::sampling::SamplingParams;
-use trainer_plugin_host::{Kind, Limits as PluginLimits};
-use trainer_runtime::{Plugins, apply_plugin, compiler_command, find_plugin, load_base, load_tokenizer, open_device, with_ops};
-use trainer_tools::{Limits, ToolPlugin, Toolbox};
+use trainer_plugin_host::Kind;
+use trainer_runtime::{Plugins, apply_plugin, compiler_command, load_base, load_tokenizer, open_device, with_ops};
 use trainer_train::rundir::RunDir;
 
 use self::command::{Drawing, Line, understand};
@@ -38,7 +36,7 @@ use crate::ui::safe;
 pub fn run(args: ChatArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let (recipe, adapter) = subject(&args)?;
-    let tools = tool_names(&args)?;
+    let tools = super::tool_names(&args.plugin)?;
     let dialogue = args.replay.as_deref().or(args.load.as_deref()).map(file::read).transpose()?;
     if args.show_prompts || args.json.is_some() {
         let Some(dialogue) = dialogue else { bail!("--show-prompts and --json show the prompts of a conversation: add --replay FILE") };
@@ -50,10 +48,6 @@ pub fn run(args: ChatArgs) -> Result<ExitCode> {
 
 /// The recipe to talk by, and the adapter.
 fn subject(args: &ChatArgs) -> Result<(Recipe, Option<std::path::PathBuf>)> {
-    let mut more = Vec::new();
-    let mut add = |key, value: Option<String>| more.extend(value.map(|v| (key, v)));
-    add("device.threads", args.threads.map(|n| n.to_string()));
-    add("device.backend", args.device.as_deref().map(super::toml_string));
     let (mut recipe, adapter) = match &args.run {
         Some(dir) => {
             let run = RunDir::view(dir)?;
@@ -62,13 +56,13 @@ fn subject(args: &ChatArgs) -> Result<(Recipe, Option<std::path::PathBuf>)> {
                 let dir = dir.display();
                 bail!("{dir} has no adapter yet: the run is not complete; continue it with trainer run --resume {dir}");
             }
-            add("model.quantization", args.quantization.as_deref().map(super::toml_string));
+            let mut more: Vec<_> = args.device.overrides().collect();
+            more.extend(args.quantization.as_deref().map(|q| ("model.quantization", super::toml_string(q))));
             (Recipe::load_with(&run.recipe_path(), &super::overrides(&[], &more)?)?, Some(adapter))
         }
         None => {
-            add("model.source", Some(super::toml_string(&args.model)));
-            add("model.quantization", Some(super::toml_string(args.quantization.as_deref().unwrap_or("as-stored"))));
-            (super::recipe_with(&[], &more)?, args.adapter.clone())
+            let quantization = args.quantization.as_deref().unwrap_or("as-stored");
+            (super::model_recipe(&args.model, quantization, &args.device)?, args.adapter.clone())
         }
     };
     for plugin in &args.plugin {
@@ -78,19 +72,6 @@ fn subject(args: &ChatArgs) -> Result<(Recipe, Option<std::path::PathBuf>)> {
     Ok((recipe, adapter))
 }
 
-/// The plugins among `--plugin` that offer tools.
-fn tool_names(args: &ChatArgs) -> Result<Vec<PluginName>> {
-    let mut names = Vec::new();
-    for argument in &args.plugin {
-        let about = find_plugin(argument)?.source().inspect(&PluginLimits::default())?;
-        let name = PluginName::new(about.name);
-        if about.kinds.iter().any(|k| k.kind == Kind::ToolExecutor) && !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
 /// Shows the prompts of a conversation; needs no weights.
 fn show_prompts(args: &ChatArgs, recipe: &Recipe, tools: &[PluginName], mut dialogue: Dialogue) -> Result<ExitCode> {
     let mut plugins = Plugins::new(recipe, compiler_command()?)?;
@@ -98,22 +79,11 @@ fn show_prompts(args: &ChatArgs, recipe: &Recipe, tools: &[PluginName], mut dial
     let plugin = plugins.get("template.plugin", name, Kind::ChatTemplate)?;
     let template = plugin.template(&serde_json::Value::Object(recipe.settings_of(name, &recipe.template.settings)))?;
     if dialogue.tools.is_none() && !tools.is_empty() {
-        dialogue.tools = Some(toolbox(args, recipe, tools, &mut plugins)?.offer());
+        dialogue.tools = Some(super::toolbox(tools, recipe, args.limits.limits(), &mut plugins)?.offer());
     }
     dialogue.enable_thinking = args.enable_thinking.or(dialogue.enable_thinking);
     let tokenizer = load_tokenizer(&recipe.model.source)?;
     replay::show(&replay::prompts(&dialogue, &template, &tokenizer)?, args.json.as_deref())
-}
-
-fn toolbox(args: &ChatArgs, recipe: &Recipe, tools: &[PluginName], plugins: &mut Plugins) -> Result<Toolbox> {
-    let mut executors = Vec::new();
-    for name in tools {
-        let plugin = plugins.get("--plugin", name, Kind::ToolExecutor)?;
-        let settings = serde_json::Value::Object(recipe.settings_of(name, &trainer_config::Settings::new()));
-        executors.push(ToolPlugin { plugin, settings });
-    }
-    let limits = Limits { turns: args.max_turns, calls: args.max_calls, ..Limits::default() };
-    Ok(Toolbox::new(executors, limits)?)
 }
 
 fn talk<O: Ops>(
@@ -127,20 +97,17 @@ fn talk<O: Ops>(
     let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
     let mut plugins = Plugins::new(recipe, compiler_command()?)?;
     let speaker = Speaker::new(recipe, &base, &mut plugins)?;
-    let toolbox = Arc::new(toolbox(args, recipe, tools, &mut plugins)?);
+    let toolbox = Arc::new(super::toolbox(tools, recipe, args.limits.limits(), &mut plugins)?);
+    for warning in toolbox.ungranted() {
+        note!("warning: {warning}");
+    }
     let loaded = Loaded::new(ops, &base, adapter)?;
     let context = args.max_context.min(base.config.max_position_embeddings).max(1);
     let options = GenOptions { slots: 1, cache_length: context, prefill_tokens: PREFILL_TOKENS.min(context) };
     let mut generator = Generator::new(loaded.model, options)?;
     let interrupt = Interrupt::listen()?;
-    let params = SamplingParams {
-        temperature: args.temperature,
-        top_k: u32::try_from(args.top_k).unwrap_or(u32::MAX),
-        top_p: args.top_p,
-        min_p: args.min_p,
-        repetition_penalty: args.repetition_penalty,
-    };
-    let drawing = Drawing { params, max_new_tokens: args.max_new_tokens.max(1), seed: args.seed };
+    let sampling = &args.sampling;
+    let drawing = Drawing { params: sampling.params(), max_new_tokens: args.max_new_tokens.max(1), seed: sampling.seed };
     if let Err(why) = drawing.with(&[]) {
         bail!(why);
     }
