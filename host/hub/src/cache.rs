@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -236,8 +237,9 @@ impl Place {
         let Some(link) = &self.link else { return Ok(()) };
         let folder = self.shown.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(HubError::io("create", folder))?;
-        let name = self.shown.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = folder.join(format!(".{}.{}.tmp", digest::hex(name.as_bytes()).get(..16).unwrap_or("file"), std::process::id()));
+        // A name that no other thread or process has.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let temporary = folder.join(format!(".tmp-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
         let _ = fs::remove_file(&temporary);
         link_to(link, &self.content, &temporary).map_err(HubError::io("link", &self.shown))?;
         fs::rename(&temporary, &self.shown).map_err(HubError::io("rename to", &self.shown))

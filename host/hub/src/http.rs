@@ -251,7 +251,8 @@ impl Client {
                     if origin.secure && Origin::of(&next).is_some_and(|o| !o.secure) {
                         return Err(self.answer(ask.what, "it leads from https to http".to_owned()));
                     }
-                    if origin == self.home {
+                    // What the hub says of a file stands where it leads elsewhere; to another name of its own, it only leads on.
+                    if origin == self.home && Origin::of(&next).as_ref() != Some(&self.home) {
                         first = Some(parts.headers);
                     }
                     url = next;

@@ -120,6 +120,10 @@ fn etag(text: &str) -> &str {
 /// What a refusal means.
 pub(crate) fn explain(client: &Client, repo: &RepoRef, refusal: &Refusal) -> Option<HubError> {
     let (status, with_token) = (refusal.status, client.has_token());
+    if refusal.server != client.server() {
+        // A storage, which knows nothing of repositories and tokens.
+        return None;
+    }
     let message = refusal.message();
     let bad_token = || HubError::Token {
         server: refusal.server.clone(),

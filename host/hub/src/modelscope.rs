@@ -110,6 +110,10 @@ pub(crate) fn file_url(base: &str, repo: &RepoRef, path: &str) -> String {
 
 /// What a refusal means.
 pub(crate) fn explain(client: &Client, repo: &RepoRef, refusal: &Refusal) -> Option<HubError> {
+    if refusal.server != client.server() {
+        // A storage, which knows nothing of repositories and tokens.
+        return None;
+    }
     let (status, with_token) = (refusal.status, client.has_token());
     let message = refusal.message();
     match status {

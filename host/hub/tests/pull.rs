@@ -386,3 +386,40 @@ fn empty_files_and_paths_that_must_be_escaped() {
     assert_eq!(fs::read(all.dir.join("empty.txt")).unwrap(), b"");
     assert_eq!(fs::read(all.dir.join("a b/ü#%?.json")).unwrap(), noise(100, 3));
 }
+
+#[test]
+fn many_files_at_once_stay_apart() {
+    let place = Place::new();
+    let mut files: Vec<_> = (0..40).map(|i| (format!("model-{i:05}.json"), noise(2000 + i, i as u64), i % 2 == 0)).collect();
+    files.push(("model.safetensors".to_owned(), noise(10, 1), true));
+    // The same content under two names is fetched once.
+    files.push(("again.json".to_owned(), noise(2000, 0), true));
+    serve(&place.hub, "models", ID, &files);
+    let snapshot = place.pull(NAME, &[]).unwrap();
+    for (path, bytes, _) in &files {
+        assert_eq!(&fs::read(snapshot.dir.join(path)).unwrap(), bytes, "{path}");
+    }
+    assert_eq!(snapshot.files.len(), 42);
+    assert_eq!(snapshot.fetched, snapshot.bytes() - 2000);
+}
+
+#[test]
+fn a_repository_that_was_renamed() {
+    let place = Place::new();
+    let files = model(&[100_000]);
+    let commit = serve(&place.hub, "models", "org/new", &files);
+    place.hub.token(TOKEN);
+    place.hub.faults(|r| {
+        let to = r.path.replace("org/tiny", "org/new");
+        (to != r.path).then(|| Fault::Answer(307, vec![("location".into(), to)], String::new()))
+    });
+    let snapshot = place.pull(NAME, &[("HF_TOKEN", TOKEN)]).unwrap();
+    assert_eq!(snapshot.repo.revision, Some(commit));
+    assert_eq!(fs::read(snapshot.dir.join("model.safetensors")).unwrap(), files[6].1);
+    assert!(place.hub.requests().iter().all(|r| r.headers.contains_key("authorization") != r.cdn));
+    // A storage that refuses is no refusal of the hub's.
+    fs::remove_dir_all(place.path("hf")).unwrap();
+    place.hub.faults(|r| r.cdn.then(|| Fault::Answer(403, vec![], "expired".into())));
+    let error = place.fails("hf://org/new", &[("HF_TOKEN", TOKEN)]);
+    assert!(error.contains("answered 403 to") && !error.contains("HF_TOKEN"), "{error}");
+}

@@ -156,7 +156,7 @@ pub(super) fn push(client: &Client, base: &str, plan: &PushPlan, options: &PushO
 /// What a refusal to write means.
 fn refused(client: &Client, plan: &PushPlan, refusal: &Refusal) -> Option<HubError> {
     match refusal.status {
-        401 | 403 => Some(HubError::Token {
+        401 | 403 if refusal.server == client.server() => Some(HubError::Token {
             server: refusal.server.clone(),
             variable: variable(HubKind::HuggingFace),
             status: refusal.status,

@@ -126,7 +126,7 @@ fn is_large(file: &PushFile) -> bool {
 
 fn refused(client: &Client, plan: &PushPlan, refusal: &Refusal) -> Option<HubError> {
     match refusal.status {
-        401 | 403 => Some(HubError::Token {
+        401 | 403 if refusal.server == client.server() => Some(HubError::Token {
             server: refusal.server.clone(),
             variable: variable(HubKind::ModelScope),
             status: refusal.status,
