@@ -126,6 +126,12 @@ pub enum Command {
     /// Show a local page with live charts of one run or several. It only reads.
     #[command(after_help = DASHBOARD_EXAMPLES)]
     Dashboard(DashboardArgs),
+    /// Fetch models.
+    #[command(subcommand)]
+    Model(crate::commands::model::ModelCommand),
+    /// Send results to a hub.
+    #[command(subcommand)]
+    Hub(crate::commands::hub::HubCommand),
     /// Look at plugins.
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -250,7 +256,7 @@ pub struct EvalArgs {
     /// A run directory: its recipe, model and final adapter.
     #[arg(long, value_name = "DIR", conflicts_with = "model")]
     pub run: Option<PathBuf>,
-    /// A model: nano, or a folder.
+    /// A model: nano, a folder, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// A PEFT adapter folder on top of --model.
@@ -304,7 +310,7 @@ pub struct EvalArgs {
 /// `trainer generate`
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// A model: nano, or a folder.
+    /// A model: nano, a folder, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     #[arg(long, value_name = "MODEL", default_value = "nano")]
     pub model: String,
     /// A PEFT adapter folder.
@@ -360,7 +366,7 @@ pub struct GenerateArgs {
 /// `trainer chat`
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// A model: nano, or a folder.
+    /// A model: nano, a folder, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     #[arg(long, value_name = "MODEL", default_value = "nano")]
     pub model: String,
     /// A PEFT adapter folder.
@@ -437,7 +443,7 @@ pub struct ChatArgs {
 /// `trainer serve`
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// A model: nano, or a folder. Its name for clients is the folder's.
+    /// A model: nano, a folder, or one on a hub (org/name, hf://org/name@revision, ms://org/name). Its name for clients is the folder's.
     #[arg(long, value_name = "MODEL", default_value = "nano")]
     pub model: String,
     /// A PEFT adapter folder, served as a model of this name beside the base. May be repeated.

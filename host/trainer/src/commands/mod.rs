@@ -7,6 +7,8 @@ pub mod doctor;
 pub mod eval;
 pub mod generate;
 pub mod help;
+pub mod hub;
+pub mod model;
 pub mod plan;
 pub mod plugin;
 pub mod preview;
