@@ -15,6 +15,8 @@ mod export;
 mod export_real;
 mod generate;
 mod grants;
+mod hub;
+mod hub_real;
 mod locked;
 mod main_job;
 mod models;

@@ -81,6 +81,11 @@ impl Sandbox {
         command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
         command.env("XDG_CACHE_HOME", self.path("cache")).env("HOME", self.path("home")).env_remove("TRAINER_LOG");
         command.env("CUDA_VISIBLE_DEVICES", "");
+        // Hubs are those that a test starts.
+        for name in ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "MODELSCOPE_CACHE", "MODELSCOPE_API_TOKEN"] {
+            command.env_remove(name);
+        }
+        command.env("HF_ENDPOINT", "http://127.0.0.1:9").env("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9");
         command
     }
 

@@ -38,7 +38,7 @@ section! {
 section! {
     /// The base model.
     pub struct Model {
-        /// `"nano"` for the embedded model, or a folder in the Hugging Face layout (`config.json`, `model.safetensors` or shards, `tokenizer.json`).
+        /// `"nano"` for the embedded model, a folder in the Hugging Face layout (`config.json`, `model.safetensors` or shards, `tokenizer.json`), or a model on a hub: `"org/name"`, `"hf://org/name@revision"`, `"ms://org/name"`. A folder that is there wins.
         pub source: ModelSource = ModelSource::Nano;
         /// How the frozen linear weights are held.
         pub quantization: Quantization = Quantization::Nf4;

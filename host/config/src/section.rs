@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use trainer_hub::{HubKind, RepoKind, RepoRef};
+
 use crate::error::{Origin, Problem};
 use crate::tree::{Data, Node};
 use crate::values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Scalars, Settings, Thinking};
@@ -324,13 +326,20 @@ impl Setting for PathBuf {
 
 impl Setting for DataPath {
     fn kind() -> String {
-        "path, glob or `builtin:NAME`".to_owned()
+        "path, glob, `builtin:NAME` or `hf://datasets/ORG/NAME?split=NAME`".to_owned()
     }
 
     fn read(cx: &mut Context<'_>, key: &str, node: &Node) -> Option<Self> {
         let Data::String(text) = &node.data else { return cx.wrong(node, key, "a path, a glob or \"builtin:NAME\"") };
         if let Some(source) = text.strip_prefix(Self::HOLDOUT) {
             return Some(Self::Holdout(source.to_owned()));
+        }
+        if RepoRef::has_scheme(text) {
+            let repo = RepoRef::parse(text).map_err(|e| e.to_string());
+            let repo = repo.and_then(|r| {
+                if r.kind == RepoKind::Dataset { Ok(r) } else { Err(format!("{r} is a model; a data set is hf://datasets/{}", r.id)) }
+            });
+            return repo.map(Self::Hub).map_err(|message| cx.problem(&node.origin, key, message, None)).ok();
         }
         let Some(name) = text.strip_prefix(Self::PREFIX) else { return cx.path(node, key, text).map(Self::Path) };
         if Self::BUILTIN.contains(&name) {
@@ -360,14 +369,21 @@ impl Setting for DeviceBackend {
 
 impl Setting for ModelSource {
     fn kind() -> String {
-        "`\"nano\"` or a folder".to_owned()
+        "`\"nano\"`, a folder, or a model on a hub".to_owned()
     }
 
     fn read(cx: &mut Context<'_>, key: &str, node: &Node) -> Option<Self> {
         match &node.data {
             Data::String(s) if s == "nano" => Some(Self::Nano),
-            Data::String(s) => cx.path(node, key, s).map(Self::Folder),
-            _ => cx.wrong(node, key, "\"nano\" or a folder"),
+            Data::String(s) if RepoRef::has_scheme(s) => {
+                RepoRef::model(s, HubKind::HuggingFace).map(Self::Hub).map_err(|e| cx.problem(&node.origin, key, e.to_string(), None)).ok()
+            }
+            // A folder that is there wins over a name on a hub.
+            Data::String(s) => cx.path(node, key, s).map(|path| match RepoRef::model(s, HubKind::HuggingFace) {
+                Ok(repo) if !path.exists() => Self::Hub(repo),
+                _ => Self::Folder(path),
+            }),
+            _ => cx.wrong(node, key, "\"nano\", a folder, or a model on a hub"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
+use trainer_hub::RepoRef;
 
 /// Settings of a plugin, as the JSON object that it gets. Keys are sorted, so that equal settings are equal bytes.
 pub type Settings = serde_json::Map<String, serde_json::Value>;
@@ -89,6 +90,8 @@ pub enum DataPath {
     Builtin(String),
     /// `holdout:NAME`: the rows that a source keeps out of training. Only for evaluation.
     Holdout(String),
+    /// `hf://datasets/ORG/NAME?split=NAME`: a split of a data set on a hub.
+    Hub(RepoRef),
     /// A file, a folder or a glob.
     Path(PathBuf),
 }
@@ -107,6 +110,7 @@ impl std::fmt::Display for DataPath {
         match self {
             Self::Builtin(name) => write!(f, "{}{name}", Self::PREFIX),
             Self::Holdout(name) => write!(f, "{}{name}", Self::HOLDOUT),
+            Self::Hub(repo) => write!(f, "{repo}"),
             Self::Path(path) => write!(f, "{}", path.display()),
         }
     }
@@ -168,6 +172,8 @@ pub enum ModelSource {
     Nano,
     /// A folder in the Hugging Face layout.
     Folder(PathBuf),
+    /// A repository on a hub.
+    Hub(RepoRef),
 }
 
 impl std::fmt::Display for ModelSource {
@@ -175,6 +181,7 @@ impl std::fmt::Display for ModelSource {
         match self {
             Self::Nano => f.write_str("nano"),
             Self::Folder(path) => write!(f, "{}", path.display()),
+            Self::Hub(repo) => write!(f, "{repo}"),
         }
     }
 }

@@ -218,6 +218,7 @@ fn flags_win_over_the_file() {
 fn paths_are_relative_to_the_file() {
     let dir = tempfile_dir();
     let path = dir.join("r.toml");
+    std::fs::create_dir_all(dir.join("models/m")).unwrap();
     let text = "[model]\nsource = \"models/m\"\n[output]\ndir = \"/abs/out\"\n[[data.sources]]\nname = \"s\"\npath = \"../rows/*.parquet\"\nformatter = \"f\"\n[eval]\ndata = \"builtin:math_test\"\n";
     std::fs::write(&path, text).unwrap();
     let recipe = Recipe::load_with(&path, &[Override::parse("adapter.from=here").unwrap()]).unwrap();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use trainer_config::*;
+use trainer_hub::{HubKind, RepoRef};
 
 fn settings() -> impl Strategy<Value = Settings> {
     let leaf = prop_oneof![
@@ -34,12 +35,15 @@ fn count(low: usize) -> impl Strategy<Value = Count> {
 }
 
 fn path() -> impl Strategy<Value = String> {
-    "[^\\x00]{1,20}".prop_filter("not a name of its own", |p| p != "nano" && !p.starts_with("builtin:"))
+    "[^\\x00]{1,20}".prop_filter("not a name of its own", |p| {
+        p != "nano" && !p.starts_with("builtin:") && !RepoRef::has_scheme(p) && RepoRef::model(p, HubKind::HuggingFace).is_err()
+    })
 }
 
 fn data_path() -> impl Strategy<Value = DataPath> {
     prop_oneof![
         prop::sample::select(DataPath::BUILTIN.to_vec()).prop_map(|n| DataPath::Builtin(n.to_owned())),
+        "hf://datasets/[a-z]{1,5}/[a-z]{1,5}(@v1)?(\\?split=[a-z]{1,5})?".prop_map(|n| DataPath::Hub(RepoRef::parse(&n).unwrap())),
         path().prop_map(|p| DataPath::Path(p.into()))
     ]
 }
@@ -203,7 +207,12 @@ fn recipe() -> impl Strategy<Value = Recipe> {
             secrets: [("KEY".to_owned(), "env:SOME_KEY".to_owned())].into(),
         },
     );
-    let model = prop_oneof![Just(ModelSource::Nano), path().prop_map(|p| ModelSource::Folder(p.into()))];
+    let model = prop_oneof![
+        Just(ModelSource::Nano),
+        "(hf|ms)://[a-z]{1,5}/[a-zA-Z0-9.]{0,5}x(@refs/pr/1)?"
+            .prop_filter_map("no name", |n| RepoRef::parse(&n).ok().map(ModelSource::Hub)),
+        path().prop_map(|p| ModelSource::Folder(p.into()))
+    ];
     let first = (adapter(), data(), train(), prop::option::of(plugin), settings());
     (first, model, one_of(Quantization::ALL), thinking, ".{0,30}", prop::option::of(path()), data_path(), settings(), (device(), track()))
         .prop_map(

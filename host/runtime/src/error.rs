@@ -150,6 +150,9 @@ pub enum RuntimeError {
     /// From the backend.
     #[error("the compute backend cannot be set up: {0}")]
     Device(#[from] trainer_kernels::ops::OpsError),
+    /// From a hub.
+    #[error(transparent)]
+    Hub(#[from] trainer_hub::HubError),
     /// From the data.
     #[error(transparent)]
     Data(#[from] trainer_data::DataError),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use trainer_config::{ModelSource, Quantization};
+use trainer_hub::Wanted;
 use trainer_model::{
     Checkpoint, GenerationConfig, LoadOptions, ModelConfig, ModelFiles, ModelWeights, PendingDigest, Quantize, load_weights,
 };
@@ -15,7 +16,7 @@ const TOKENIZER_LIMIT: u64 = 256 << 20;
 
 /// A base model.
 pub struct Base {
-    /// `nano`, or the folder.
+    /// `nano`, the folder, or the name on a hub.
     pub name: String,
     /// Its files.
     pub files: ModelFiles,
@@ -31,12 +32,28 @@ pub struct Base {
     pub eos: Vec<u32>,
 }
 
-/// The files of a recipe's model.
-pub fn model_files(source: &ModelSource) -> ModelFiles {
-    match source {
+/// The files of a recipe's model; those of a hub are fetched as far as they are not in its cache.
+///
+/// # Errors
+/// A hub that does not give them.
+pub fn model_files(source: &ModelSource) -> Result<ModelFiles, RuntimeError> {
+    files_of(source, &Wanted::Model)
+}
+
+/// The same without weights, as far as they would have to be fetched: configuration and tokenizer.
+///
+/// # Errors
+/// A hub that does not give them.
+pub fn model_texts(source: &ModelSource) -> Result<ModelFiles, RuntimeError> {
+    files_of(source, &Wanted::Texts)
+}
+
+fn files_of(source: &ModelSource, wanted: &Wanted) -> Result<ModelFiles, RuntimeError> {
+    Ok(match source {
         ModelSource::Nano => ModelFiles::Embedded(trainer_nano::MODEL_FILES),
         ModelSource::Folder(path) => ModelFiles::dir(path),
-    }
+        ModelSource::Hub(repo) => ModelFiles::dir(crate::hub::model(repo, wanted)?.dir),
+    })
 }
 
 fn tokenizer_of(files: &ModelFiles) -> Result<Tokenizer, RuntimeError> {
@@ -55,7 +72,7 @@ fn tokenizer_of(files: &ModelFiles) -> Result<Tokenizer, RuntimeError> {
 /// # Errors
 /// Files that are missing or broken.
 pub fn load_tokenizer(source: &ModelSource) -> Result<Arc<Tokenizer>, RuntimeError> {
-    Ok(Arc::new(tokenizer_of(&model_files(source))?))
+    Ok(Arc::new(tokenizer_of(&model_texts(source)?)?))
 }
 
 /// Loads a base model. Plain weights are quantized while loading where the recipe says so; with `defer` those in bfloat16 stay in their files, and
@@ -64,10 +81,18 @@ pub fn load_tokenizer(source: &ModelSource) -> Result<Arc<Tokenizer>, RuntimeErr
 /// # Errors
 /// Files that are missing, broken, or of another architecture; each error names file and tensor or key.
 pub fn load_base(source: &ModelSource, quantization: Quantization, defer: bool) -> Result<Base, RuntimeError> {
-    let files = model_files(source);
+    let files = model_files(source)?;
     let digest = PendingDigest::start(files.clone());
     let (config, tokenizer, weights, eos) = read_base(&files, quantization, defer)?;
-    Ok(Base { name: source.to_string(), files, config, tokenizer: Arc::new(tokenizer), weights, digest, eos })
+    Ok(Base { name: name_of(source), files, config, tokenizer: Arc::new(tokenizer), weights, digest, eos })
+}
+
+/// How people call a model: `nano`, its folder, or its name on a hub, which is what PEFT keeps too.
+fn name_of(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Hub(repo) => repo.id().to_owned(),
+        other => other.to_string(),
+    }
 }
 
 type Parts = (ModelConfig, Tokenizer, ModelWeights, Vec<u32>);

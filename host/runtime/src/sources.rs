@@ -11,6 +11,7 @@ use crate::error::RuntimeError;
 fn source_spec(name: &str, path: &DataPath, format: SourceFormat) -> Result<SourceSpec, RuntimeError> {
     let mut spec = match path {
         DataPath::Path(path) => SourceSpec::paths(name, [path.to_string_lossy().into_owned()]),
+        DataPath::Hub(repo) => SourceSpec::paths(name, crate::hub::data_files(repo)?.iter().map(|p| p.to_string_lossy().into_owned())),
         DataPath::Builtin(builtin) => {
             let file = trainer_nano::data(builtin).ok_or_else(|| RuntimeError::UnknownData {
                 name: builtin.clone(),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use trainer_config::{
-    DataCache, DataPath, HELD_OUT_LOSS, Length, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting, Schedule as ScheduleSetting,
+    DataCache, DataPath, HELD_OUT_LOSS, Length, ModelSource, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting,
+    Schedule as ScheduleSetting,
 };
 use trainer_data::{MicroBatch, Pipeline, PipelineState, PrepareProgress, Sample, Source, batches, each_sample, pack, prepare};
 use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Recompute, Schedule, TrainOptions, Trainer};
@@ -20,8 +21,8 @@ use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
     Base, DataParts, DeviceInfo, DeviceKind, EvaluationSizes, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest,
-    choose_plan, compiler_command, default_workers, limit_in_bytes, load_base, model_files, open_held_out, open_sources, pipeline_spec,
-    plan_again, source_digest,
+    choose_plan, compiler_command, default_workers, hub_pins, limit_in_bytes, load_base, model_texts, open_held_out, open_sources,
+    pin_hub_names, pipeline_spec, plan_again, source_digest,
 };
 
 use crate::error::TrainError;
@@ -112,13 +113,16 @@ impl<O: Ops> Assembly<O> {
     /// # Errors
     /// Whatever of the recipe cannot be had, or does not fit the device's memory.
     pub fn new(
-        recipe: Recipe,
+        mut recipe: Recipe,
         ops: Arc<O>,
         threads: usize,
         device: DeviceInfo,
         before: Option<&Lock>,
         load: bool,
     ) -> Result<Self, TrainError> {
+        if let Some(before) = before {
+            pin_hub_names(&mut recipe, &before.recorded.hub);
+        }
         let machine = MachineLock::of(ops.describe(), &device);
         let plan = before.filter(|lock| lock.machine == machine).map(|lock| &lock.plan);
         let base = load_base(&recipe.model.source, recipe.model.quantization, ops.reads_weights())?;
@@ -142,6 +146,7 @@ impl<O: Ops> Assembly<O> {
         let keeps = planned.keeps(base.config.num_hidden_layers);
         let epoch = mixer.mixer(&mixer_setup(&recipe, &sources), None)?.epoch_length()?;
         let steps = steps(&recipe, epoch)?;
+        let pins = hub_pins(&recipe);
         let model = if load { Some(put_on_device(&ops, &recipe, &base, &planned)?) } else { None };
         let lock = Lock {
             version: VERSION,
@@ -150,10 +155,10 @@ impl<O: Ops> Assembly<O> {
             model: ModelLock::new(base.digest.get()?.files.iter().map(|f| (f.name.clone(), f.sha256.clone())).collect()),
             tokenizer: base.tokenizer.digest().to_owned(),
             adapter_from: recipe.adapter.from.as_deref().map(adapter_files).transpose()?,
-            data: recipe.data.sources.iter().zip(&sources).map(|(s, source)| source_lock(&s.name, &s.path, source)).collect(),
+            data: recipe.data.sources.iter().zip(&sources).map(|(s, source)| source_lock(&s.name, &s.path, source, &pins)).collect(),
             eval_data: panel.as_ref().map(|p| SourceLock {
                 name: "eval".to_owned(),
-                path: p.rows.data.path.clone(),
+                path: pinned(&pins, p.rows.data.path.clone()),
                 sha256: p.rows.sha256.clone(),
                 rows: p.rows.length,
             }),
@@ -176,9 +181,10 @@ impl<O: Ops> Assembly<O> {
                 started: crate::rundir::utc(std::time::SystemTime::now()),
                 threads,
                 workers: recipe.data.workers.or_else(default_workers),
-                model: base.name.clone(),
+                model: pinned(&pins, if let ModelSource::Hub(repo) = &recipe.model.source { repo.to_string() } else { base.name.clone() }),
                 device: device.name.clone(),
                 driver: device.driver.clone(),
+                hub: pins,
             },
         };
         let plugins = loaded;
@@ -563,8 +569,13 @@ fn deciding_limits(plugin: &Plugin) -> serde_json::Value {
     limits
 }
 
-fn source_lock(name: &str, path: &DataPath, source: &Source) -> SourceLock {
-    SourceLock { name: name.to_owned(), path: path.to_string(), sha256: source_digest(source), rows: Some(source.len()) }
+/// A name with the commit that was used, where it is one of a hub.
+fn pinned(pins: &BTreeMap<String, String>, name: String) -> String {
+    pins.get(&name).cloned().unwrap_or(name)
+}
+
+fn source_lock(name: &str, path: &DataPath, source: &Source, pins: &BTreeMap<String, String>) -> SourceLock {
+    SourceLock { name: name.to_owned(), path: pinned(pins, path.to_string()), sha256: source_digest(source), rows: Some(source.len()) }
 }
 
 fn mixer_setup(recipe: &Recipe, sources: &[Arc<Source>]) -> MixerSetup {
@@ -632,7 +643,7 @@ fn recompute(recipe: &Recipe) -> Option<Recompute> {
 /// # Errors
 /// A model whose configuration cannot be read, or a run that does not fit.
 pub fn plan_run<O: Ops>(ops: &O, recipe: &Recipe, device: &DeviceInfo) -> Result<(ModelConfig, Planned), TrainError> {
-    let config = ModelConfig::read(&model_files(&recipe.model.source))?;
+    let config = ModelConfig::read(&model_texts(&recipe.model.source)?)?;
     let planned = choose(ops, recipe, &config, device, evaluates_during(recipe) && calls_tools(recipe), None)?;
     Ok((config, planned))
 }

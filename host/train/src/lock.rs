@@ -229,6 +229,9 @@ pub struct Recorded {
     /// The card's driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
+    /// Names of hubs as the recipe writes them, each with the commit that was used. A resumed or locked run uses these commits.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hub: BTreeMap<String, String>,
 }
 
 /// A difference between a lock and now.

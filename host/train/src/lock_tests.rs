@@ -108,6 +108,7 @@ fn what_does_not_matter_is_not_compared() {
         model: "/elsewhere".into(),
         device: "other".into(),
         driver: Some("999".into()),
+        hub: [("hf://a/b".to_owned(), "hf://a/b@1".to_owned())].into(),
     };
     now.data[0].path = "/elsewhere/rows.jsonl".into();
     now.eval_data.as_mut().unwrap().path = "/elsewhere/test.jsonl".into();

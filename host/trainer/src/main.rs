@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     }
     log(cli.verbose, cli.log_format);
     let json_lines = cli.log_format == LogFormat::Json;
+    trainer_runtime::watch_downloads(Box::new(ui::Transfer::new(json_lines)));
     let result = match cli.command {
         Command::Run(args) => commands::run::run(args, json_lines),
         Command::Eval(args) => commands::eval::run(args),
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => commands::serve::run(args),
         Command::Model(command) => commands::model::run(command),
         Command::Export(command) => commands::export::run(command),
+        Command::Hub(command) => commands::hub::run(command),
         Command::Plugin(PluginCommand::Inspect { plugin, json }) => commands::plugin::inspect(&plugin, json.as_deref()),
         Command::Plugin(PluginCommand::List { kind, json }) => commands::plugin::list(kind, json.as_deref()),
         Command::Bench(args) => commands::bench::run(args),

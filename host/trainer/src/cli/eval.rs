@@ -17,7 +17,7 @@ pub struct EvalArgs {
     /// A run directory: its recipe, model and final adapter.
     #[arg(long, value_name = "DIR", conflicts_with = "model")]
     pub run: Option<PathBuf>,
-    /// A model: nano, or a folder.
+    /// A model: nano, a folder, a GGUF file, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// A PEFT adapter folder on top of --model.

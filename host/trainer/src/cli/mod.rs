@@ -24,6 +24,7 @@ pub use self::runs::{DashboardArgs, RunsCommand};
 pub use self::serve::ServeArgs;
 pub use self::talk::{ChatArgs, GenerateArgs};
 use crate::commands::export::args::ExportCommand;
+use crate::commands::hub::HubCommand;
 use crate::commands::model::args::ModelCommand;
 use crate::commands::toml_string;
 
@@ -95,9 +96,12 @@ pub enum Command {
     /// Show a local page with live charts of one run or several. It only reads.
     #[command(after_help = runs::DASHBOARD_EXAMPLES)]
     Dashboard(DashboardArgs),
-    /// Look at models and convert them.
+    /// Fetch models, look at them and convert them.
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Send results to a hub.
+    #[command(subcommand)]
+    Hub(HubCommand),
     /// Write a trained model for other programs: an adapter, a merged checkpoint, a GGUF file.
     #[command(subcommand)]
     Export(ExportCommand),

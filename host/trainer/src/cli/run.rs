@@ -22,7 +22,7 @@ pub struct RunArgs {
     /// The flags over it.
     #[command(flatten)]
     pub over: RecipeArgs,
-    /// A model: nano, a folder, or a GGUF file (model.source).
+    /// A model: nano, a folder, a GGUF file, or one on a hub (model.source).
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// Train on from a PEFT adapter (adapter.from), in its shape: rank, alpha, targets and so on are its own. Settings by --set come on top.

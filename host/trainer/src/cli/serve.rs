@@ -14,7 +14,7 @@ Examples:
 /// `trainer serve`
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// A model: nano, or a folder. Its name for clients is the folder's.
+    /// A model: nano, a folder, a GGUF file, or one on a hub (org/name, hf://org/name@revision, ms://org/name). Its name for clients is the folder's.
     #[arg(long, value_name = "MODEL", default_value = "nano")]
     pub model: String,
     /// A PEFT adapter folder, served as a model of this name beside the base. May be repeated.

@@ -19,7 +19,7 @@ Examples:
 /// `trainer generate`
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// A model: nano, or a folder.
+    /// A model: nano, a folder, a GGUF file, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     #[arg(long, value_name = "MODEL", default_value = "nano")]
     pub model: String,
     /// A PEFT adapter folder.
@@ -57,7 +57,7 @@ pub struct GenerateArgs {
 /// `trainer chat`
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// A model: nano, or a folder.
+    /// A model: nano, a folder, a GGUF file, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     #[arg(long, value_name = "MODEL", default_value = "nano")]
     pub model: String,
     /// A PEFT adapter folder.

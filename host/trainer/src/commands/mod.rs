@@ -9,6 +9,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod help;
+pub mod hub;
 pub mod model;
 pub mod plan;
 pub mod plugin;

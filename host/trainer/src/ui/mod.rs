@@ -6,6 +6,7 @@ mod plan;
 mod progress;
 mod safe;
 mod text;
+mod transfer;
 
 pub use banner::{banner, loss_table, summary};
 pub use diagnosis::diagnosis;
@@ -13,3 +14,4 @@ pub use plan::plan_table;
 pub use progress::{Pace, Progress};
 pub use safe::{safe, shown};
 pub use text::{bytes, colors, count, terminal};
+pub use transfer::Transfer;

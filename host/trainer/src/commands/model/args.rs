@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::pull::{PULL_EXAMPLES, PullArgs};
+
 const INSPECT_EXAMPLES: &str = "\
 Examples:
   trainer model inspect nano
@@ -17,6 +19,9 @@ Example:
 /// `trainer model`
 #[derive(Debug, Subcommand)]
 pub enum ModelCommand {
+    /// Fetch a model of a hub into the cache, where every command and the hub's own Python package find it.
+    #[command(after_help = PULL_EXAMPLES)]
+    Pull(PullArgs),
     /// Print a model as a tree of its modules, as PyTorch does: which linear layers are in 4 and which in 16 bits, shapes, parameters, bytes.
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(ModelInspectArgs),

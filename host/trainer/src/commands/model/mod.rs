@@ -1,7 +1,8 @@
-//! `trainer model`: looking at models and converting them.
+//! `trainer model`: fetching models, looking at them and converting them.
 
 pub mod args;
 mod inspect;
+pub mod pull;
 mod quantize;
 mod template;
 
@@ -17,6 +18,7 @@ use args::ModelCommand;
 /// Runs the command.
 pub fn run(command: ModelCommand) -> Result<ExitCode> {
     match command {
+        ModelCommand::Pull(args) => pull::run(&args),
         ModelCommand::Inspect(args) => inspect::run(&args),
         ModelCommand::Quantize(args) => quantize::run(&args),
         ModelCommand::Template(args) => template::run(&args),
