@@ -81,7 +81,7 @@ fn subject(args: &ExportArgs) -> Result<Subject> {
         bail!("{} has no {}: {why}", run.display(), folder.file_name().unwrap_or_default().to_string_lossy());
     }
     let adapter = read(&folder)?;
-    let files = model_files(&recipe.model.source);
+    let files = model_files(&recipe.model.source)?;
     check_digest(&files, &lock.model.files)?;
     let digest = lock.digest()?;
     let provenance = Provenance { name, base: recipe.model.source.to_string(), lock: Some((serde_json::to_value(&lock)?, digest)) };

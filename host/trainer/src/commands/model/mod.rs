@@ -28,5 +28,5 @@ pub fn run(command: ModelCommand) -> Result<ExitCode> {
 /// The files of a model as commands name it, by the recipe's own rules; with the name as it was understood.
 pub fn named_model(name: &str) -> Result<(ModelFiles, ModelSource)> {
     let recipe = super::recipe_with(&[], &[("model.source", super::toml_string(name))])?;
-    Ok((model_files(&recipe.model.source), recipe.model.source))
+    Ok((model_files(&recipe.model.source)?, recipe.model.source))
 }
