@@ -25,7 +25,8 @@ use trainer_config::{Override, Recipe};
 use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
-use trainer_runtime::{Base, apply_grants, apply_plugin, inference_weights};
+use trainer_runtime::{Base, apply_grants, apply_plugin, inference_weights, pin_hub_names};
+use trainer_train::rundir::RunDir;
 
 use crate::cli::{GrantArgs, RecipeArgs};
 
@@ -72,6 +73,16 @@ pub fn toml_string(text: &str) -> String {
 fn overrides(set: &[String], more: &[(&str, String)]) -> Result<Vec<Override>> {
     let more = more.iter().map(|(key, value)| format!("{key}={value}"));
     Ok(set.iter().cloned().chain(more).map(|text| Override::parse(&text)).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// The recipe of a run with flags over it. Names of hubs mean the commits that the run used, whatever their branches are today.
+pub fn recipe_of(run: &RunDir, overrides: &[Override]) -> Result<Recipe> {
+    let mut recipe = Recipe::load_with(&run.recipe_path(), overrides)?;
+    match run.lock() {
+        Ok(lock) => pin_hub_names(&mut recipe, &lock.recorded.hub),
+        Err(error) => tracing::warn!("what the run was made of is not known: {error}"),
+    }
+    Ok(recipe)
 }
 
 /// The recipe of a file or the default one, with the flags over it.

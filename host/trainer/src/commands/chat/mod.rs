@@ -63,7 +63,7 @@ fn subject(args: &ChatArgs) -> Result<(Recipe, Option<std::path::PathBuf>)> {
                 bail!("{dir} has no adapter yet: the run is not complete; continue it with trainer run --resume {dir}");
             }
             add("model.quantization", args.quantization.as_deref().map(super::toml_string));
-            (Recipe::load_with(&run.recipe_path(), &super::overrides(&[], &more)?)?, Some(adapter))
+            (super::recipe_of(&run, &super::overrides(&[], &more)?)?, Some(adapter))
         }
         None => {
             add("model.source", Some(super::toml_string(&args.model)));
