@@ -147,7 +147,7 @@ fn wrong_run_directory() {
 #[test]
 fn nothing_to_evaluate() {
     let sandbox = Sandbox::new();
-    insta::assert_snapshot!(sandbox.fails(["eval"]), @"error: say what to evaluate: --run DIR for a run, --model MODEL (nano, or a folder), or --predictions FILE for outputs that are given");
+    insta::assert_snapshot!(sandbox.fails(["eval"]), @"error: say what to evaluate: --run DIR for a run, --model MODEL (nano, a folder, or org/name on a hub), or --predictions FILE for outputs that are given");
     insta::assert_snapshot!(sandbox.fails(["eval", "--model", "nano", "--data", "nowhere.jsonl"]), @"error: source `eval`: cannot read [DIR]/nowhere.jsonl: entity not found");
     insta::assert_snapshot!(sandbox.fails(["eval", "--model", "nano", "--data", "builtin:math_tset"]), @r#"
     error: --set eval.data="builtin:math_tset": eval.data: there is no embedded data "math_tset"

@@ -221,6 +221,8 @@ fn a_run_keeps_the_commits_that_it_began_with() {
     assert_eq!(bytes(&world.sandbox.path("half")), bytes(&world.sandbox.path("whole")));
     world.ok(&["run", "recipe.toml", "--locked", "whole/lock.json", "--out", "locked"]);
     assert_eq!(bytes(&world.sandbox.path("locked")), bytes(&world.sandbox.path("whole")));
+    // What comes of the run afterwards is about that model too: today's has no weights that read.
+    world.ok(&["eval", "--run", "whole", "--data", "builtin:math_test", "--limit", "2", "--set", "eval.max_new_tokens=4", "--json"]);
     // A run of today is another one.
     let fresh = world.json(&["run", "recipe.toml", "--dry-run", "--set", "model.source=nano", "--json"]);
     assert_ne!(

@@ -72,6 +72,6 @@ pub(super) fn each<T: Sync>(items: &[T], work: &(dyn Fn(&T) -> Result<(), HubErr
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..AT_ONCE.min(items.len())).map(|_| scope.spawn(run)).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }

@@ -160,13 +160,13 @@ fn target(args: &EvalArgs) -> Result<Target> {
                 );
             }
             let sets: Vec<Override> = super::overrides(&args.set, &more)?;
-            (Recipe::load_with(&run.recipe_path(), &sets)?, Some(adapter), run.eval_path())
+            (super::recipe_of(&run, &sets)?, Some(adapter), run.eval_path())
         }
         None if args.model.is_some() || args.predictions.is_some() => {
             (super::recipe_with(&args.set, &more)?, args.adapter.clone(), default_path("eval", SystemTime::now()))
         }
         None => bail!(
-            "say what to evaluate: --run DIR for a run, --model MODEL (nano, or a folder), or --predictions FILE for outputs that are given"
+            "say what to evaluate: --run DIR for a run, --model MODEL (nano, a folder, or org/name on a hub), or --predictions FILE for outputs that are given"
         ),
     };
     // Metrics that are given replace the recipe's, all together.

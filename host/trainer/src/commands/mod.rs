@@ -27,9 +27,14 @@ use trainer_config::{Override, PluginName, Recipe};
 use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
+<<<<<<< HEAD
 use trainer_plugin_host::{Kind, Limits as PluginLimits};
 use trainer_runtime::{Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights};
 use trainer_tools::{Limits, ToolPlugin, Toolbox};
+=======
+use trainer_runtime::{Base, apply_grants, apply_plugin, inference_weights, pin_hub_names};
+use trainer_train::rundir::RunDir;
+>>>>>>> w-hub
 
 use crate::cli::{DeviceArgs, GrantArgs, RecipeArgs};
 
@@ -76,6 +81,16 @@ pub fn toml_string(text: &str) -> String {
 fn overrides(set: &[String], more: &[(&str, String)]) -> Result<Vec<Override>> {
     let more = more.iter().map(|(key, value)| format!("{key}={value}"));
     Ok(set.iter().cloned().chain(more).map(|text| Override::parse(&text)).collect::<Result<Vec<_>, _>>()?)
+}
+
+/// The recipe of a run with flags over it. Names of hubs mean the commits that the run used, whatever their branches are today.
+pub fn recipe_of(run: &RunDir, overrides: &[Override]) -> Result<Recipe> {
+    let mut recipe = Recipe::load_with(&run.recipe_path(), overrides)?;
+    match run.lock() {
+        Ok(lock) => pin_hub_names(&mut recipe, &lock.recorded.hub),
+        Err(error) => tracing::warn!("what the run was made of is not known: {error}"),
+    }
+    Ok(recipe)
 }
 
 /// The recipe of a file or the default one, with the flags over it.
