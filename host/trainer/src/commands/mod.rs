@@ -27,14 +27,10 @@ use trainer_config::{Override, PluginName, Recipe};
 use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
-<<<<<<< HEAD
 use trainer_plugin_host::{Kind, Limits as PluginLimits};
-use trainer_runtime::{Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights};
+use trainer_runtime::{Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights, pin_hub_names};
 use trainer_tools::{Limits, ToolPlugin, Toolbox};
-=======
-use trainer_runtime::{Base, apply_grants, apply_plugin, inference_weights, pin_hub_names};
 use trainer_train::rundir::RunDir;
->>>>>>> w-hub
 
 use crate::cli::{DeviceArgs, GrantArgs, RecipeArgs};
 

@@ -56,14 +56,9 @@ fn subject(args: &ChatArgs) -> Result<(Recipe, Option<std::path::PathBuf>)> {
                 let dir = dir.display();
                 bail!("{dir} has no adapter yet: the run is not complete; continue it with trainer run --resume {dir}");
             }
-<<<<<<< HEAD
             let mut more: Vec<_> = args.device.overrides().collect();
             more.extend(args.quantization.as_deref().map(|q| ("model.quantization", super::toml_string(q))));
-            (Recipe::load_with(&run.recipe_path(), &super::overrides(&[], &more)?)?, Some(adapter))
-=======
-            add("model.quantization", args.quantization.as_deref().map(super::toml_string));
             (super::recipe_of(&run, &super::overrides(&[], &more)?)?, Some(adapter))
->>>>>>> w-hub
         }
         None => {
             let quantization = args.quantization.as_deref().unwrap_or("as-stored");

@@ -70,7 +70,7 @@ fn subject(args: &ExportArgs) -> Result<Subject> {
     let Some(run) = &args.run else { bail!("give --run or --model") };
     let dir = RunDir::view(run)?;
     let lock = dir.lock()?;
-    let recipe = Recipe::load(&dir.recipe_path())?;
+    let recipe = super::recipe_of(&dir, &[])?;
     let folder = if args.best { dir.root().join("adapter-best") } else { dir.adapter_path() };
     if !folder.is_dir() {
         let why = if args.best {
