@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Sandbox, baseline, reference};
+use crate::support::{Sandbox, baseline, reference, shown};
 
 #[test]
 fn a_model_is_printed_as_pytorch_prints_it() {
@@ -179,19 +179,15 @@ fn nano_with_template(sandbox: &Sandbox, name: &str, template: &str) -> String {
 #[test]
 fn a_hostile_chat_template_is_stopped() {
     let sandbox = Sandbox::new();
-    for (name, template, needle) in [
-        (
-            "memory",
-            "{% set n = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-            // Whichever is reached first.
-            ["within 2147483648 bytes", "did not end within"],
-        ),
-        ("broken", "{% if %}", ["the chat template cannot be used: line 1"; 2]),
-    ] {
-        let folder = nano_with_template(&sandbox, name, template);
-        let error = sandbox.fails(["model", "template", &folder]);
-        assert!(needle.iter().any(|n| error.contains(n)), "{error}");
-    }
+    let template = "{% set n = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}";
+    let memory = nano_with_template(&sandbox, "memory", template);
+    let outcome = shown(&sandbox.run(["model", "template", &memory]));
+    // Whichever is reached first; where it is steps, each probe says so.
+    let ends = ["within 2147483648 bytes", "did not end within", "more steps than are allowed"];
+    assert!(ends.iter().any(|end| outcome.contains(end)), "{outcome}");
+    let broken = nano_with_template(&sandbox, "broken", "{% if %}");
+    let error = sandbox.fails(["model", "template", &broken]);
+    assert!(error.contains("the chat template cannot be used: line 1"), "{error}");
     let folder = nano_with_template(&sandbox, "steps", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}");
     let json = sandbox.json(["model", "template", &folder, "--json"]);
     assert!(json["probes"][0]["own"]["refused"].as_str().unwrap().contains("more steps than are allowed"), "{json}");

@@ -162,7 +162,8 @@ fn a_later_attempt_goes_on_where_an_earlier_one_ended() {
     let notes = Notes::default();
     let snapshot = place.process(&[]).snapshot(&RepoRef::parse(NAME).unwrap(), &Wanted::Model, &notes).unwrap();
     assert_eq!(fs::read(snapshot.dir.join("model.safetensors")).unwrap(), files[6].1);
-    assert!(snapshot.fetched <= 32 * MIB as u64, "{} bytes came again", snapshot.fetched);
+    // Which of the two pieces is asked for first, and so was cut and not refused, is chance: 8 or 9 MiB of 40 were there, but for some bytes of small files.
+    assert!(snapshot.fetched <= 33 * MIB as u64, "{} bytes came again", snapshot.fetched);
 
     // What is left of an attempt may be broken; the checksum tells, and all of it comes.
     let incomplete = place.path("hf/hub/models--org--tiny/.incomplete");

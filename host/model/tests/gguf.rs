@@ -198,7 +198,7 @@ fn a_file_stands_for_a_folder() {
 
 #[test]
 fn what_is_wrong_is_said_by_name() {
-    let broken = |change: &dyn Fn(&mut Build)| {
+    let broken = |change: &dyn Fn(&mut Build) -> &mut Build| {
         let mut b = model();
         change(&mut b);
         load(&b.bytes()).unwrap_err().to_string()
@@ -219,23 +219,23 @@ fn what_is_wrong_is_said_by_name() {
         (at(24, &huge), "at most 65536 are read"),
         (load(&bytes[..bytes.len() - 40]).unwrap_err().to_string(), "ends beyond the file"),
         (load(&bytes[..200]).unwrap_err().to_string(), "ends before byte"),
-        (broken(&|b| drop(b.number("qwen3.block_count", 1))), "\"qwen3.block_count\" occurs twice"),
-        (broken(&|b| drop(b.list("x", kind::U8, 1 << 40, &[]))), "lists of more than"),
-        (broken(&|b| drop(b.list("x", kind::F64, 1 << 20, &[]))), "ends before byte"),
-        (broken(&|b| drop(b.list("x", kind::ARRAY, 1, &[0; 16]))), "metadata \"x\": has type 9"),
-        (broken(&|b| drop(b.put("x", 77, &[]))), "has type 77"),
-        (broken(&|b| drop(b.put("x", kind::BOOL, &[2]))), "truth value of 2"),
-        (broken(&|b| drop(b.put("x", kind::STRING, &(1u64 << 40).to_le_bytes()))), "would have 1099511627776 bytes"),
-        (broken(&|b| drop(b.put("general.alignment", kind::U32, &7u32.to_le_bytes()))), "no power of two"),
-        (broken(&|b| drop(b.tensor("x", &[u64::MAX, 2], 0, 0))), "tensor \"x\" is too large"),
-        (broken(&|b| drop(b.tensor("x", &[1; 5], 0, 0))), "5 dimensions"),
-        (broken(&|b| drop(b.tensor("x", &[32], 999, 0))), "type 999"),
-        (broken(&|b| drop(b.tensor("x", &[33], 8, 0))), "Q8_0 has blocks of 32"),
-        (broken(&|b| drop(b.tensor("x", &[4], 0, 7))), "offset 7"),
-        (broken(&|b| drop(b.tensor("x", &[4], 0, u64::MAX - 31))), "offset"),
-        (broken(&|b| drop(b.tensor("x", &[4], 0, 0))), "overlaps"),
-        (broken(&|b| drop(b.dense("token_embd.weight", &[8, 5]))), "occurs twice"),
-        (broken(&|b| drop(b.dense("blk.0.attn_sinks.weight", &[8]))), "extra: blk.0.attn_sinks.weight"),
+        (broken(&|b| b.number("qwen3.block_count", 1)), "\"qwen3.block_count\" occurs twice"),
+        (broken(&|b| b.list("x", kind::U8, 1 << 40, &[])), "lists of more than"),
+        (broken(&|b| b.list("x", kind::F64, 1 << 20, &[])), "ends before byte"),
+        (broken(&|b| b.list("x", kind::ARRAY, 1, &[0; 16])), "metadata \"x\": has type 9"),
+        (broken(&|b| b.put("x", 77, &[])), "has type 77"),
+        (broken(&|b| b.put("x", kind::BOOL, &[2])), "truth value of 2"),
+        (broken(&|b| b.put("x", kind::STRING, &(1u64 << 40).to_le_bytes())), "would have 1099511627776 bytes"),
+        (broken(&|b| b.put("general.alignment", kind::U32, &7u32.to_le_bytes())), "no power of two"),
+        (broken(&|b| b.tensor("x", &[u64::MAX, 2], 0, 0)), "tensor \"x\" is too large"),
+        (broken(&|b| b.tensor("x", &[1; 5], 0, 0)), "5 dimensions"),
+        (broken(&|b| b.tensor("x", &[32], 999, 0)), "type 999"),
+        (broken(&|b| b.tensor("x", &[33], 8, 0)), "Q8_0 has blocks of 32"),
+        (broken(&|b| b.tensor("x", &[4], 0, 7)), "offset 7"),
+        (broken(&|b| b.tensor("x", &[4], 0, u64::MAX - 31)), "offset"),
+        (broken(&|b| b.tensor("x", &[4], 0, 0)), "overlaps"),
+        (broken(&|b| b.dense("token_embd.weight", &[8, 5])), "occurs twice"),
+        (broken(&|b| b.dense("blk.0.attn_sinks.weight", &[8])), "extra: blk.0.attn_sinks.weight"),
     ] {
         assert!(error.contains(needle), "{needle:?} is not in: {error}");
     }

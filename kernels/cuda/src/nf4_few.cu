@@ -231,25 +231,17 @@ static __device__ __forceinline__ void few_linear(
     }
 }
 
-#define FEW(MT, NT)                                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_##MT##_##NT(                                                                \
-        const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u16* out, \
-        u32 out_stride) {                                                                                                                    \
-        few_linear<MT, NT, false>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);                                             \
-    }
-#define FEW_SWIGLU(MT, NT)                                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_swiglu_##MT##_##NT(                                                         \
-        const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u16* out, \
-        u32 out_stride) {                                                                                                                    \
-        few_linear<MT, NT, true>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride);                                              \
-    }
-FEW(2, 2)
-FEW(3, 2)
-FEW(4, 2)
-FEW(2, 4)
-FEW(3, 4)
-FEW(4, 4)
-FEW_SWIGLU(2, 2)
-FEW_SWIGLU(4, 2)
-FEW_SWIGLU(2, 4)
-FEW_SWIGLU(4, 4)
+#define ARGS                                                                                                                                 \
+    const __grid_constant__ Members members, const u16* __restrict__ x, u32 x_stride, u32 n, u32 blocks, float* mid, u32 ranks, u16* out,    \
+        u32 out_stride
+#define BODY(MT, NT, PAIR) few_linear<MT, NT, PAIR>(members, x, x_stride, n, blocks, mid, ranks, out, out_stride)
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_2_2(ARGS) { BODY(2, 2, false); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_3_2(ARGS) { BODY(3, 2, false); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_4_2(ARGS) { BODY(4, 2, false); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_2_4(ARGS) { BODY(2, 4, false); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_3_4(ARGS) { BODY(3, 4, false); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_4_4(ARGS) { BODY(4, 4, false); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_swiglu_2_2(ARGS) { BODY(2, 2, true); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_swiglu_4_2(ARGS) { BODY(4, 2, true); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_swiglu_2_4(ARGS) { BODY(2, 4, true); }
+extern "C" __global__ void __launch_bounds__(256, 1) nf4_few_swiglu_4_4(ARGS) { BODY(4, 4, true); }

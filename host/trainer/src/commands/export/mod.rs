@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use trainer_config::Recipe;
 use trainer_export::{Exported, Merged, Provenance, Subject, export_adapter, export_gguf, export_merged};
 use trainer_model::{Adapter, ModelDigest, ModelFiles};
 use trainer_runtime::model_files;
