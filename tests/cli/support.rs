@@ -136,6 +136,7 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
+/// What a command said, with its exit status, for messages of tests.
 pub fn shown(output: &Output) -> String {
     format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
