@@ -73,9 +73,12 @@ impl Folder {
     }
 }
 
+/// A file by its name.
+type NamedFile = (String, Vec<u8>);
+
 /// Tokenizer, special tokens, chat template and generation settings of a model, as files by name; with notes for the user.
-pub(crate) fn companions(files: &ModelFiles, config: &ModelConfig) -> Result<(Vec<(String, Vec<u8>)>, Vec<String>)> {
-    let mut out: Vec<(String, Vec<u8>)> = Vec::new();
+pub(crate) fn companions(files: &ModelFiles, config: &ModelConfig) -> Result<(Vec<NamedFile>, Vec<String>)> {
+    let mut out: Vec<NamedFile> = Vec::new();
     let mut notes = Vec::new();
     for name in TOKENIZER_FILES.into_iter().chain([SPECIAL_TOKENS, TEMPLATE]) {
         if let Some(bytes) = files.read(name, LIMIT)? {

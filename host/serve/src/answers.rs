@@ -19,6 +19,9 @@ const MOST_AT_ONCE: usize = 256;
 /// After so long without an event, a stream says that it is still there.
 const SILENCE: Duration = Duration::from_secs(15);
 
+/// A choice and what came of it.
+type ChoiceOutputs = (usize, Vec<Output>);
+
 /// All answers of a request. Dropping it ends them.
 pub struct Answers {
     /// By choice.
@@ -96,7 +99,7 @@ impl Answers {
     }
 
     /// Outputs of the choices that have any.
-    fn poll_outputs(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<(usize, Vec<Output>)>>> {
+    fn poll_outputs(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<ChoiceOutputs>>> {
         let mut found = Vec::new();
         for (choice, (receiver, scribe)) in self.outputs.iter_mut().zip(&self.scribes).enumerate() {
             let mut outputs = Vec::new();

@@ -119,7 +119,7 @@ impl More {
     async fn turn_over(&mut self, answers: &mut Answers, index: usize, reason: Reason, step: &mut Step) -> Result<()> {
         let (Some(choice), Some(scribe)) = (self.choices.get_mut(index), answers.scribe(index)) else { return Ok(()) };
         let (parts, tokens) = (scribe.take_parts(), scribe.tokens);
-        let calls_client = |part: &OutputPart| matches!(part, OutputPart::ToolCall(c) if self.chat.tools.iter().any(|t| *t == c.name));
+        let calls_client = |part: &OutputPart| matches!(part, OutputPart::ToolCall(c) if self.chat.tools.contains(&c.name));
         let tries = parts.iter().any(|p| matches!(p, OutputPart::ToolCall(_) | OutputPart::Malformed(_)));
         if !tries {
             return Ok(());
