@@ -69,7 +69,8 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
     let held = (0..dims.layers)
         .flat_map(|layer| groups(&dims, widths(layer)))
         .fold(0u64, |sum, (members, ranks)| sum.saturating_add(ops.group_bytes(&members, options.weights, ranks)));
-    parts.insert("frozen projections", held);
+    let dense = if options.weights == WeightPlan::Packed { left_dense(ops, config, &dims) } else { 0 };
+    parts.insert("frozen projections", held.saturating_add(dense));
     let table = product(&[dims.vocab as u64, dims.hidden as u64, element])?;
     let embedding = if dims.tied {
         0
@@ -144,6 +145,17 @@ pub fn plan<O: Ops>(ops: &O, config: &ModelConfig, adapter: Option<&AdapterConfi
     Ok(MemoryPlan { parts })
 }
 
+/// What projections take beyond packed ones that a checkpoint in 4 bits has left in 16 (bitsandbytes' `llm_int8_skip_modules`, as dynamic quantization
+/// writes it): they stay so.
+fn left_dense<O: Ops>(ops: &O, config: &ModelConfig, dims: &Dims) -> u64 {
+    let Some(quantization) = &config.quantization else { return 0 };
+    let skipped = dims.modules().into_iter().filter(|m| quantization.skips(&m.name));
+    skipped.fold(0, |sum, m| {
+        let dense = (m.out_features as u64).saturating_mul(m.in_features as u64).saturating_mul(ops.element_bytes() as u64);
+        sum.saturating_add(dense.saturating_sub(ops.group_bytes(&[(m.out_features, m.in_features)], WeightPlan::Packed, 0)))
+    })
+}
+
 /// Whether a part is as many bytes for each token of a micro-batch.
 pub(crate) fn grows_with_tokens(part: &str) -> bool {
     [KEPT, SHARED, STREAM, SCRATCH].contains(&part)
@@ -198,4 +210,47 @@ fn state_bytes(len: usize, config: &AdamWConfig) -> u64 {
 
 fn product(factors: &[u64]) -> Result<u64> {
     factors.iter().try_fold(1u64, |product, f| product.checked_mul(*f)).ok_or(EngineError::Overflow("the memory plan"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trainer_kernels::cpu::{Cpu, CpuOptions};
+    use trainer_model::QuantizationConfig;
+
+    #[test]
+    fn layers_that_a_checkpoint_left_dense_count_as_such() {
+        let mut config = crate::synthetic::shape("0.6b").unwrap();
+        let ops = Cpu::new(CpuOptions { threads: 1 }).unwrap();
+        let projections = |config: &ModelConfig, weights| {
+            let options = PlanOptions {
+                max_tokens: 64,
+                recompute: Recompute::None,
+                offload: false,
+                optimizer: None,
+                weights,
+                host_embedding: false,
+                loss_rows: 64,
+                generation: None,
+            };
+            plan(&ops, config, None, &options).unwrap().parts["frozen projections"]
+        };
+        let quantized = |skip: &[&str]| {
+            let skip_modules = Some(skip.iter().map(|s| (*s).to_owned()).collect());
+            Some(QuantizationConfig { double_quant: true, compute_dtype: None, skip_modules })
+        };
+        config.quantization = quantized(&["lm_head"]);
+        let all = projections(&config, WeightPlan::Packed);
+        config.quantization = quantized(&["lm_head", "model.layers.0.mlp", "self_attn.o_proj"]);
+        let some = projections(&config, WeightPlan::Packed);
+        let (h, i, layers) = (config.hidden_size, config.intermediate_size, config.num_hidden_layers);
+        let values = (3 * h * i + layers * h * config.num_attention_heads * config.head_dim) as f64;
+        // In place of 4 bits and an eighth of a bit for scales, the size of a value.
+        let more = values * (ops.element_bytes() as f64 - 4.127 / 8.0);
+        assert!((((some - all) as f64) / more - 1.0).abs() < 0.002, "{some} {all} {more}");
+        assert_eq!(projections(&config, WeightPlan::Unpacked), {
+            config.quantization = None;
+            projections(&config, WeightPlan::Unpacked)
+        });
+    }
 }
