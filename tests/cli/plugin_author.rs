@@ -152,7 +152,12 @@ fn what_cannot_be_is_refused() {
 fn calls_from_the_shell() {
     let sandbox = Sandbox::new();
     let functions = sandbox.ok(["plugin", "run", "calculator"]);
-    insta::assert_snapshot!(functions, @"");
+    insta::assert_snapshot!(functions, @r"
+    tool-executor: open(context: {settings, seed, now_ms}) -> {ok: handle} or {error: string}
+    tool-executor: call(calls: list<{name, arguments}>) -> list<ok | tool_error>
+    tool-executor: state_digest() -> string or null
+    tool-executor: tools(settings: string) -> {ok: list<{name, description, parameters, mutates}>} or {error: string}
+    ");
     let context = r#"[{"settings": {}, "seed": 1, "now_ms": 0}]"#;
     let call = r#"[[{"name": "calculate", "arguments": {"expression": "2*21"}}]]"#;
     let said = sandbox.ok(["plugin", "run", "calculator", "--call", "open", "--args", context, "--call", "call", "--args", call]);
