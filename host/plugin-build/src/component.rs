@@ -1,10 +1,13 @@
 //! From a core module to a component that the host takes.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use wasmparser::{Parser, Payload};
-use wit_component::{ComponentEncoder, DecodedWasm};
+use wit_component::{ComponentEncoder, DecodedWasm, StringEncoding};
+use wit_parser::Resolve;
 
-use crate::Error;
+use crate::{Error, adapter};
 
 /// The custom section that holds a plugin's manifest: in the module, where the SDK puts it, and at the component's top level, where the
 /// host reads it.
@@ -71,6 +74,64 @@ pub fn encode(module: &[u8]) -> Result<Component, Error> {
     Ok(Component { bytes, manifest })
 }
 
+/// Wraps a module that another language's compiler made into a component without a manifest. `wit` is a folder with one package and its
+/// dependencies below `deps/`, and `world` a world of it that the module implements. Imports of WASI's first preview are met by an empty world
+/// inside the component: see `adapter/empty-world.wat`.
+pub fn encode_foreign(module: &[u8], wit: &Path, world: &str) -> Result<Vec<u8>, Error> {
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_dir(wit).map_err(|e| Error::invalid(wit.display().to_string(), format!("{e:#}")))?;
+    let world = crate::bindings::select_world(&resolve, package, world)?;
+    let (mut module, needs_world) = without_ballast(module)?;
+    wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
+        .map_err(|e| Error::invalid("the component type", e))?;
+    let mut encoder = ComponentEncoder::default();
+    encoder.validate(true);
+    if needs_world {
+        encoder.adapter(adapter::MODULE, adapter::EMPTY_WORLD).map_err(|e| Error::invalid("the adapter", format!("{e:#}")))?;
+    }
+    encoder
+        .module(&module)
+        .and_then(|encoder| encoder.encode())
+        .map_err(|e| Error::invalid("the module", format!("does not make a component: {e:#}")))
+}
+
+/// The module without sections of no use at run time, and whether it imports from WASI.
+fn without_ballast(module: &[u8]) -> Result<(Vec<u8>, bool), Error> {
+    let bad = |e| Error::invalid("the module", format!("is not a WebAssembly module: {e}"));
+    let mut kept = module.get(..8).unwrap_or_default().to_vec();
+    let mut needs_world = false;
+    for payload in Parser::new(0).parse_all(module) {
+        let payload = payload.map_err(bad)?;
+        match &payload {
+            Payload::CustomSection(section) if is_ballast(section.name()) => continue,
+            Payload::ImportSection(imports) => {
+                for import in imports.clone().into_imports() {
+                    needs_world |= import.map_err(bad)?.module == adapter::MODULE;
+                }
+            }
+            _ => {}
+        }
+        push_section(&mut kept, &payload, module);
+    }
+    Ok((kept, needs_world))
+}
+
+fn is_ballast(section: &str) -> bool {
+    DROPPED.contains(&section) || section.starts_with(".debug")
+}
+
+/// Copies a section of the module.
+fn push_section(kept: &mut Vec<u8>, payload: &Payload<'_>, module: &[u8]) {
+    if let Some((id, range)) = payload.as_section() {
+        // A range that the parser took from this slice fits `usize`.
+        let section = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+        let section = section.and_then(|(start, end)| module.get(start..end)).unwrap_or_default();
+        kept.push(id);
+        push_leb(kept, section.len());
+        kept.extend_from_slice(section);
+    }
+}
+
 /// Reads a component's manifest, imports and exports.
 pub fn shape(component: &[u8]) -> Result<Shape, Error> {
     let mut manifest = None;
@@ -118,18 +179,11 @@ fn take_manifest(module: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
                 manifest = Some(section.data().to_vec());
                 continue;
             }
-            if DROPPED.contains(&section.name()) || section.name().starts_with(".debug") {
+            if is_ballast(section.name()) {
                 continue;
             }
         }
-        if let Some((id, range)) = payload.as_section() {
-            // A range that the parser took from this slice fits `usize`.
-            let section = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
-            let section = section.and_then(|(start, end)| module.get(start..end)).unwrap_or_default();
-            kept.push(id);
-            push_leb(&mut kept, section.len());
-            kept.extend_from_slice(section);
-        }
+        push_section(&mut kept, &payload, module);
     }
     let manifest = manifest.ok_or_else(|| {
         Error::invalid("the module", "holds no plugin manifest: describe the plugin with the SDK's `plugin!` macro in the crate's lib.rs")
