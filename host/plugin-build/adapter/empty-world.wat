@@ -7,8 +7,8 @@
   (import "trainer:host/log@0.1.0" "write" (func $log (param $level i32) (param $text i32) (param $len i32)))
   (import "env" "memory" (memory 0))
 
-  ;; Nanoseconds that the guest has slept.
-  (global $slept (mut i64) (i64.const 0))
+  ;; The time in nanoseconds: a second (Go refuses a clock that shows zero), and what the guest has slept.
+  (global $now (mut i64) (i64.const 1000000000))
   ;; State of a xorshift generator; any number but 0.
   (global $random (mut i64) (i64.const 0x2545f4914f6cdd1d))
 
@@ -25,7 +25,7 @@
     (i64.store (local.get $out) (i64.const 1))
     (i32.const 0))
   (func (export "clock_time_get") (param $clock i32) (param $precision i64) (param $out i32) (result i32)
-    (i64.store (local.get $out) (global.get $slept))
+    (i64.store (local.get $out) (global.get $now))
     (i32.const 0))
 
   (func (export "random_get") (param $at i32) (param $len i32) (result i32)
@@ -54,9 +54,9 @@
             (local.set $until (i64.load offset=24 (local.get $subscriptions)))
             ;; Without the flag, the time counts from now.
             (if (i32.eqz (i32.and (i32.load16_u offset=40 (local.get $subscriptions)) (i32.const 1)))
-              (then (local.set $until (i64.add (local.get $until) (global.get $slept)))))
-            (if (i64.gt_u (local.get $until) (global.get $slept))
-              (then (global.set $slept (local.get $until))))
+              (then (local.set $until (i64.add (local.get $until) (global.get $now)))))
+            (if (i64.gt_u (local.get $until) (global.get $now))
+              (then (global.set $now (local.get $until))))
             (i64.store (local.get $events) (i64.load (local.get $subscriptions)))
             (i64.store offset=8 (local.get $events) (i64.const 0))
             (i64.store offset=16 (local.get $events) (i64.const 0))
