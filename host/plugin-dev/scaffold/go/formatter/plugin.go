@@ -31,7 +31,7 @@ func Format(rows []string) []formatter.Outcome {
 
 func outcome(text string) formatter.Outcome {
 	var row map[string]any
-	if err := json.Unmarshal([]byte(text), &row); err != nil {
+	if err := json.Unmarshal([]byte(text), &row); err != nil || row == nil {
 		return bad("", "the row is no JSON object")
 	}
 	question, ok := row["question"].(string)
