@@ -64,72 +64,52 @@ pub struct Shape {
 /// is an error.
 pub fn encode(module: &[u8]) -> Result<Component, Error> {
     let (module, manifest) = take_manifest(module)?;
-    let mut bytes = ComponentEncoder::default()
-        .validate(true)
-        .module(&module)
-        .and_then(|encoder| encoder.encode())
-        .map_err(|e| Error::invalid("the module", format!("does not make a component: {e:#}")))?;
-    push_custom_section(&mut bytes, MANIFEST_SECTION, &manifest);
+    let manifest = manifest.ok_or_else(|| {
+        Error::invalid("the module", "holds no plugin manifest: describe the plugin with the SDK's `plugin!` macro in the crate's lib.rs")
+    })?;
+    let bytes = with_manifest(wrap(&module, &[])?, &manifest);
     let manifest = parse_manifest(&manifest)?;
     Ok(Component { bytes, manifest })
 }
 
-/// Wraps a module that another language's compiler made into a component without a manifest. `wit` is a folder with one package and its
+/// Wraps a module whose manifest comes from elsewhere into a component. `adapters` are core modules, by the name under which the module
+/// imports them, that meet imports which are no interfaces of the component model, such as `wasi_snapshot_preview1`.
+pub fn encode_without_manifest(module: &[u8], adapters: &[(&str, &[u8])]) -> Result<Vec<u8>, Error> {
+    let (module, manifest) = take_manifest(module)?;
+    if manifest.is_some() {
+        let reason = "holds a manifest, and so does plugin.toml: leave name, version and description out of `plugin!`";
+        return Err(Error::invalid("the module", reason));
+    }
+    wrap(&module, adapters)
+}
+
+/// Wraps a module that another language's compiler made into a component without manifest. `wit` is a folder with one package and its
 /// dependencies below `deps/`, and `world` a world of it that the module implements. Imports of WASI's first preview are met by an empty world
-/// inside the component: see `adapter/empty-world.wat`.
+/// inside the component: see [`adapter`].
 pub fn encode_foreign(module: &[u8], wit: &Path, world: &str) -> Result<Vec<u8>, Error> {
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_dir(wit).map_err(|e| Error::invalid(wit.display().to_string(), format!("{e:#}")))?;
     let world = crate::bindings::select_world(&resolve, package, world)?;
-    let (mut module, needs_world) = without_ballast(module)?;
+    let (mut module, _) = take_manifest(module)?;
     wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
         .map_err(|e| Error::invalid("the component type", e))?;
+    wrap(&module, &[(adapter::MODULE, adapter::EMPTY_WORLD)])
+}
+
+fn wrap(module: &[u8], adapters: &[(&str, &[u8])]) -> Result<Vec<u8>, Error> {
+    let failed = |e| Error::invalid("the module", format!("does not make a component: {e:#}"));
     let mut encoder = ComponentEncoder::default();
-    encoder.validate(true);
-    if needs_world {
-        encoder.adapter(adapter::MODULE, adapter::EMPTY_WORLD).map_err(|e| Error::invalid("the adapter", format!("{e:#}")))?;
+    encoder.validate(true).module(module).map_err(failed)?;
+    for (name, adapter) in adapters {
+        encoder.adapter(name, adapter).map_err(failed)?;
     }
-    encoder
-        .module(&module)
-        .and_then(|encoder| encoder.encode())
-        .map_err(|e| Error::invalid("the module", format!("does not make a component: {e:#}")))
+    encoder.encode().map_err(failed)
 }
 
-/// The module without sections of no use at run time, and whether it imports from WASI.
-fn without_ballast(module: &[u8]) -> Result<(Vec<u8>, bool), Error> {
-    let bad = |e| Error::invalid("the module", format!("is not a WebAssembly module: {e}"));
-    let mut kept = module.get(..8).unwrap_or_default().to_vec();
-    let mut needs_world = false;
-    for payload in Parser::new(0).parse_all(module) {
-        let payload = payload.map_err(bad)?;
-        match &payload {
-            Payload::CustomSection(section) if is_ballast(section.name()) => continue,
-            Payload::ImportSection(imports) => {
-                for import in imports.clone().into_imports() {
-                    needs_world |= import.map_err(bad)?.module == adapter::MODULE;
-                }
-            }
-            _ => {}
-        }
-        push_section(&mut kept, &payload, module);
-    }
-    Ok((kept, needs_world))
-}
-
-fn is_ballast(section: &str) -> bool {
-    DROPPED.contains(&section) || section.starts_with(".debug")
-}
-
-/// Copies a section of the module.
-fn push_section(kept: &mut Vec<u8>, payload: &Payload<'_>, module: &[u8]) {
-    if let Some((id, range)) = payload.as_section() {
-        // A range that the parser took from this slice fits `usize`.
-        let section = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
-        let section = section.and_then(|(start, end)| module.get(start..end)).unwrap_or_default();
-        kept.push(id);
-        push_leb(kept, section.len());
-        kept.extend_from_slice(section);
-    }
+/// A component with its manifest, a JSON text, in the custom section where the host looks for it.
+pub fn with_manifest(mut component: Vec<u8>, manifest: &[u8]) -> Vec<u8> {
+    push_custom_section(&mut component, MANIFEST_SECTION, manifest);
+    component
 }
 
 /// Reads a component's manifest, imports and exports.
@@ -164,8 +144,8 @@ pub fn shape(component: &[u8]) -> Result<Shape, Error> {
     })
 }
 
-/// Splits the module into itself without the manifest and without sections of no use, and the manifest's bytes.
-fn take_manifest(module: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
+/// Splits the module into itself without the manifest and without sections of no use, and the manifest's bytes if it has one.
+fn take_manifest(module: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
     let bad = |e| Error::invalid("the module", format!("is not a WebAssembly module: {e}"));
     let mut kept = module.get(..8).unwrap_or_default().to_vec();
     let mut manifest: Option<Vec<u8>> = None;
@@ -179,15 +159,19 @@ fn take_manifest(module: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
                 manifest = Some(section.data().to_vec());
                 continue;
             }
-            if is_ballast(section.name()) {
+            if DROPPED.contains(&section.name()) || section.name().starts_with(".debug") {
                 continue;
             }
         }
-        push_section(&mut kept, &payload, module);
+        if let Some((id, range)) = payload.as_section() {
+            // A range that the parser took from this slice fits `usize`.
+            let section = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+            let section = section.and_then(|(start, end)| module.get(start..end)).unwrap_or_default();
+            kept.push(id);
+            push_leb(&mut kept, section.len());
+            kept.extend_from_slice(section);
+        }
     }
-    let manifest = manifest.ok_or_else(|| {
-        Error::invalid("the module", "holds no plugin manifest: describe the plugin with the SDK's `plugin!` macro in the crate's lib.rs")
-    })?;
     Ok((kept, manifest))
 }
 
