@@ -1,4 +1,4 @@
-//! Bindings of the plugin kinds in C and Go, generated from `wit/` and checked in with the scaffolds of new projects: a released WIT file
+//! Bindings of the plugin kinds in C and Go, and types for JavaScript, generated from `wit/` and checked in with the scaffolds of new projects: a released WIT file
 //! never changes, so an author needs the language's compiler and no generator.
 
 use std::path::{Path, PathBuf};
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use wit_bindgen_core::{Files, WorldGenerator};
 use wit_parser::{Resolve, WorldId};
 
-use crate::Error;
 use crate::bindings::{WIT_VERSION, push, select_world};
+use crate::{Error, typescript};
 
 /// The kinds by the names that authors know, with package and interface.
 const KINDS: [(&str, &str, &str); 5] = [
@@ -27,6 +27,7 @@ pub fn generate(wit: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Error> {
             files.push((Path::new("c").join(kind).join("bindings").join(name), content));
         }
         let (mut resolve, world) = self::world(wit, package)?;
+        files.push((Path::new("js").join(kind).join("types.d.ts"), typescript::declarations(&resolve, world).into_bytes()));
         for (name, content) in go(&mut resolve, world, package, interface)? {
             files.push((Path::new("go").join(kind).join(name), content));
         }

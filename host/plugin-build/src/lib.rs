@@ -14,5 +14,6 @@ pub mod foreign;
 pub mod guest;
 pub mod official;
 pub mod toolchain;
+mod typescript;
 
 pub use error::Error;

@@ -1,3 +1,3 @@
 module trainer_plugin
 
-go 1.25
+go 1.24

@@ -21,9 +21,14 @@ export function warn(message) {
   log.write("warn", String(message));
 }
 
-/** Wraps the functions of an interface, and the classes of its resources. */
+/**
+ * Wraps the functions of an interface, and the classes of its resources.
+ * @template T
+ * @param {T} members
+ * @returns {T}
+ */
 export function exported(members) {
-  const wrapped = {};
+  const wrapped = /** @type {any} */ ({});
   for (const [name, member] of Object.entries(members)) {
     wrapped[name] = isClass(member) ? wrapClass(member) : reported(member);
   }

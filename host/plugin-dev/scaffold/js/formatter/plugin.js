@@ -2,8 +2,12 @@
 
 import { exported } from "./trainer_plugin.js";
 
+/** @import { Formatter, Message, Outcome } from "./types" */
+
+/** @type {string | undefined} */
 let system;
 
+/** @type {Formatter} */
 export const formatter = exported({
   // Called once in each instance, before anything else. The host has checked the settings against settings.json.
   configure(settings) {
@@ -16,6 +20,7 @@ export const formatter = exported({
   },
 });
 
+/** @returns {Outcome} */
 function outcome(row) {
   if (typeof row !== "object" || row === null || Array.isArray(row)) return bad("", "the row is no JSON object");
   for (const column of ["question", "answer"]) {
@@ -27,11 +32,15 @@ function outcome(row) {
   return { tag: "sample", val: { messages, tools: [], templateArgs: null, weight: 1 } };
 }
 
+/** @returns {Outcome} */
 function bad(pointer, message) {
   return { tag: "bad", val: { pointer, message } };
 }
 
-// A message of nothing but text. Without a weight, the recipe decides what is learnt from: as a rule the assistant's words.
+/**
+ * A message of nothing but text. Without a weight, the recipe decides what is learnt from: as a rule the assistant's words.
+ * @returns {Message}
+ */
 function message(role, text) {
   return {
     role,

@@ -2,8 +2,11 @@
 
 import { exported } from "./trainer_plugin.js";
 
+/** @import { Message, Metric, Plan, Response, SampleScore } from "./types" */
+
 let ignoreCase;
 
+/** @type {Metric} */
 export const metric = exported({
   // Called once in each instance, before anything else. The host has checked the settings against settings.json.
   configure(settings) {
@@ -27,17 +30,16 @@ export const metric = exported({
 
   // Sums up the scores of all samples.
   aggregate(samples) {
-    const values = samples
-      .flat()
-      .filter(({ name, value }) => name === "contains" && value.tag === "boolean")
-      .map(({ value }) => value.val);
-    if (values.length === 0) return [];
-    const share = values.filter((right) => right).length / values.length;
-    const stderr = Math.sqrt((share * (1 - share)) / values.length);
+    const scored = samples.flat().filter(({ name, value }) => name === "contains" && value.tag === "boolean");
+    if (scored.length === 0) return [];
+    const right = scored.filter(({ value }) => value.tag === "boolean" && value.val);
+    const share = right.length / scored.length;
+    const stderr = Math.sqrt((share * (1 - share)) / scored.length);
     return [{ name: "accuracy", value: share, stderr, higherIsBetter: true }];
   },
 });
 
+/** @returns {Plan} */
 function plan(row) {
   if (!isObject(row)) return { tag: "bad", val: ["", "the row is no JSON object"] };
   for (const column of ["question", "expected"]) {
@@ -50,6 +52,7 @@ function plan(row) {
   };
 }
 
+/** @type {(row: any, response: Response) => SampleScore} */
 function score(row, response) {
   if (response.tag === "failed") return unscored(response.val);
   if (response.tag !== "answers" || response.val.length === 0) return unscored("there is no answer");
@@ -62,6 +65,7 @@ function score(row, response) {
   };
 }
 
+/** @returns {SampleScore} */
 function unscored(why) {
   return { name: "contains", value: { tag: "unscored" }, explanation: why };
 }
@@ -74,7 +78,10 @@ function isObject(value) {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-// A question of nothing but text.
+/**
+ * A question of nothing but text.
+ * @returns {Message}
+ */
 function user(text) {
   return {
     role: "user",

@@ -3,8 +3,12 @@
 import { exported, refuse } from "./trainer_plugin.js";
 import { fromUtf8, toUtf8 } from "./utf8.js";
 
+/** @import { Policy, Setup } from "./types" */
+
 class Mixer {
-  constructor(setup, counts) {
+  /** @param {Setup} setup */
+  constructor(setup, counts = undefined) {
+    /** @type {Map<string, number>} */
     const weights = new Map(Object.entries(JSON.parse(setup.settings).weights ?? {}));
     const names = setup.sources.map(({ name }) => name);
     for (const name of weights.keys()) {
@@ -57,6 +61,7 @@ class Mixer {
   }
 }
 
+/** @type {Policy} */
 export const policy = exported({ Mixer });
 
 function readCounts(snapshot) {

@@ -3,6 +3,8 @@
 import { exported, refuse } from "./trainer_plugin.js";
 import { fromUtf8, toUtf8 } from "./utf8.js";
 
+/** @import { Conversation, Piece, Rendered, Segment, Template } from "./types" */
+
 const START = "<|im_start|>";
 const END = "<|im_end|>";
 
@@ -19,6 +21,7 @@ class OutputParser {
   }
 }
 
+/** @type {Template} */
 export const template = exported({
   // Called once in each instance, before anything else.
   configure(settings) {},
@@ -45,7 +48,12 @@ export const template = exported({
   OutputParser,
 });
 
-// The answer to one of several requests: an error in one leaves the others alone.
+/**
+ * The answer to one of several requests: an error in one leaves the others alone.
+ * @template T
+ * @param {() => T} render
+ * @returns {{ tag: "ok"; val: T } | { tag: "err"; val: string }}
+ */
 function answer(render) {
   try {
     return { tag: "ok", val: render() };
@@ -55,6 +63,7 @@ function answer(render) {
   }
 }
 
+/** @type {(conversation: Conversation, openTurn: boolean) => Rendered} */
 function prompt({ messages, tools }, openTurn) {
   if (tools.length > 0) throw refuse("this template knows no tools");
   if (messages.length === 0) throw refuse("the conversation has no messages");
@@ -70,7 +79,8 @@ function turn(index, message) {
   if (message.content.tag === "json") throw refuse(`message ${index}: this template knows only text as content`);
   const weight = message.weight ?? 1;
   const written = message.role === "assistant";
-  const words = weighted(index, message.content.val ?? "", message.spans, weight);
+  const content = message.content.tag === "text" ? message.content.val : "";
+  const words = weighted(index, content, message.spans, weight);
   return [
     segment(special(START), index, weight),
     segment(text(`${message.role}\n`), index, weight),
@@ -103,14 +113,17 @@ function read(pieces) {
   return words === "" ? [] : [text(words)];
 }
 
+/** @returns {Segment} */
 function segment(piece, sourceMessage, weight, generated = false) {
   return { piece, sourceMessage, generated, weight };
 }
 
+/** @returns {{ tag: "text"; val: string }} */
 function text(val) {
   return { tag: "text", val };
 }
 
+/** @returns {Piece} */
 function special(val) {
   return { tag: "special", val };
 }

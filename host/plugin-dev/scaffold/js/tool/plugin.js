@@ -2,6 +2,8 @@
 
 import { exported } from "./trainer_plugin.js";
 
+/** @import { Call, Context, Executor, Outcome } from "./types" */
+
 const ADD_ITEM = {
   type: "object",
   properties: {
@@ -18,13 +20,18 @@ class ToolError extends Error {}
 
 // One episode: everything that it remembers lies in the object.
 class Session {
+  /** @type {{ item: string; quantity: number }[]} */
   items = [];
 
+  /** @param {Context} context */
   static open(context) {
     return new Session();
   }
 
-  // Executes calls in order: one outcome per call.
+  /**
+   * Executes calls in order: one outcome per call.
+   * @param {Call[]} calls
+   */
   call(calls) {
     return calls.map(({ name, arguments: args }) => this.outcome(name, JSON.parse(args)));
   }
@@ -34,6 +41,7 @@ class Session {
     return JSON.stringify(this.items);
   }
 
+  /** @returns {Outcome} */
   outcome(name, args) {
     try {
       return { tag: "ok", val: JSON.stringify(this.run(name, args)) };
@@ -62,6 +70,7 @@ class Session {
   }
 }
 
+/** @type {Executor} */
 export const executor = exported({
   // The tools on offer, in the order in which the model sees them.
   tools(settings) {
