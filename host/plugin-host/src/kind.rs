@@ -47,20 +47,28 @@ impl Kind {
         }
     }
 
-    /// The versions of the kind's WIT package that this host knows.
+    /// The versions of the kind's WIT package that this host runs, the newest last.
     pub const fn versions(self) -> &'static [&'static str] {
-        &["0.1.0"]
+        match self {
+            Kind::EvalMetric => &["0.1.0", "0.2.0"],
+            _ => &["0.1.0"],
+        }
+    }
+
+    /// The interface by whose export a component shows that it is of this kind, without the version.
+    pub const fn interface(self) -> &'static str {
+        match self {
+            Kind::DatasetFormatter => "trainer:dataset-formatter/formatter",
+            Kind::ChatTemplate => "trainer:chat-template/template",
+            Kind::MixingPolicy => "trainer:mixing-policy/policy",
+            Kind::ToolExecutor => "trainer:tool-executor/executor",
+            Kind::EvalMetric => "trainer:eval-metric/metric",
+        }
     }
 
     /// The export by which a component shows that it is of this kind, in the newest version.
-    pub const fn export(self) -> &'static str {
-        match self {
-            Kind::DatasetFormatter => "trainer:dataset-formatter/formatter@0.1.0",
-            Kind::ChatTemplate => "trainer:chat-template/template@0.1.0",
-            Kind::MixingPolicy => "trainer:mixing-policy/policy@0.1.0",
-            Kind::ToolExecutor => "trainer:tool-executor/executor@0.1.0",
-            Kind::EvalMetric => "trainer:eval-metric/metric@0.1.0",
-        }
+    pub fn export(self) -> String {
+        format!("{}@{}", self.interface(), self.versions().last().unwrap_or(&""))
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Manifest {
     /// JSON Schema of the settings, as a rule of an object. Without one the plugin takes no settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings_schema: Option<Value>,
-    /// Capabilities that it needs and the user has to grant: `http: SERVER`, `secret: NAME`.
+    /// Capabilities that it needs and the user has to grant: `http: SERVER`, `secret: NAME`, `clock`, `random`.
     #[serde(default)]
     pub needs: Vec<String>,
     /// Whether equal arguments give equal results. Only a tool may say no; it then has no fuel limit, only a deadline.
@@ -51,6 +51,9 @@ impl Manifest {
         }
         if !is_semver(&manifest.version) {
             return Err(wrong(format!("the version {:?} in its manifest is no semantic version such as 1.2.3", manifest.version)));
+        }
+        if let Some(c) = manifest.description.chars().chain(manifest.needs.iter().flat_map(|n| n.chars())).find(|c| c.is_control()) {
+            return Err(wrong(format!("`description` or `needs` in its manifest holds the control character {c:?}; write one line of text")));
         }
         if let Some(schema) = &manifest.settings_schema
             && !schema.is_object()
@@ -135,6 +138,8 @@ mod tests {
             (r#"{"name": "a", "version": "0.1.0", "grants": []}"#, "unknown field `grants`"),
             (r#"{"name": "a", "version": "0.1.0", "settings_schema": true}"#, "no JSON object"),
             (r#"{"name": "a"}"#, "missing field `version`"),
+            (r#"{"name": "a", "version": "0.1.0", "description": "\u001b[2J"}"#, "control character '\\u{1b}'"),
+            (r#"{"name": "a", "version": "0.1.0", "needs": ["a\nb"]}"#, "control character '\\n'"),
             ("[", "cannot be read"),
         ] {
             let error = read(text).unwrap_err();
