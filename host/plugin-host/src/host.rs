@@ -186,7 +186,9 @@ impl PluginHost {
         if let Some(need) = needs.iter().find(|need| manifest.deterministic && matches!(need, Need::Clock | Need::Random)) {
             return Err(PluginError::Manifest {
                 plugin: manifest.name,
-                reason: format!("its manifest says that it needs `{need}` and that it is deterministic: it also has to say `deterministic: false`"),
+                reason: format!(
+                    "its manifest says that it needs `{need}` and that it is deterministic: it also has to say `deterministic: false`"
+                ),
             });
         }
         if !(MIN_WASM_STACK..=MAX_WASM_STACK).contains(&limits.wasm_stack.0) {

@@ -118,9 +118,17 @@ pub(crate) fn validate(file: &str, bytes: &[u8]) -> Result<(), PluginError> {
 /// What the parser or validator says, in one line, which may quote what stands in the component.
 fn invalid(file: &str, error: &BinaryReaderError) -> PluginError {
     let words = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-    let off = ["must be enabled", "not enabled", "to be enabled", "requires the component model", "requires the shared", "requires the `cm"];
-    let hint = if off.iter().any(|sign| words.contains(sign)) { "; plugins run without this feature of WebAssembly: build without it" } else { "" };
-    PluginError::Invalid { plugin: file.to_owned(), reason: format!("{} (at offset {:#x}){hint}", bounded(&shown_words(&words)), error.offset()) }
+    let off =
+        ["must be enabled", "not enabled", "to be enabled", "requires the component model", "requires the shared", "requires the `cm"];
+    let hint = if off.iter().any(|sign| words.contains(sign)) {
+        "; plugins run without this feature of WebAssembly: build without it"
+    } else {
+        ""
+    };
+    PluginError::Invalid {
+        plugin: file.to_owned(),
+        reason: format!("{} (at offset {:#x}){hint}", bounded(&shown_words(&words)), error.offset()),
+    }
 }
 
 fn shown_words(words: &str) -> String {
@@ -169,8 +177,9 @@ impl<'a> Scan<'a> {
                 Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
                     return Err(PluginError::Invalid {
                         plugin: file.to_owned(),
-                        reason: "it is a core module, not a component; `trainer plugin build` and `wasm-tools component new` make one of it"
-                            .to_owned(),
+                        reason:
+                            "it is a core module, not a component; `trainer plugin build` and `wasm-tools component new` make one of it"
+                                .to_owned(),
                     });
                 }
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,

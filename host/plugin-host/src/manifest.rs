@@ -54,7 +54,9 @@ impl Manifest {
             return Err(wrong(format!("the version {} in its manifest is no semantic version such as 1.2.3", quoted(&manifest.version))));
         }
         if let Some(c) = manifest.description.chars().chain(manifest.needs.iter().flat_map(|n| n.chars())).find(|c| c.is_control()) {
-            return Err(wrong(format!("`description` or `needs` in its manifest holds the control character {c:?}; write one line of text")));
+            return Err(wrong(format!(
+                "`description` or `needs` in its manifest holds the control character {c:?}; write one line of text"
+            )));
         }
         if let Some(schema) = &manifest.settings_schema
             && !schema.is_object()

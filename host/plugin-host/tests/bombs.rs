@@ -34,10 +34,8 @@ fn section(id: u8, content: &[u8]) -> Vec<u8> {
 
 /// A formatter that is none when it is looked at closely, and more sections after it.
 fn formatter_with(more: &[Vec<u8>]) -> Vec<u8> {
-    let text = format!(
-        r#"(component {} (instance $i) (export "trainer:dataset-formatter/formatter@0.1.0" (instance $i)))"#,
-        manifest(MANIFEST)
-    );
+    let text =
+        format!(r#"(component {} (instance $i) (export "trainer:dataset-formatter/formatter@0.1.0" (instance $i)))"#, manifest(MANIFEST));
     [component(&text), more.concat()].concat()
 }
 
@@ -125,13 +123,16 @@ fn a_million_imports_and_exports() {
     // Of a module within it.
     let module = |count: usize| {
         let mut imports = leb(count);
-        (0..count).for_each(|_| imports.extend([1, b'm', 1, b'f', 0, 0]));
+        for i in 0..count {
+            let name = format!("{i:x}");
+            imports.extend([&[1, b'm'][..], &leb(name.len()), name.as_bytes(), &[0, 0]].concat());
+        }
         [b"\0asm\x01\0\0\0".to_vec(), section(1, &[1, 0x60, 0, 0]), section(2, &imports)].concat()
     };
     let error = refused(formatter_with(&[section(1, &module(MILLION + 1))]));
     assert!(error.contains("cannot compile plugin `rogue`: ") && error.contains("limit of 1000000"), "{error}");
-    // As many as may be: the module is never instantiated, and what remains is no formatter.
-    let error = refused(formatter_with(&[section(1, &module(MILLION))]));
+    // Many, but not too many: the module is never instantiated, and what remains is no formatter.
+    let error = refused(formatter_with(&[section(1, &module(200_000))]));
     assert!(error.starts_with("plugin `rogue` 1.2.3 does not fit the interface that it names: "), "{error}");
     // Exports without a kind among them.
     let mut exports = leb(MILLION);

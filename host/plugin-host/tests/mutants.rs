@@ -118,7 +118,11 @@ fn feed(bytes: Vec<u8>) {
             }
             Kind::ToolExecutor => {
                 let context = ToolContext { settings: Value::Null, seed: 1, now_ms: 1 };
-                plugin.tools(none).map(drop).err().or_else(|| plugin.tool_session(&context).and_then(|mut s| s.state_digest().map(drop)).err())
+                plugin
+                    .tools(none)
+                    .map(drop)
+                    .err()
+                    .or_else(|| plugin.tool_session(&context).and_then(|mut s| s.state_digest().map(drop)).err())
             }
         };
         error.iter().for_each(short);

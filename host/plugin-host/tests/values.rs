@@ -89,8 +89,7 @@ fn draws_of_a_policy() {
         let mut guest = Guest::new(Kind::MixingPolicy, "0.1.0");
         let answer = ok_list(&mut guest, draws);
         let source = |name: &str, random_access| Source { name: name.into(), length: Some(4), random_access };
-        let setup =
-            MixerSetup { settings: Value::Null, sources: vec![source("a", true), source("b", false)], seed: 1, feedback_lag: 0 };
+        let setup = MixerSetup { settings: Value::Null, sources: vec![source("a", true), source("b", false)], seed: 1, feedback_lag: 0 };
         let mut mixer = load(&guest.answers("mixer.next", &answer)).mixer(&setup, None).unwrap();
         mixer.next(2).map_or_else(|e| words_of(&e), |draws| format!("{} taken", draws.len()))
     };
@@ -121,10 +120,7 @@ fn tools_on_offer() {
         load(&guest.answers("tools", &answer)).tools(&Value::Null).map_or_else(|e| words_of(&e), |tools| format!("{} taken", tools.len()))
     };
     assert_eq!(refused(&[("a", "{}"), ("b", "{}")]), "2 taken");
-    assert_eq!(
-        refused(&[("a", "{}"), ("a", "{}")]),
-        "returned a bad value: tools[1].name: \"a\" is empty or the name of another tool"
-    );
+    assert_eq!(refused(&[("a", "{}"), ("a", "{}")]), "returned a bad value: tools[1].name: \"a\" is empty or the name of another tool");
     assert_eq!(refused(&[("", "{}")]), "returned a bad value: tools[0].name: \"\" is empty or the name of another tool");
     assert_eq!(refused(&[("a", "[]")]), "returned a bad value: tools[0].parameters: it is no JSON object");
     let words = refused(&[("a", "{\"type\": \"no such type\"}")]);

@@ -65,7 +65,10 @@ fn released_interfaces_never_change() {
     for kind in Kind::ALL {
         for version in kind.versions() {
             let folder = format!("{}/{version}/", kind.name());
-            assert!(released.keys().any(|file| file.starts_with(&folder)), "the host knows {kind} {version}, of which there is no released WIT");
+            assert!(
+                released.keys().any(|file| file.starts_with(&folder)),
+                "the host knows {kind} {version}, of which there is no released WIT"
+            );
         }
     }
 }
@@ -95,11 +98,7 @@ fn metric(version: &str) -> Guest {
     }
     let summaries = guest.list(&[summary]);
     let summaries = [words(&[0]), summaries].concat();
-    guest
-        .answers("scoring-version", &number)
-        .answers("prepare", &plans)
-        .answers("score", &scores)
-        .answers("aggregate", &summaries)
+    guest.answers("scoring-version", &number).answers("prepare", &plans).answers("score", &scores).answers("aggregate", &summaries)
 }
 
 fn item(tokens: Option<u64>) -> Item {
@@ -160,7 +159,7 @@ fn the_second_version_says_what_the_first_cannot() {
         "score",
         &format!(
             "(local $answer i32)
-             (local.set $answer (i32.load (i32.load offset=12 (local.get 0))))
+             (local.set $answer (i32.load offset=12 (local.get 0)))
              (i32.store8 offset=8 (i32.const {score}) (i32.const 3))
              (if (i32.load8_u offset=48 (local.get $answer)) (then
                (i32.store8 offset=8 (i32.const {score}) (i32.const 0))
@@ -186,7 +185,11 @@ fn the_second_version_says_what_the_first_cannot() {
 #[test]
 fn a_binary_of_the_first_version_runs_unchanged() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/exact_match-0.1.0.wasm");
-    assert_eq!(sha256(&path), "2e2900f8bb59e67905b816b4cd1249e54a13e2f4171bf014d8b1a763e796acca", "the fixture stands for plugins that nobody can rebuild: put it back");
+    assert_eq!(
+        sha256(&path),
+        "2e2900f8bb59e67905b816b4cd1249e54a13e2f4171bf014d8b1a763e796acca",
+        "the fixture stands for plugins that nobody can rebuild: put it back"
+    );
     let host = host();
     let old = host.load(&PluginSource::File(path), Limits::default()).unwrap();
     let new = host.load(&source(metric("0.2.0").build()), Limits::default()).unwrap();

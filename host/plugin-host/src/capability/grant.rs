@@ -124,7 +124,14 @@ mod tests {
     #[test]
     fn grants_are_described_without_values_and_places() {
         let grants = parse(
-            &["random", "network=10.0.0.0/8", "clock", "http=POST,GET https://b.example.com", "http=https://A.example.com/", "http=https://a.example.com"],
+            &[
+                "random",
+                "network=10.0.0.0/8",
+                "clock",
+                "http=POST,GET https://b.example.com",
+                "http=https://A.example.com/",
+                "http=https://a.example.com",
+            ],
             &[("KEY", "env:SOME_VARIABLE to https://a.example.com"), ("TOKEN", "file:/run/secrets/t to https://b.example.com")],
         )
         .unwrap();

@@ -45,7 +45,8 @@ pub(super) fn error(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
 
 /// `wasi:io/poll`
 pub(super) fn poll(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
-    interface.func("[method]pollable.ready", |store, (pollable,): (Resource<Pollable>,)| Ok((store.data().world.ready(pollable.rep()),)))?;
+    interface
+        .func("[method]pollable.ready", |store, (pollable,): (Resource<Pollable>,)| Ok((store.data().world.ready(pollable.rep()),)))?;
     interface.func("[method]pollable.block", |mut store: StoreContextMut<'_, State>, (pollable,): (Resource<Pollable>,)| {
         wait(store.data_mut(), &[pollable.rep()]);
         Ok(())
@@ -75,9 +76,8 @@ pub(super) fn streams(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
         })?;
     }
     for name in ["[method]input-stream.skip", "[method]input-stream.blocking-skip"] {
-        interface.func(name, |_, (_, _): (Resource<InputStream>, u64)| -> wasmtime::Result<Streamed<u64>> {
-            Ok((Err(StreamError::Closed),))
-        })?;
+        interface
+            .func(name, |_, (_, _): (Resource<InputStream>, u64)| -> wasmtime::Result<Streamed<u64>> { Ok((Err(StreamError::Closed),)) })?;
     }
     interface.func("[method]input-stream.subscribe", |_, (_,): (Resource<InputStream>,)| Ok((Resource::<Pollable>::new_own(0),)))?;
     interface.func("[method]output-stream.check-write", |_, (_,): (Resource<OutputStream>,)| -> wasmtime::Result<Streamed<u64>> {
@@ -86,7 +86,9 @@ pub(super) fn streams(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
     for name in ["[method]output-stream.write", "[method]output-stream.blocking-write-and-flush"] {
         interface.func(
             name,
-            |mut store: StoreContextMut<'_, State>, (stream, contents): (Resource<OutputStream>, WasmList<u8>)| -> wasmtime::Result<Streamed<()>> {
+            |mut store: StoreContextMut<'_, State>,
+             (stream, contents): (Resource<OutputStream>, WasmList<u8>)|
+             -> wasmtime::Result<Streamed<()>> {
                 let all = contents.as_le_slice(&store);
                 // The log takes no more in a call, so that a flood is not even copied.
                 let bytes = all[..all.len().min(LOG_BYTES)].to_vec();
@@ -103,12 +105,9 @@ pub(super) fn streams(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
         interface.func(name, |_, (_, _): (Resource<OutputStream>, u64)| -> wasmtime::Result<Streamed<()>> { Ok((Ok(()),)) })?;
     }
     for name in ["[method]output-stream.splice", "[method]output-stream.blocking-splice"] {
-        interface.func(
-            name,
-            |_, (_, _, _): (Resource<OutputStream>, Resource<InputStream>, u64)| -> wasmtime::Result<Streamed<u64>> {
-                Ok((Err(StreamError::Closed),))
-            },
-        )?;
+        interface.func(name, |_, (_, _, _): (Resource<OutputStream>, Resource<InputStream>, u64)| -> wasmtime::Result<Streamed<u64>> {
+            Ok((Err(StreamError::Closed),))
+        })?;
     }
     Ok(())
 }

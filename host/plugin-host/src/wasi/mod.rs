@@ -132,8 +132,9 @@ pub(crate) fn link(linker: &mut Linker<State>, component: &Component) -> wasmtim
                 ComponentItem::ComponentFunc(func) if !functions.contains(&name) => {
                     let refusal = func.results().next().and_then(|result| refusal(&result));
                     let words = format!("{import} has no {name} in the empty world");
-                    linker.func_new(name, move |_, _, _, results| match (&refusal, results) {
+                    linker.func_new(name, move |mut store, _, arguments, results| match (&refusal, results) {
                         (Some(refusal), [result]) => {
+                            arguments.iter().try_for_each(|argument| give_back(&mut store, argument))?;
                             *result = refusal.clone();
                             Ok(())
                         }
@@ -168,6 +169,19 @@ fn refusal(result: &Type) -> Option<Val> {
     let Some(Type::Enum(codes)) = result.err() else { return None };
     let code = codes.names().find(|name| matches!(*name, "access-denied" | "access"))?;
     Some(Val::Result(Err(Some(Box::new(Val::Enum(code.to_owned()))))))
+}
+
+/// Gives back the handles that a call lent, which its end requires.
+fn give_back(store: &mut StoreContextMut<'_, State>, value: &Val) -> wasmtime::Result<()> {
+    match value {
+        Val::Resource(resource) => resource.resource_drop(&mut *store),
+        Val::List(items) | Val::Tuple(items) => items.iter().try_for_each(|item| give_back(store, item)),
+        Val::Record(fields) => fields.iter().try_for_each(|(_, field)| give_back(store, field)),
+        Val::Variant(_, Some(value)) | Val::Option(Some(value)) | Val::Result(Ok(Some(value)) | Err(Some(value))) => {
+            give_back(store, value)
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ pub(super) fn random(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
 
 /// `wasi:random/insecure`
 pub(super) fn insecure(interface: &mut Interface<'_>) -> wasmtime::Result<()> {
-    interface.func("get-insecure-random-bytes", |mut store: StoreContextMut<'_, State>, (length,): (u64,)| bytes(store.data_mut(), length))?;
+    interface
+        .func("get-insecure-random-bytes", |mut store: StoreContextMut<'_, State>, (length,): (u64,)| bytes(store.data_mut(), length))?;
     interface.func("get-insecure-random-u64", |mut store: StoreContextMut<'_, State>, (): ()| Ok((number(store.data_mut())?,)))
 }
 

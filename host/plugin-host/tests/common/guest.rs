@@ -36,6 +36,7 @@ pub struct Guest {
     bodies: BTreeMap<String, String>,
     data: Vec<u8>,
     globals: String,
+    all_imports: bool,
     manifest: String,
 }
 
@@ -60,7 +61,7 @@ impl Guest {
         let world = resolve.select_world(&[package], Some("guest")).unwrap();
         let deterministic = kind != Kind::ToolExecutor;
         let manifest = format!(r#"{{"name": "rogue", "version": "1.2.3", "deterministic": {deterministic}}}"#);
-        Self { resolve, world, bodies: BTreeMap::new(), data: Vec::new(), globals: String::new(), manifest }
+        Self { resolve, world, bodies: BTreeMap::new(), data: Vec::new(), globals: String::new(), all_imports: false, manifest }
     }
 
     pub fn manifest(mut self, json: &str) -> Self {
@@ -89,6 +90,12 @@ impl Guest {
     /// Adds module fields.
     pub fn field(mut self, text: &str) -> Self {
         self.globals.push_str(text);
+        self
+    }
+
+    /// Imports every function of every interface that its world imports.
+    pub fn import_all(mut self) -> Self {
+        self.all_imports = true;
         self
     }
 
@@ -122,9 +129,7 @@ impl Guest {
     }
 
     fn functions(&self) -> Vec<(String, &Function)> {
-        self.interfaces()
-            .flat_map(|(name, id)| self.resolve.interfaces[id].functions.values().map(move |f| (name.clone(), f)))
-            .collect()
+        self.interfaces().flat_map(|(name, id)| self.resolve.interfaces[id].functions.values().map(move |f| (name.clone(), f))).collect()
     }
 
     /// The exports' names, without their interface.
@@ -144,6 +149,16 @@ impl Guest {
                     )
                     .unwrap();
                 }
+            }
+        }
+        let types = |all: &[WasmType]| all.iter().map(|t| format!(" {}", core(*t))).collect::<String>();
+        for item in self.resolve.worlds[self.world].imports.values().filter(|_| self.all_imports) {
+            let WorldItem::Interface { id, .. } = item else { continue };
+            let name = self.resolve.id_of(*id).unwrap();
+            for function in self.resolve.interfaces[*id].functions.values() {
+                let signature = self.resolve.wasm_signature(AbiVariant::GuestImport, function);
+                let (params, results) = (types(&signature.params), types(&signature.results));
+                writeln!(text, "(import {name:?} {:?} (func (param{params}) (result{results})))", function.name).unwrap();
             }
         }
         // Imports come first in a module; what a test adds may begin with some.
@@ -177,16 +192,10 @@ impl Guest {
         .unwrap();
         for (interface, function) in self.functions() {
             let signature = self.resolve.wasm_signature(AbiVariant::GuestExport, function);
-            let types = |all: &[WasmType]| all.iter().map(|t| format!(" {}", core(*t))).collect::<String>();
             let name = function.legacy_core_export_name(Some(&interface));
             let body = self.bodies.get(&short(function)).cloned().unwrap_or_else(|| harmless(function, &signature.results));
-            writeln!(
-                text,
-                "(func (export {name:?}) (param{}) (result{}) {body})",
-                types(&signature.params),
-                types(&signature.results)
-            )
-            .unwrap();
+            writeln!(text, "(func (export {name:?}) (param{}) (result{}) {body})", types(&signature.params), types(&signature.results))
+                .unwrap();
         }
         text.push(')');
         let mut module = wat::parse_str(&text).unwrap_or_else(|e| panic!("{e}"));

@@ -36,11 +36,7 @@ pub(super) trait World: Configure {
     fn scoring_version(&self, store: &mut Store<State>) -> wasmtime::Result<String>;
     fn prepare(&self, store: &mut Store<State>, rows: &[String]) -> wasmtime::Result<Vec<v2::Plan>>;
     fn score(&self, store: &mut Store<State>, items: &[v2::Item]) -> wasmtime::Result<Vec<Vec<v2::SampleScore>>>;
-    fn aggregate(
-        &self,
-        store: &mut Store<State>,
-        samples: &[Vec<v2::SampleScore>],
-    ) -> wasmtime::Result<Result<Vec<v2::Summary>, String>>;
+    fn aggregate(&self, store: &mut Store<State>, samples: &[Vec<v2::SampleScore>]) -> wasmtime::Result<Result<Vec<v2::Summary>, String>>;
 }
 
 bindings!(metric, Kind::EvalMetric);
@@ -69,11 +65,7 @@ impl World for World2 {
         self.trainer_eval_metric_metric().call_score(store, items)
     }
 
-    fn aggregate(
-        &self,
-        store: &mut Store<State>,
-        samples: &[Vec<v2::SampleScore>],
-    ) -> wasmtime::Result<Result<Vec<v2::Summary>, String>> {
+    fn aggregate(&self, store: &mut Store<State>, samples: &[Vec<v2::SampleScore>]) -> wasmtime::Result<Result<Vec<v2::Summary>, String>> {
         self.trainer_eval_metric_metric().call_aggregate(store, samples)
     }
 }
@@ -103,11 +95,7 @@ impl World for World1 {
         Ok(scores.into_iter().map(|sample| sample.into_iter().map(score).collect()).collect())
     }
 
-    fn aggregate(
-        &self,
-        store: &mut Store<State>,
-        samples: &[Vec<v2::SampleScore>],
-    ) -> wasmtime::Result<Result<Vec<v2::Summary>, String>> {
+    fn aggregate(&self, store: &mut Store<State>, samples: &[Vec<v2::SampleScore>]) -> wasmtime::Result<Result<Vec<v2::Summary>, String>> {
         let samples: Vec<Vec<v1::SampleScore>> = samples.iter().map(|sample| sample.iter().map(old_score).collect()).collect();
         let summaries = self.trainer_eval_metric_metric().call_aggregate(store, &samples)?;
         Ok(summaries.map(|all| all.into_iter().map(summary).collect()))
@@ -125,10 +113,9 @@ fn plan(old: v1::Plan) -> v2::Plan {
             max_new_tokens: g.max_new_tokens,
             stop: g.stop,
         })),
-        v1::Plan::Ask(v1::Request::LogLikelihood(l)) => v2::Plan::Ask(v2::Request::LogLikelihood(v2::Likelihood {
-            conversation: l.conversation,
-            continuations: l.continuations,
-        })),
+        v1::Plan::Ask(v1::Request::LogLikelihood(l)) => {
+            v2::Plan::Ask(v2::Request::LogLikelihood(v2::Likelihood { conversation: l.conversation, continuations: l.continuations }))
+        }
         v1::Plan::Skip(words) => v2::Plan::Skip(words),
         v1::Plan::Bad(bad) => v2::Plan::Bad(bad),
     }
