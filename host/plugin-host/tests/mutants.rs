@@ -129,6 +129,18 @@ fn feed(bytes: Vec<u8>) {
     }
 }
 
+/// Writes the seeds for the fuzz target: `TRAINER_FUZZ_SEEDS=FOLDER cargo test -p trainer-plugin-host --test mutants -- --ignored`. Small components, because
+/// large ones, such as the official plugins, are compiled too slowly to be changed many times.
+#[test]
+#[ignore = "writes the seeds of the fuzz target"]
+fn write_seeds() {
+    let folder = std::path::PathBuf::from(std::env::var_os("TRAINER_FUZZ_SEEDS").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for (number, seed) in SEEDS.iter().enumerate() {
+        std::fs::write(folder.join(format!("{number}.wasm")), seed).unwrap();
+    }
+}
+
 #[test]
 fn the_seeds_themselves_load() {
     for seed in SEEDS.iter() {
