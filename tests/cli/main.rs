@@ -20,6 +20,7 @@ mod hub_real;
 mod locked;
 mod main_job;
 mod models;
+mod plugin_author;
 mod plugins;
 mod predictions;
 mod prepared;

@@ -37,6 +37,7 @@ mod check;
 mod clients;
 mod compile;
 pub mod confine;
+pub mod dynamic;
 mod engine;
 mod error;
 mod features;
