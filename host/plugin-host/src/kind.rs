@@ -66,9 +66,15 @@ impl Kind {
         }
     }
 
-    /// The export by which a component shows that it is of this kind, in the newest version.
-    pub fn export(self) -> String {
-        format!("{}@{}", self.interface(), self.versions().last().unwrap_or(&""))
+    /// That export in the version that the guest SDK and new projects are built against; see [`Kind::versions`] for the others.
+    pub const fn export(self) -> &'static str {
+        match self {
+            Kind::DatasetFormatter => "trainer:dataset-formatter/formatter@0.1.0",
+            Kind::ChatTemplate => "trainer:chat-template/template@0.1.0",
+            Kind::MixingPolicy => "trainer:mixing-policy/policy@0.1.0",
+            Kind::ToolExecutor => "trainer:tool-executor/executor@0.1.0",
+            Kind::EvalMetric => "trainer:eval-metric/metric@0.1.0",
+        }
     }
 }
 
