@@ -521,6 +521,8 @@ section! {
         pub grants: Vec<String> = Vec::new();
         /// Its secrets: each by its name, and where its value is, `KEY = "env:NAME"` or `"file:PATH"`, with ` to https://HOST` after it where the plugin has several servers. Values never stand in a recipe.
         pub secrets: BTreeMap<String, String> = BTreeMap::new();
+        /// Whether each episode of its tools runs in a process of its own that has given up its rights: a wall behind the sandbox, at a few milliseconds an episode. Only for plugins of nothing but tools.
+        pub isolated: bool = false;
     }
 }
 

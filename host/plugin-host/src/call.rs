@@ -18,9 +18,6 @@ use crate::wasi::{self, Output, Stopped, World};
 /// Component handles that a guest may hold: parsers, sessions and mixers, of which the host makes one per store.
 const MAX_HANDLES: usize = 1024;
 
-/// Longer than any call.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// Bytes of log text that the host looks at in one call, however they are cut into lines.
 pub(crate) const LOG_BYTES: usize = 256 << 10;
 
@@ -94,7 +91,7 @@ struct Log {
 impl State {
     fn new(plugin: Arc<Manifest>, limits: Arc<Limits>, capabilities: Arc<Capabilities>, transport: Arc<dyn Transport>) -> Self {
         let world = World::new(capabilities.may_read_clock(), capabilities.may_draw_random());
-        let connection = Connection { capabilities, transport, requests: 0, deadline: Instant::now() };
+        let connection = Connection::new(capabilities, transport);
         Self { plugin, limits, connection, memory: 0, growing: 0, log: Log::default(), world, output: Default::default() }
     }
 
@@ -177,14 +174,21 @@ impl State {
     /// Writes a line.
     fn tell(&mut self, level: Level, line: &str) {
         self.log.lines += 1;
-        let (plugin, version) = (self.plugin.name.as_str(), self.plugin.version.as_str());
-        match level {
-            Level::Trace => tracing::trace!(target: "plugin", plugin, version, "{line}"),
-            Level::Debug => tracing::debug!(target: "plugin", plugin, version, "{line}"),
-            Level::Info => tracing::info!(target: "plugin", plugin, version, "{line}"),
-            Level::Warn => tracing::warn!(target: "plugin", plugin, version, "{line}"),
-            Level::Error => tracing::error!(target: "plugin", plugin, version, "{line}"),
+        if !self.connection.transport.tell(level, line) {
+            log_line(&self.plugin, level, line);
         }
+    }
+}
+
+/// Writes a line of a plugin into the host's log.
+pub(crate) fn log_line(plugin: &Manifest, level: Level, line: &str) {
+    let (plugin, version) = (plugin.name.as_str(), plugin.version.as_str());
+    match level {
+        Level::Trace => tracing::trace!(target: "plugin", plugin, version, "{line}"),
+        Level::Debug => tracing::debug!(target: "plugin", plugin, version, "{line}"),
+        Level::Info => tracing::info!(target: "plugin", plugin, version, "{line}"),
+        Level::Warn => tracing::warn!(target: "plugin", plugin, version, "{line}"),
+        Level::Error => tracing::error!(target: "plugin", plugin, version, "{line}"),
     }
 }
 
@@ -292,9 +296,7 @@ pub(crate) fn enter<R>(
     let state = store.data_mut();
     state.log = Log::default();
     state.world.enter();
-    state.connection.requests = 0;
-    // A deadline that no clock can hold is none.
-    state.connection.deadline = started.checked_add(deadline).unwrap_or_else(|| started + DAY);
+    state.connection.begin(deadline);
     let result = store.set_fuel(fuel).and_then(|()| call(store));
     store.data_mut().finish_output();
     let state = store.data();

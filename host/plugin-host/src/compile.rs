@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
@@ -191,8 +191,11 @@ fn try_compile_main(args: &[OsString]) -> Result<(), String> {
         .map_err(|e| e.to_string())?;
     let (input, output) = (Path::new(input), Path::new(output));
     let bytes = fs::read(input).map_err(|e| format!("{}: {e}", input.display()))?;
+    let mut file = File::create(output).map_err(|e| format!("{}: {e}", output.display()))?;
+    // From here on it reads a stranger's bytes, and needs nothing but memory, its threads and the open file.
+    crate::process::rights::filter_calls().map_err(|e| format!("cannot take on the filter of a compiler: {e}"))?;
     validate("component", &bytes).map_err(|e| e.to_string())?;
     let engine = on_demand(layout, 512 << 10).map_err(|e| format!("{e:#}"))?;
     let compiled = engine.precompile_component(&bytes).map_err(|e| format!("{e:#}"))?;
-    fs::write(output, compiled).map_err(|e| format!("{}: {e}", output.display()))
+    file.write_all(&compiled).map_err(|e| format!("{}: {e}", output.display()))
 }

@@ -26,24 +26,34 @@ pub fn wait(mut child: Child, time: Duration) -> std::io::Result<Option<ExitStat
     }
 }
 
+/// Limits on this process, address space and files in bytes.
+///
+/// # Errors
+/// What the operating system refuses.
+pub fn limit(memory: u64, file: u64) -> std::io::Result<()> {
+    set(libc::RLIMIT_CORE, 0)?;
+    set(libc::RLIMIT_FSIZE, file)?;
+    set(libc::RLIMIT_AS, memory)
+}
+
+#[expect(unsafe_code, reason = "libc")]
+fn set(resource: libc::__rlimit_resource_t, limit: u64) -> std::io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    // SAFETY: `limit` is a valid rlimit that lives through the call, and setrlimit only reads it.
+    match unsafe { libc::setrlimit(resource, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 /// Limits on this process, address space and files in bytes, processor time in seconds; and an end to it when its parent dies.
 ///
 /// # Errors
 /// What the operating system refuses.
-#[expect(unsafe_code, reason = "libc")]
+#[cfg_attr(target_os = "linux", expect(unsafe_code, reason = "libc"))]
 pub fn restrict(memory: u64, seconds: u64, file: u64) -> std::io::Result<()> {
-    let set = |resource, limit: u64| {
-        let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
-        // SAFETY: `limit` is a valid rlimit that lives through the call, and setrlimit only reads it.
-        match unsafe { libc::setrlimit(resource, &raw const limit) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    };
-    set(libc::RLIMIT_CORE, 0)?;
-    set(libc::RLIMIT_FSIZE, file)?;
+    limit(memory, file)?;
     set(libc::RLIMIT_CPU, seconds)?;
-    set(libc::RLIMIT_AS, memory)?;
     #[cfg(target_os = "linux")]
     {
         // SAFETY: PR_SET_PDEATHSIG takes a signal number and touches no memory of this process.

@@ -137,6 +137,13 @@ impl Engines {
         Ok(Self { pooled, on_demand, layout, compatibility })
     }
 
+    /// The engine for one plugin in a process of its own: no pool, and the layout for which the code was compiled.
+    pub(crate) fn without_pool(layout: Layout, wasm_stack: usize) -> Result<Self, PluginError> {
+        let on_demand = on_demand(layout, wasm_stack).map_err(|e| PluginError::Host(format!("{e:#}")))?;
+        let compatibility = compatibility(&on_demand);
+        Ok(Self { pooled: None, on_demand, layout, compatibility })
+    }
+
     fn all(&self) -> impl Iterator<Item = &Engine> {
         self.pooled.iter().chain([&self.on_demand])
     }

@@ -13,12 +13,13 @@ use crate::cache::Cache;
 use crate::call::{State, linker};
 use crate::capability::{CLIENT, Capabilities, Gate, Grants, Need, Network, Transport};
 use crate::compile::{CompilerCommand, compile};
-use crate::engine::{Engines, Ticker};
+use crate::engine::{Engines, Layout, Ticker};
 use crate::error::PluginError;
 use crate::inspect::{Inspection, Scan, digest, inspect_named};
 use crate::kind::{Kind, KindVersion};
 use crate::limits::{ByteSize, Limits, MAX_WASM_STACK};
 use crate::manifest::Manifest;
+use crate::process::ProcessCommand;
 
 /// The least stack that a guest can do anything with.
 const MIN_WASM_STACK: u64 = 16 << 10;
@@ -38,6 +39,8 @@ pub struct HostOptions {
     pub worker_instances: usize,
     /// How requests of plugins that were granted servers reach them.
     pub network: Network,
+    /// The process of tools that are to be isolated; without one there is no isolation to be had.
+    pub process: Option<ProcessCommand>,
 }
 
 impl HostOptions {
@@ -49,6 +52,7 @@ impl HostOptions {
             default_limits: Limits::default(),
             worker_instances: std::thread::available_parallelism().map_or(1, usize::from),
             network: Network::default(),
+            process: None,
         }
     }
 }
@@ -162,6 +166,28 @@ impl PluginHost {
     /// If the file cannot be read, is no component, has no or a wrong manifest, exports no known kind in a known version, imports what it
     /// does not declare or nothing offers, is granted what it does not declare, or exceeds a limit on its size, counts or compilation.
     pub fn load_with(&self, source: &PluginSource, limits: Limits, grants: Grants) -> Result<Arc<Plugin>, PluginError> {
+        self.load_for(source, limits, grants, None)
+    }
+
+    /// Loads a plugin of nothing but tools whose sessions run each in a process of its own that has given up its rights: see
+    /// [`Self::load_with`] for the rest.
+    ///
+    /// # Errors
+    /// As there; if it is of another kind, or [`HostOptions::process`] says nothing.
+    pub fn load_isolated(&self, source: &PluginSource, limits: Limits, grants: Grants) -> Result<Arc<Plugin>, PluginError> {
+        let Some(command) = self.options.process.clone() else {
+            return Err(PluginError::Host("this program has no process for isolated tools".to_owned()));
+        };
+        self.load_for(source, limits, grants, Some(command))
+    }
+
+    fn load_for(
+        &self,
+        source: &PluginSource,
+        limits: Limits,
+        grants: Grants,
+        process: Option<ProcessCommand>,
+    ) -> Result<Arc<Plugin>, PluginError> {
         let (file, bytes, manifest_file) = source.read(limits.component_size)?;
         check_size(&file, bytes.len(), &limits)?;
         let scan = Scan::of(&file, &bytes)?;
@@ -200,6 +226,10 @@ impl PluginHost {
                 ByteSize(MAX_WASM_STACK)
             )));
         }
+        if process.is_some() && kinds.iter().any(|k| k.kind != Kind::ToolExecutor) {
+            let reason = "only a plugin of nothing but tools can be isolated: take `isolated` out of the recipe".to_owned();
+            return Err(PluginError::Grant { plugin: manifest.name, version: manifest.version, reason });
+        }
         let digest = digest(&bytes);
         let imports = scan.imports;
         let engines = self.engines(limits.wasm_stack.0)?;
@@ -220,6 +250,7 @@ impl PluginHost {
             _ticker: Arc::clone(&self.ticker),
             pre,
             beyond_the_pool: OnceLock::new(),
+            process,
         }))
     }
 
@@ -314,9 +345,57 @@ pub struct Plugin {
     _ticker: Arc<Ticker>,
     pre: InstancePre<State>,
     beyond_the_pool: OnceLock<Result<InstancePre<State>, PluginError>>,
+    /// Where its sessions run, if not here.
+    process: Option<ProcessCommand>,
 }
 
 impl Plugin {
+    /// A tool from compiled code, in the process that is its own: nothing is granted to it but what the host says of clock and randomness.
+    pub(crate) fn of_code(
+        manifest: Manifest,
+        limits: Limits,
+        (clock, random): (bool, bool),
+        layout: Layout,
+        code: &[u8],
+    ) -> Result<Arc<Self>, PluginError> {
+        let stack = usize::try_from(limits.wasm_stack.0).unwrap_or(usize::MAX);
+        let engines = Arc::new(Engines::without_pool(layout, stack)?);
+        let ticker = Arc::new(Ticker::start()?);
+        ticker.watch(&engines);
+        let failed = |e: wasmtime::Error| PluginError::Compile { plugin: manifest.name.clone(), reason: format!("{e:#}") };
+        let component = deserialize(&engines.on_demand, code).map_err(failed)?;
+        let pre = linker(&engines.on_demand, &component)?.instantiate_pre(&component).map_err(|e| interface_error(&manifest, &e))?;
+        let capabilities = Arc::new(Capabilities::new(&manifest, Grants { clock, random, ..Grants::default() })?);
+        Ok(Arc::new(Self {
+            manifest: Arc::new(manifest),
+            limits: Arc::new(limits),
+            capabilities,
+            // Never used: each session brings what carries its requests.
+            transport: Arc::new(Gate::new(Network::default())),
+            digest: String::new(),
+            kinds: vec![KindVersion { kind: Kind::ToolExecutor, version: "0.1.0".to_owned() }],
+            imports: Vec::new(),
+            size: 0,
+            worker_instances: 1,
+            engines,
+            _ticker: ticker,
+            pre,
+            beyond_the_pool: OnceLock::new(),
+            process: None,
+        }))
+    }
+
+    /// The compiled code and its memory layout, for a process of its own.
+    pub(crate) fn code(&self) -> Result<(Layout, Vec<u8>), PluginError> {
+        let code = self.pre.component().serialize().map_err(|e| self.instantiate_error(&format!("{e:#}")))?;
+        Ok((self.engines.layout, code))
+    }
+
+    /// The process in which its sessions run, if they are isolated.
+    pub(crate) fn process(&self) -> Option<&ProcessCommand> {
+        self.process.as_ref()
+    }
+
     /// What it says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

@@ -47,6 +47,7 @@ mod instance;
 mod kind;
 mod limits;
 mod manifest;
+mod process;
 pub mod schema;
 mod settings;
 mod wasi;
@@ -68,6 +69,7 @@ pub use inspect::{Inspection, inspect};
 pub use kind::{Kind, KindVersion, UnknownKind};
 pub use limits::{ByteSize, Limits, Span};
 pub use manifest::Manifest;
+pub use process::{ProcessCommand, SUBCOMMAND as PROCESS_SUBCOMMAND, process_main};
 
 /// A conversation and its parts: the types that all kinds share (`wit/conversation`).
 pub mod types {

@@ -25,6 +25,12 @@ use trainer_plugin_host::{
 /// With characters that encodings change.
 const VALUE: &str = "k3y/With+Odd&Chars=42";
 
+/// `isolated.rs` holds this file as a module: there the tools run in processes of their own, and all must be the same.
+const ISOLATED: bool = {
+    let path = module_path!().as_bytes();
+    path.len() > "http".len()
+};
+
 fn limits() -> Limits {
     Limits {
         http_time: Span::seconds(20),
@@ -50,7 +56,9 @@ fn case(grants: &[&str], key: Option<&str>, names: Option<Arc<Names>>, limits: L
     if let Some(names) = names {
         options.network = Network { resolver: names, ..Network::default() };
     }
-    let plugin = PluginHost::new(options).unwrap().load_with(&prebuilt("test/evil_tools"), limits, grants).unwrap();
+    options.process = Some(common::process());
+    let (host, source) = (PluginHost::new(options).unwrap(), prebuilt("test/evil_tools"));
+    let plugin = if ISOLATED { host.load_isolated(&source, limits, grants) } else { host.load_with(&source, limits, grants) }.unwrap();
     Case { plugin, _secret: secret }
 }
 

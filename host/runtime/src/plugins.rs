@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use trainer_config::{PluginName, Recipe, Settings};
-use trainer_plugin_host::{CompilerCommand, Grants, HostOptions, Kind, Limits, Plugin, PluginHost, PluginSource};
+use trainer_plugin_host::{CompilerCommand, Grants, HostOptions, Kind, Limits, Plugin, PluginHost, PluginSource, ProcessCommand};
 
 use crate::error::RuntimeError;
 
@@ -88,11 +88,14 @@ fn replace(plugin: &mut PluginName, settings: &mut Settings, name: &PluginName) 
     }
 }
 
-/// Puts the flags `--grant NAME:GRANT` and `--secret NAME:KEY=SOURCE` into the recipe. A flag's secret takes the place of the recipe's.
+/// Puts the flags `--grant NAME:GRANT`, `--secret NAME:KEY=SOURCE` and `--isolate NAME` into the recipe. A flag's secret takes the place of the recipe's.
 ///
 /// # Errors
 /// A flag that does not read, or names a plugin that is not in use. No error repeats what stands for a secret.
-pub fn apply_grants(recipe: &mut Recipe, grants: &[String], secrets: &[String]) -> Result<(), RuntimeError> {
+pub fn apply_grants(recipe: &mut Recipe, grants: &[String], secrets: &[String], isolate: &[String]) -> Result<(), RuntimeError> {
+    for name in isolate {
+        granted(recipe, name, "--isolate")?.isolated = true;
+    }
     for flag in grants {
         let wrong = |message: &str| RuntimeError::GrantFlag { flag: format!("--grant {flag}"), message: message.to_owned() };
         let (name, grant) = flag.split_once(':').ok_or_else(|| wrong("write --grant PLUGIN:http=https://HOST"))?;
@@ -160,6 +163,7 @@ impl Plugins {
     pub fn new(recipe: &Recipe, compiler: CompilerCommand) -> Result<Self, RuntimeError> {
         let mut options = HostOptions::new(compiler);
         options.cache_dir = plugin_cache_dir();
+        options.process = Some(ProcessCommand::current_exe()?);
         let host = PluginHost::new(options)?;
         Ok(Self { host, loaded: BTreeMap::new(), entries: recipe.plugins.clone() })
     }
@@ -211,7 +215,10 @@ impl Plugins {
             },
         };
         let source = arg.source();
-        let plugin = self.host.load_with(&source, limits, grants)?;
+        let plugin = match entry.is_some_and(|e| e.isolated) {
+            true => self.host.load_isolated(&source, limits, grants)?,
+            false => self.host.load_with(&source, limits, grants)?,
+        };
         if let PluginSource::File(path) = &source
             && plugin.manifest().name != name.as_str()
         {

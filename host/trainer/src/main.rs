@@ -23,6 +23,9 @@ fn main() -> ExitCode {
     if let Command::CompileComponent { args } = cli.command {
         return trainer_plugin_host::compile_main(args);
     }
+    if matches!(cli.command, Command::PluginProcess) {
+        return trainer_plugin_host::process_main();
+    }
     if let Command::RenderTemplate { args } = cli.command {
         return trainer_jinja::render_main(&args);
     }

@@ -21,7 +21,7 @@ mod server;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::Linker;
@@ -37,6 +37,7 @@ pub use server::{Method, ServerPattern};
 pub(crate) use gate::Gate;
 
 use crate::bindings::http::trainer::http::client::{Error, Request, Response};
+use crate::bindings::shared::trainer::host::log::Level;
 use crate::call::{State, hint};
 use crate::error::PluginError;
 use crate::limits::{Limits, Span};
@@ -82,6 +83,18 @@ pub trait Transport: Send + Sync {
 
     /// Whether answers come from a recording. Then a guest gets placeholders also of secrets that nobody granted.
     fn replays(&self) -> bool {
+        false
+    }
+
+    /// What stands for a secret, where not this process but its host knows.
+    #[doc(hidden)]
+    fn lend(&self, _secret: &str) -> Option<Result<String, String>> {
+        None
+    }
+
+    /// Takes a line of the guest's log to the host, where that is another process.
+    #[doc(hidden)]
+    fn tell(&self, _level: Level, _line: &str) -> bool {
         false
     }
 }
@@ -242,6 +255,31 @@ pub(crate) struct Connection {
     pub(crate) deadline: Instant,
 }
 
+/// Longer than any call.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Connection {
+    pub(crate) fn new(capabilities: Arc<Capabilities>, transport: Arc<dyn Transport>) -> Self {
+        Self { capabilities, transport, requests: 0, deadline: Instant::now() }
+    }
+
+    /// A call begins.
+    pub(crate) fn begin(&mut self, deadline: Duration) {
+        let now = Instant::now();
+        self.requests = 0;
+        // A deadline that no clock can hold is none.
+        self.deadline = now.checked_add(deadline).unwrap_or_else(|| now + DAY);
+    }
+}
+
+/// What stands for a secret in requests over a connection, or how to grant it.
+pub(crate) fn placeholder(connection: &Connection, name: &str) -> Result<String, String> {
+    match connection.transport.lend(name) {
+        Some(lent) => lent,
+        None => connection.capabilities.placeholder(name, connection.transport.replays()),
+    }
+}
+
 /// The limit that ends a wait.
 fn limited(plugin: &str, limit: &str, text: &str, raise_to: &str) -> String {
     format!("plugin `{plugin}`: {text}, its {limit} limit; {}", hint(plugin, limit, raise_to))
@@ -249,18 +287,18 @@ fn limited(plugin: &str, limit: &str, text: &str, raise_to: &str) -> String {
 
 /// Adds the interfaces of requests and secrets. Which plugins may import them is checked before.
 pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    linker
-        .instance(CLIENT)?
-        .func_wrap("fetch", |mut store: StoreContextMut<'_, State>, (request,): (Request,)| Ok((fetch(store.data_mut(), &request),)))?;
+    linker.instance(CLIENT)?.func_wrap("fetch", |mut store: StoreContextMut<'_, State>, (request,): (Request,)| {
+        let state = store.data_mut();
+        let limits = Arc::clone(&state.limits);
+        Ok((carry(&limits, &mut state.connection, &request),))
+    })?;
     linker.instance(SECRETS)?.func_wrap("placeholder", |store: StoreContextMut<'_, State>, (name,): (String,)| {
-        let connection = &store.data().connection;
-        Ok((connection.capabilities.placeholder(&name, connection.transport.replays()),))
+        Ok((placeholder(&store.data().connection, &name),))
     })
 }
 
-fn fetch(state: &mut State, request: &Request) -> Result<Response, Error> {
-    let limits = Arc::clone(&state.limits);
-    let connection = &mut state.connection;
+/// Carries one request of a guest, under the limits of its call.
+pub(crate) fn carry(limits: &Limits, connection: &mut Connection, request: &Request) -> Result<Response, Error> {
     connection.requests = connection.requests.saturating_add(1);
     let capabilities = Arc::clone(&connection.capabilities);
     let plugin = capabilities.plugin.as_str();
@@ -274,6 +312,6 @@ fn fetch(state: &mut State, request: &Request) -> Result<Response, Error> {
         _ => (connection.deadline, ("deadline", limits.deadline)),
     };
     let redacted = capabilities.redacted(request);
-    let outgoing = Outgoing { plugin, request, redacted, deadline, bound, limits: &limits, capabilities: &capabilities };
+    let outgoing = Outgoing { plugin, request, redacted, deadline, bound, limits, capabilities: &capabilities };
     connection.transport.fetch(&outgoing)
 }

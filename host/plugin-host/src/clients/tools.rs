@@ -15,6 +15,7 @@ use crate::error::PluginError;
 use crate::host::Plugin;
 use crate::instance::{Factory, Guest, bindings, bounded};
 use crate::kind::Kind;
+use crate::process::Process;
 
 const TOOLS: &str = "trainer:tool-executor/executor@0.1.0#tools";
 const OPEN: &str = "trainer:tool-executor/executor@0.1.0#session.open";
@@ -39,8 +40,59 @@ pub struct ToolContext {
 /// A failure fails the episode; after one the session is of no more use.
 pub struct ToolSession {
     plugin: Arc<Plugin>,
+    runs: Runs,
+}
+
+/// Where a session runs.
+enum Runs {
+    Here(LocalSession),
+    InItsProcess(Box<Process>),
+}
+
+/// A session in an instance of this process.
+pub(crate) struct LocalSession {
     guest: Guest<World>,
     session: ResourceAny,
+}
+
+impl LocalSession {
+    /// Begins, or gives the guest's words. `settings` are the text that was checked; those in the context are not looked at.
+    pub(crate) fn open(
+        plugin: &Arc<Plugin>,
+        transport: Arc<dyn Transport>,
+        settings: String,
+        context: &ToolContext,
+    ) -> Result<Result<Self, String>, PluginError> {
+        let load = Load { rows: 1, bytes: settings.len() };
+        let raw = Context { settings, seed: context.seed, now_ms: context.now_ms };
+        let mut guest = Factory::<World>::through(plugin, transport)?.make()?;
+        guest.store.data_mut().world.begin(context.seed, context.now_ms);
+        let opened = guest.call(OPEN, load, |b, s| b.trainer_tool_executor_executor().session().call_open(s, &raw))?;
+        Ok(opened.map(|session| Self { guest, session }))
+    }
+
+    pub(crate) fn call(&mut self, calls: &[Call]) -> Result<Vec<Outcome>, PluginError> {
+        let session = self.session;
+        let load = Load { rows: calls.len(), bytes: calls.iter().map(|c| c.arguments.len()).sum() };
+        self.guest.call(CALL, load, |b, s| b.trainer_tool_executor_executor().session().call_call(s, session, calls))
+    }
+
+    pub(crate) fn state_digest(&mut self) -> Result<Option<String>, PluginError> {
+        let session = self.session;
+        self.guest.call(STATE_DIGEST, Load::default(), |b, s| b.trainer_tool_executor_executor().session().call_state_digest(s, session))
+    }
+}
+
+/// The tools under settings that were checked, or the guest's words.
+pub(crate) fn local_tools(
+    plugin: &Arc<Plugin>,
+    transport: Arc<dyn Transport>,
+    settings: &str,
+) -> Result<Result<Vec<Tool>, String>, PluginError> {
+    let load = Load { rows: 1, bytes: settings.len() };
+    let mut guest = Factory::<World>::through(plugin, transport)?.make()?;
+    let settings = settings.to_owned();
+    guest.call(TOOLS, load, |b, s| b.trainer_tool_executor_executor().call_tools(s, &settings))
 }
 
 impl Plugin {
@@ -51,9 +103,10 @@ impl Plugin {
     pub fn tools(self: &Arc<Self>, settings: &Value) -> Result<Vec<Tool>, PluginError> {
         self.require(Kind::ToolExecutor)?;
         let settings = self.check_settings(settings)?;
-        let load = Load { rows: 1, bytes: settings.len() };
-        let mut guest = Factory::<World>::new(self)?.make()?;
-        let tools = guest.call(TOOLS, load, |b, s| b.trainer_tool_executor_executor().call_tools(s, &settings))?;
+        let tools = match self.process() {
+            Some(command) => Process::start(self, command, self.transport())?.tools(TOOLS, settings)?,
+            None => local_tools(self, self.transport(), &settings)?,
+        };
         let at = place(self.manifest(), TOOLS);
         let tools = tools.map_err(|words| PluginError::Configure { at: Arc::clone(&at), message: bounded(&words) })?;
         let check = Check { at: &at, limits: self.limits() };
@@ -94,15 +147,17 @@ impl Plugin {
     ) -> Result<ToolSession, PluginError> {
         self.require(Kind::ToolExecutor)?;
         let settings = self.check_settings(&context.settings)?;
-        let load = Load { rows: 1, bytes: settings.len() };
-        let raw = Context { settings, seed: context.seed, now_ms: context.now_ms };
-        let mut guest = Factory::<World>::through(self, transport)?.make()?;
-        guest.store.data_mut().world.begin(context.seed, context.now_ms);
-        let opened = guest.call(OPEN, load, |b, s| b.trainer_tool_executor_executor().session().call_open(s, &raw))?;
+        let opened = match self.process() {
+            Some(command) => {
+                let mut process = Process::start(self, command, transport)?;
+                let opened = process.open(OPEN, settings, context.seed, context.now_ms)?;
+                opened.map(|()| Runs::InItsProcess(Box::new(process)))
+            }
+            None => LocalSession::open(self, transport, settings, context)?.map(Runs::Here),
+        };
         let refused =
             |words: String| PluginError::Refused { at: place(self.manifest(), OPEN), message: bounded(&self.capabilities().scrub(words)) };
-        let session = opened.map_err(refused)?;
-        Ok(ToolSession { plugin: Arc::clone(self), guest, session })
+        Ok(ToolSession { plugin: Arc::clone(self), runs: opened.map_err(refused)? })
     }
 }
 
@@ -112,9 +167,10 @@ impl ToolSession {
     /// # Errors
     /// If the plugin traps, runs into a limit or returns a bad value: the episode has failed.
     pub fn call(&mut self, calls: &[Call]) -> Result<Vec<Outcome>, PluginError> {
-        let session = self.session;
-        let load = Load { rows: calls.len(), bytes: calls.iter().map(|c| c.arguments.len()).sum() };
-        let outcomes = self.guest.call(CALL, load, |b, s| b.trainer_tool_executor_executor().session().call_call(s, session, calls))?;
+        let outcomes = match &mut self.runs {
+            Runs::Here(session) => session.call(calls)?,
+            Runs::InItsProcess(process) => process.call(CALL, calls)?,
+        };
         // A guest holds no secrets, but it holds their placeholders.
         let capabilities = self.plugin.capabilities();
         let scrub = |outcome| match outcome {
@@ -140,10 +196,10 @@ impl ToolSession {
     /// # Errors
     /// As for [`Self::call`].
     pub fn state_digest(&mut self) -> Result<Option<String>, PluginError> {
-        let session = self.session;
-        let digest = self
-            .guest
-            .call(STATE_DIGEST, Load::default(), |b, s| b.trainer_tool_executor_executor().session().call_state_digest(s, session))?;
+        let digest = match &mut self.runs {
+            Runs::Here(session) => session.state_digest()?,
+            Runs::InItsProcess(process) => process.state_digest(STATE_DIGEST)?,
+        };
         let digest = digest.map(|digest| self.plugin.capabilities().scrub(digest));
         if let Some(digest) = &digest {
             let at = place(self.plugin.manifest(), STATE_DIGEST);

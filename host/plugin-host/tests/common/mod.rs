@@ -4,13 +4,18 @@
 
 use std::path::{Path, PathBuf};
 
-use trainer_plugin_host::{CompilerCommand, HostOptions, Limits, PluginHost, PluginSource, Span};
+use trainer_plugin_host::{CompilerCommand, HostOptions, Limits, PluginHost, PluginSource, ProcessCommand, Span};
 use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::Resolve;
 
 /// The compiler's process that is built with this crate.
 pub fn compiler() -> CompilerCommand {
     CompilerCommand::new(env!("CARGO_BIN_EXE_trainer-plugin-compiler"), [""; 0])
+}
+
+/// The process of isolated tools that is built with this crate.
+pub fn process() -> ProcessCommand {
+    ProcessCommand::new(env!("CARGO_BIN_EXE_trainer-plugin-process"), [""; 0])
 }
 
 pub fn host() -> PluginHost {

@@ -144,6 +144,9 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
+    /// The process of an isolated tool. Not for people.
+    #[command(name = trainer_plugin_host::PROCESS_SUBCOMMAND, hide = true, disable_help_flag = true)]
+    PluginProcess,
     /// The compiler child: reads a component, writes machine code. Not for people.
     #[command(name = trainer_plugin_host::COMPILER_SUBCOMMAND, hide = true, disable_help_flag = true)]
     CompileComponent {
@@ -163,6 +166,9 @@ pub struct GrantArgs {
     /// Lend a plugin a secret for the server that it was granted, without showing it: PLUGIN:KEY=env:NAME, or file:PATH. May be repeated.
     #[arg(long, value_name = "PLUGIN:KEY=SOURCE")]
     pub secret: Vec<String>,
+    /// Run each episode of a plugin's tools in a process of its own without rights. May be repeated.
+    #[arg(long, value_name = "PLUGIN")]
+    pub isolate: Vec<String>,
 }
 
 /// Flags that change the recipe, shared by commands.

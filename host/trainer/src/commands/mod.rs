@@ -111,7 +111,7 @@ pub fn recipe(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe> {
 
 /// Puts the grants of flags into a recipe whose plugins are known.
 pub fn grant(recipe: &mut Recipe, args: &GrantArgs) -> Result<()> {
-    Ok(apply_grants(recipe, &args.grant, &args.secret)?)
+    Ok(apply_grants(recipe, &args.grant, &args.secret, &args.isolate)?)
 }
 
 /// The default recipe with a model over it, and what computes.
