@@ -143,7 +143,9 @@ fn c_by_clang() {
         let said = ok(
             &sandbox,
             &folder,
-            &format!("trainer plugin new my_{kind} --kind {kind} --lang c >&2; cd my_{kind}; trainer plugin build >&2; trainer plugin test --json"),
+            &format!(
+                "trainer plugin new my_{kind} --kind {kind} --lang c >&2; cd my_{kind}; trainer plugin build >&2; trainer plugin test --json"
+            ),
         );
         assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["passed"], true, "{kind}: {said}");
     }
@@ -158,7 +160,14 @@ fn go_from_nothing() {
         let project = follow(&sandbox, "go", "plugins-go.md", kind);
         if kind == "formatter" {
             let words = ["index out of range [7] with length", "plugin.go:"];
-            a_mistake_is_reported(&sandbox, &project, "plugin.go", "if answer == \"\" {", "if answer == \"\" || answer[7] == ' ' {", &words);
+            a_mistake_is_reported(
+                &sandbox,
+                &project,
+                "plugin.go",
+                "if answer == \"\" {",
+                "if answer == \"\" || answer[7] == ' ' {",
+                &words,
+            );
         }
     }
 }
@@ -176,7 +185,8 @@ fn a_missing_tool_is_named_with_the_way_to_get_it() {
         std::fs::create_dir(&folder).unwrap();
         sandbox.ok(["plugin", "new", "answers", "--kind", "metric", "--lang", language, "--path", &format!("{language}/answers")]);
         let mut build = sandbox.command(["plugin", "build"]);
-        let output = build.current_dir(folder.join("answers")).env("PATH", sandbox.path("nothing")).env_remove("WASI_SDK_PATH").output().unwrap();
+        let output =
+            build.current_dir(folder.join("answers")).env("PATH", sandbox.path("nothing")).env_remove("WASI_SDK_PATH").output().unwrap();
         let said = shown(&output);
         assert!(output.status.code() == Some(1) && said.contains(program) && said.contains(install), "{language}: {said}");
     }

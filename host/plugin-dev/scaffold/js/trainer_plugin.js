@@ -49,13 +49,19 @@ function wrapClass(resource) {
   return resource;
 }
 
+// How many wrapped functions are running: what one of them throws and another catches is its own business.
+let depth = 0;
+
 function reported(call) {
   return function (...args) {
+    depth += 1;
     try {
       return call.apply(this, args);
     } catch (error) {
-      if (typeof error !== "string") log.write("error", described(error));
+      if (depth === 1 && typeof error !== "string") log.write("error", described(error));
       throw error;
+    } finally {
+      depth -= 1;
     }
   };
 }

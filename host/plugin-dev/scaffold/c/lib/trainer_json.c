@@ -210,6 +210,7 @@ static bool read_string(reader *r, json_text *text) {
   return true;
 }
 
+// `depth` is the number of containers around the value.
 static json *read_value(reader *r, int depth);
 
 static bool read_container(reader *r, json *value, int depth) {
@@ -249,13 +250,13 @@ static bool read_container(reader *r, json *value, int depth) {
 
 static json *read_value(reader *r, int depth) {
   skip_space(r);
-  if (depth > MAX_DEPTH || r->at == r->end) return NULL;
+  if (r->at == r->end) return NULL;
   json *value = take(r->document, sizeof(json));
   *value = (json){0};
   bool good;
   switch (*r->at) {
     case '{':
-    case '[': good = read_container(r, value, depth); break;
+    case '[': good = depth < MAX_DEPTH && read_container(r, value, depth); break;
     case '"':
       value->type = JSON_STRING;
       good = read_string(r, &value->string);
