@@ -36,3 +36,4 @@ mod server;
 mod sources;
 mod support;
 mod tools;
+mod versions;
