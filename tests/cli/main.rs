@@ -21,6 +21,7 @@ mod locked;
 mod main_job;
 mod models;
 mod plugin_author;
+mod plugin_languages;
 mod plugins;
 mod predictions;
 mod prepared;
