@@ -27,12 +27,12 @@ prompt = ""
     )
 }
 
-/// A valid component of a plugin that asks for the file system.
+/// A valid component of a plugin that asks for the web.
 pub fn wasi_component() -> Vec<u8> {
     wat::parse_str(
         r#"(component
-            (@custom "trainer:plugin" "{\"name\": \"curious\", \"version\": \"1.2.3\", \"description\": \"wants to read files\"}")
-            (import "wasi:filesystem/types@0.2.6" (instance))
+            (@custom "trainer:plugin" "{\"name\": \"curious\", \"version\": \"1.2.3\", \"description\": \"wants to read the web\"}")
+            (import "wasi:http/outgoing-handler@0.2.6" (instance))
             (instance $i)
             (export "trainer:dataset-formatter/formatter@0.1.0" (instance $i)))"#,
     )
@@ -106,20 +106,8 @@ fn what_is_no_plugin() {
     sandbox.write("recipe.toml", recipe);
     sandbox.write("rows.jsonl", "{}\n");
     let names = sandbox.names();
-    insta::assert_snapshot!(sandbox.fails(["run", "recipe.toml", "--out", "out"]), @"error: plugin `curious` 1.2.3 imports `wasi:filesystem/types@0.2.6`, and nothing grants it: plugins get no WASI; build the component without it (target wasm32-unknown-unknown, or your toolchain's option that stubs WASI, such as `--stub-wasi`)");
-    insta::assert_snapshot!(sandbox.fails(["run", "--plugin", "text.wasm", "--out", "out"]), @r#"
-    error: plugin `text.wasm` is not a valid WebAssembly component: magic header not detected: bad magic number - expected=[
-        0x0,
-        0x61,
-        0x73,
-        0x6d,
-    ] actual=[
-        0x6e,
-        0x6f,
-        0x74,
-        0x20,
-    ] (at offset 0x0)
-    "#);
+    insta::assert_snapshot!(sandbox.fails(["run", "recipe.toml", "--out", "out"]), @"error: plugin `curious` 1.2.3 imports `wasi:http/outgoing-handler@0.2.6`, and nothing grants it: of WASI the host has an empty world, which knows the interfaces of wasi:cli, wasi:clocks, wasi:filesystem, wasi:io, wasi:random and wasi:sockets in versions 0.2; build the component without the others");
+    insta::assert_snapshot!(sandbox.fails(["run", "--plugin", "text.wasm", "--out", "out"]), @r"error: plugin `text.wasm` is not a valid WebAssembly component: it does not begin as WebAssembly does, with the bytes \0asm: it is some other file");
     insta::with_settings!({filters => vec![(r"offset 0x[0-9a-f]+", "offset [OFFSET]"), (r"\d+ bytes", "[N] bytes")]}, {
         insta::assert_snapshot!(sandbox.fails(["run", "--plugin", "cut.wasm", "--out", "out"]), @"error: plugin `cut.wasm` is not a valid WebAssembly component: unexpected end-of-file (at offset [OFFSET])");
     });

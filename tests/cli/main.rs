@@ -37,3 +37,4 @@ mod server;
 mod sources;
 mod support;
 mod tools;
+mod versions;

@@ -146,7 +146,20 @@ fn inspect_says_what_would_be_refused() {
     let sandbox = Sandbox::new();
     sandbox.write("wasi.wasm", crate::errors::wasi_component());
     let about = sandbox.json(["plugin", "inspect", "wasi.wasm", "--json"]);
-    assert_eq!(about["refused_imports"], json!(["wasi:filesystem/types@0.2.6"]));
+    assert_eq!(about["refused_imports"], json!(["wasi:http/outgoing-handler@0.2.6"]));
+    let python = wat::parse_str(
+        r#"(component
+            (@custom "trainer:plugin" "{\"name\": \"runtime\", \"version\": \"1.2.3\"}")
+            (import "wasi:cli/environment@0.2.3" (instance))
+            (instance $i)
+            (export "trainer:dataset-formatter/formatter@0.1.0" (instance $i)))"#,
+    )
+    .unwrap();
+    sandbox.write("runtime.wasm", python);
+    let about = sandbox.json(["plugin", "inspect", "runtime.wasm", "--json"]);
+    assert_eq!((&about["refused_imports"], &about["empty_world"]), (&json!([]), &json!(["wasi:cli/environment@0.2.3"])));
+    let said = sandbox.ok(["plugin", "inspect", "runtime.wasm"]);
+    assert!(said.contains("  wasi     met by an empty world: no arguments, environment, files, network;"), "{said}");
     assert_eq!(about["kinds"][0]["kind"], "dataset-formatter");
 }
 

@@ -1,5 +1,6 @@
 //! One store: its limits, its log, and the one way into a guest.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ const MAX_HANDLES: usize = 1024;
 
 /// Bytes of log text that the host looks at in one call, however they are cut into lines.
 pub(crate) const LOG_BYTES: usize = 256 << 10;
+
+/// The last lines of standard error that stand in the error of a trap.
+const ERROR_LINES: usize = 4;
 
 pub(crate) fn place(manifest: &Manifest, export: &str) -> Arc<Place> {
     Arc::new(Place { plugin: manifest.name.clone(), version: manifest.version.clone(), export: export.to_owned() })
@@ -85,7 +89,9 @@ struct Log {
     lines: u64,
     bytes: usize,
     dropped: u64,
+    /// What the guest says if it fails: its last line of level error, or its last lines on standard error.
     last_error: Option<String>,
+    errors: VecDeque<String>,
 }
 
 impl State {
@@ -122,7 +128,7 @@ impl State {
         Ok(())
     }
 
-    /// Bytes that a guest writes to its standard output or error: lines of its log. The last line of standard error is what it says if it fails.
+    /// Bytes that a guest writes to its standard output or error: lines of its log. The last lines of standard error are what it says if it fails.
     pub(crate) fn print(&mut self, error: bool, bytes: &[u8]) {
         if self.log.bytes >= LOG_BYTES || (!error && self.log.lines >= self.limits.log_lines) {
             self.log.dropped += 1;
@@ -147,8 +153,14 @@ impl State {
         } else {
             self.log.dropped += 1;
         }
-        if error {
-            self.log.last_error = Some(line);
+        // A runtime's advice about a variable that the guest cannot have.
+        if error && !line.starts_with("note: run with `RUST_BACKTRACE=1`") {
+            self.log.errors.push_back(line);
+            if self.log.errors.len() > ERROR_LINES {
+                self.log.errors.pop_front();
+            }
+            let lines: Vec<&str> = self.log.errors.iter().map(|line| line.trim()).collect();
+            self.log.last_error = Some(lines.join(" | "));
         }
     }
 

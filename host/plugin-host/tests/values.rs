@@ -195,3 +195,36 @@ fn no_state_goes_from_one_episode_to_the_next() {
     }
     assert_eq!(one.state_digest().unwrap().as_deref(), Some("4"));
 }
+
+#[test]
+fn text_that_is_no_utf_8() {
+    let bad = "returned a bad value: its result: invalid utf-8 sequence of 1 bytes from index 1";
+    let text = |guest: &mut Guest| words(&[guest.data(b"a\xff"), 2]);
+    let mut guest = Guest::new(Kind::EvalMetric, "0.2.0");
+    let answer = text(&mut guest);
+    let metric = load(&guest.answers("scoring-version", &answer)).metric(&Value::Null).unwrap();
+    assert_eq!(words_of(&metric.scoring_version().unwrap_err()), bad);
+    let mut guest = Guest::new(Kind::ChatTemplate, "0.1.0");
+    let answer = [words(&[1]), text(&mut guest)].concat();
+    let error = load(&guest.answers("configure", &answer)).template(&Value::Null).err().unwrap();
+    assert_eq!(words_of(&error), bad);
+    let mut guest = Guest::new(Kind::ToolExecutor, "0.1.0");
+    let outcome = [words(&[1]), text(&mut guest)].concat();
+    let digest = [words(&[1]), text(&mut guest)].concat();
+    let answer = guest.list(&[outcome]);
+    let plugin = load(&guest.answers("session.call", &answer).answers("session.state-digest", &digest));
+    let call = Call { name: "a".into(), arguments: "{}".into() };
+    assert_eq!(words_of(&plugin.tool_session(&context()).unwrap().call(&[call]).unwrap_err()), bad);
+    assert_eq!(words_of(&plugin.tool_session(&context()).unwrap().state_digest().unwrap_err()), bad);
+}
+
+#[test]
+fn handles_of_nothing() {
+    let template = load(&Guest::new(Kind::ChatTemplate, "0.1.0").body("output-parser", "(i32.const 7)")).template(&Value::Null).unwrap();
+    let error = template.output_parser(false).err().unwrap();
+    assert_eq!(words_of(&error), "returned a bad value: its result: unknown handle index 7");
+    let open = "(i32.store (i32.const 68) (i32.const 99)) (i32.const 64)";
+    let plugin = load(&Guest::new(Kind::ToolExecutor, "0.1.0").body("session.open", open));
+    let error = plugin.tool_session(&context()).err().unwrap();
+    assert_eq!(words_of(&error), "returned a bad value: its result: unknown handle index 99");
+}

@@ -217,3 +217,123 @@ fn a_binary_of_the_first_version_runs_unchanged() {
         assert!(new.score(&[item]).unwrap().pop().unwrap().is_ok());
     }
 }
+
+/// A metric of the second version that lets the model write, scores each answer by its tokens, and sums up by their mean over the answers whose tokens
+/// are known.
+fn tokens() -> Guest {
+    let manifest = r#"{"name": "tokens", "version": "0.2.0", "description": "The mean number of tokens of the answers"}"#;
+    let mut guest = Guest::new(Kind::EvalMetric, "0.2.0").manifest(manifest);
+    let version = guest.text("1");
+    // One user message: role, text, and nothing of what follows.
+    let mut message = [guest.text("user"), words(&[1]), guest.text("Well?")].concat();
+    message.resize(80, 0);
+    // To be asked, generated: a conversation, no switch for thinking, one repeat, no limit, no stop strings.
+    let messages = guest.list(&[message]);
+    let mut plan = [words(&[0, 0]), messages, words(&[0; 5]), 1.0_f32.to_le_bytes().to_vec(), words(&[0, 1])].concat();
+    plan.resize(64, 0);
+    let plan = guest.data(&plan);
+    let (name, label) = (guest.text("mean_tokens"), guest.text("tokens"));
+    let label = guest.data(&label);
+    let summary = guest.data(&[name, vec![0; 48]].concat());
+    let summaries = guest.data(&words(&[0, summary, 1]));
+    let result = guest.data(&[0; 8]);
+    guest
+        .field("(func $room (param i32) (result i32) (call $realloc (i32.const 0) (i32.const 0) (i32.const 8) (local.get 0)))")
+        .answers("scoring-version", &version)
+        .body(
+            "prepare",
+            &format!(
+                "(local $at i32) (local $i i32)
+                 (local.set $at (call $room (i32.mul (local.get 1) (i32.const 64))))
+                 (block $done (loop $next
+                   (br_if $done (i32.ge_u (local.get $i) (local.get 1)))
+                   (memory.copy (i32.add (local.get $at) (i32.mul (local.get $i) (i32.const 64))) (i32.const {plan}) (i32.const 64))
+                   (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                   (br $next)))
+                 (i32.store (i32.const {result}) (local.get $at)) (i32.store offset=4 (i32.const {result}) (local.get 1))
+                 (i32.const {result})"
+            ),
+        )
+        .body(
+            "score",
+            // Of each item a list of one score: the tokens of its first answer, where it has one and they are known.
+            &format!(
+                "(local $lists i32) (local $scores i32) (local $i i32) (local $item i32) (local $score i32) (local $answer i32)
+                 (local.set $lists (call $room (i32.mul (local.get 1) (i32.const 8))))
+                 (local.set $scores (call $room (i32.mul (local.get 1) (i32.const 32))))
+                 (block $done (loop $next
+                   (br_if $done (i32.ge_u (local.get $i) (local.get 1)))
+                   (local.set $item (i32.add (local.get 0) (i32.mul (local.get $i) (i32.const 20))))
+                   (local.set $score (i32.add (local.get $scores) (i32.mul (local.get $i) (i32.const 32))))
+                   (memory.fill (local.get $score) (i32.const 0) (i32.const 32))
+                   (i64.store (local.get $score) (i64.load (i32.const {label})))
+                   (i32.store8 offset=8 (local.get $score) (i32.const 3))
+                   (if (i32.and (i32.eqz (i32.load8_u offset=8 (local.get $item))) (i32.ne (i32.load offset=16 (local.get $item)) (i32.const 0))) (then
+                     (local.set $answer (i32.load offset=12 (local.get $item)))
+                     (if (i32.load8_u offset=48 (local.get $answer)) (then
+                       (i32.store8 offset=8 (local.get $score) (i32.const 0))
+                       (f64.store offset=16 (local.get $score) (f64.convert_i64_u (i64.load offset=56 (local.get $answer))))))))
+                   (i32.store (i32.add (local.get $lists) (i32.mul (local.get $i) (i32.const 8))) (local.get $score))
+                   (i32.store offset=4 (i32.add (local.get $lists) (i32.mul (local.get $i) (i32.const 8))) (i32.const 1))
+                   (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                   (br $next)))
+                 (i32.store (i32.const {result}) (local.get $lists)) (i32.store offset=4 (i32.const {result}) (local.get 1))
+                 (i32.const {result})"
+            ),
+        )
+        .body(
+            "aggregate",
+            // The mean lies at 8 of the summary; some count at 40 and 48.
+            &format!(
+                "(local $i i32) (local $sample i32) (local $score i32) (local $sum f64) (local $count i64)
+                 (block $done (loop $next
+                   (br_if $done (i32.ge_u (local.get $i) (local.get 1)))
+                   (local.set $sample (i32.add (local.get 0) (i32.mul (local.get $i) (i32.const 8))))
+                   (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                   (br_if $next (i32.eqz (i32.load offset=4 (local.get $sample))))
+                   (local.set $score (i32.load (local.get $sample)))
+                   (br_if $next (i32.load8_u offset=8 (local.get $score)))
+                   (local.set $sum (f64.add (local.get $sum) (f64.load offset=16 (local.get $score))))
+                   (local.set $count (i64.add (local.get $count) (i64.const 1)))
+                   (br $next)))
+                 (if (i64.ne (local.get $count) (i64.const 0)) (then
+                   (f64.store offset=8 (i32.const {summary}) (f64.div (local.get $sum) (f64.convert_i64_u (local.get $count))))))
+                 (i32.store8 offset=40 (i32.const {summary}) (i32.const 1))
+                 (i64.store offset=48 (i32.const {summary}) (local.get $count))
+                 (i32.const {summaries})"
+            ),
+        )
+}
+
+/// Writes the fixture that the tests of the whole program use.
+#[test]
+#[ignore = "writes a fixture"]
+fn write_the_fixture_of_the_second_version() {
+    fs::write(fixture("tokens-0.2.0.wasm"), tokens().build()).unwrap();
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+#[test]
+fn a_metric_of_the_second_version_counts_tokens() {
+    let from_file = fs::read(fixture("tokens-0.2.0.wasm")).unwrap();
+    for bytes in [from_file, tokens().build()] {
+        let metric = load(bytes).metric(&json!({})).unwrap();
+        let rows = vec!["{}".to_owned(); 5];
+        for plan in metric.prepare(&rows).unwrap() {
+            let Ok(Plan::Ask(trainer_plugin_host::metric::Request::Generate(ask))) = &plan else { panic!("{plan:?}") };
+            assert_eq!((ask.repeats, ask.max_new_tokens, ask.conversation.weight), (1, None, 1.0));
+            let [message] = ask.conversation.messages.as_slice() else { panic!("{ask:?}") };
+            assert_eq!((message.role.as_str(), &message.content), ("user", &trainer_plugin_host::types::Content::Text("Well?".into())));
+        }
+        let failed = Item { row: "{}".into(), response: Response::Failed("no".into()) };
+        let items = [item(Some(10)), item(None), item(Some(20)), failed];
+        let scores: Vec<Vec<Score>> = metric.score(&items).unwrap().into_iter().map(Result::unwrap).collect();
+        let values: Vec<&Value> = scores.iter().map(|s| &s[0].value).collect();
+        assert_eq!(values, [&Value::Number(10.0), &Value::Unscored, &Value::Number(20.0), &Value::Unscored]);
+        let summary = metric.aggregate(&scores).unwrap().remove(0);
+        assert_eq!((summary.name.as_str(), summary.value, summary.samples), ("mean_tokens", 15.0, Some(2)));
+    }
+}

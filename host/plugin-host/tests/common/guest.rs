@@ -173,7 +173,7 @@ impl Guest {
 (global $heap (mut i32) (i32.const {heap}))
 (data (i32.const {ONES}) "{ones}")
 (data (i32.const {DATA}) "{data}")
-(func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+(func $realloc (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
   (local $p i32)
   (local.set $p (i32.and (i32.add (global.get $heap) (i32.const 7)) (i32.const -8)))
   (global.set $heap (i32.add (local.get $p) (local.get 3)))
