@@ -20,6 +20,7 @@ mod hub_real;
 mod locked;
 mod main_job;
 mod models;
+mod own_template;
 mod plugins;
 mod predictions;
 mod prepared;

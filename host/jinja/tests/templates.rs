@@ -14,6 +14,7 @@ fn context(case: &Value) -> Context {
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
         enable_thinking: case["enable_thinking"].as_bool(),
         special_tokens: Map::new(),
+        args: Map::new(),
     }
 }
 
@@ -72,8 +73,8 @@ fn what_a_template_may_not_is_said() {
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more steps than are allowed"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         (
-            "{% for i in range(90000) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}",
-            "more than 16777216 bytes",
+            "{% for i in range(40000) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}",
+            "more than 8388608 bytes",
         ),
         ("{{ raise_exception('no system message') }}", "no system message"),
         ("{{ strftime_now('%Y') }}", "must not depend on the day"),

@@ -14,7 +14,7 @@ mod plugins;
 mod sources;
 
 pub use adapter::adapter_digest;
-pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec, prepared_store};
+pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec, prepared_store, trains_by_plugin};
 pub use device::{
     Backend, DeviceInfo, DeviceKind, Gauge, KernelTime, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, limit_in_bytes,
     open_device, open_device_as, unusable,
