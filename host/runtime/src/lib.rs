@@ -22,7 +22,7 @@ pub use device::{
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
 pub use hub::{download_watch, hub, hub_pins, pin_hub_names, watch_downloads};
-pub use model::{Base, load_base, load_tokenizer, model_files, model_texts};
+pub use model::{Base, load_base, load_tokenizer, model_files, model_headers, model_texts};
 pub use planning::{EvaluationSizes, PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
 pub use plugins::{PluginArg, Plugins, apply_grants, apply_plugin, compiler_command, find_plugin};
 pub use sources::{eval_source, open_held_out, open_sources, source_digest};

@@ -17,7 +17,7 @@ use trainer_kernels::sampling::SamplingParams;
 use trainer_tools::Limits;
 
 pub use self::check::{BenchArgs, SelftestArgs};
-pub use self::data::{DataCleanArgs, DataCommand, DataPrepareArgs, DataStatArgs, PreviewArgs};
+pub use self::data::{DataCleanArgs, DataCommand, DataPrepareArgs, DataPullArgs, DataStatArgs, PreviewArgs};
 pub use self::eval::EvalArgs;
 pub use self::plugin::PluginCommand;
 pub use self::run::{PlanArgs, RunArgs};
