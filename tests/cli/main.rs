@@ -17,6 +17,7 @@ mod generate;
 mod grants;
 mod hub;
 mod hub_real;
+mod large;
 mod locked;
 mod main_job;
 mod models;

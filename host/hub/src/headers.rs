@@ -116,7 +116,7 @@ impl Hub {
 fn copy_header(from: &Path, to: &Path, size: u64) -> Result<(), HubError> {
     let mut file = File::open(from).map_err(HubError::io("open", from))?;
     let mut bytes = Vec::new();
-    file.by_ref().take(8).read_to_end(&mut bytes).map_err(HubError::io("read", from))?;
+    (&mut file).take(8).read_to_end(&mut bytes).map_err(HubError::io("read", from))?;
     // What is wrong with a file in the cache is said by whoever reads it as a model.
     let length = bytes.first_chunk::<8>().map_or(0, |length| u64::from_le_bytes(*length));
     let left = length.min(LIMIT);

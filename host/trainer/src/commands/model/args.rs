@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::pull::{PULL_EXAMPLES, PullArgs};
+use crate::commands::export::args::DtypeArgs;
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:
@@ -58,6 +59,9 @@ pub struct ModelQuantizeArgs {
     /// always stay.
     #[arg(long, value_name = "NAME")]
     pub skip: Vec<String>,
+    /// The type of what is not in 4 bits, and the type from which the rest is quantized.
+    #[command(flatten)]
+    pub dtype: DtypeArgs,
     /// Keep scales in 32 bits in place of 8 (no double quantization).
     #[arg(long)]
     pub single: bool,
