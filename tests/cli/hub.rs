@@ -175,15 +175,26 @@ fn a_model_is_looked_at_without_its_weights() {
     for name in ["org/dynamic", "ms://org/dynamic"] {
         assert_eq!(world.ok(&["model", "inspect", name]), expected, "{name}");
     }
-    let weights: Vec<_> = world.hub.requests().into_iter().filter(|r| r.path.contains(".safetensors") && !r.path.contains("index")).collect();
-    assert!(!weights.is_empty() && weights.iter().all(|r| r.headers.get("range").is_some_and(|v| v.starts_with("bytes=0-"))), "{weights:?}");
+    let weights: Vec<_> =
+        world.hub.requests().into_iter().filter(|r| r.path.contains(".safetensors") && !r.path.contains("index")).collect();
+    assert!(
+        !weights.is_empty() && weights.iter().all(|r| r.headers.get("range").is_some_and(|v| v.starts_with("bytes=0-"))),
+        "{weights:?}"
+    );
     let cache = world.sandbox.path(&format!("cache/huggingface/hub/models--org--dynamic/snapshots/{commit}"));
     assert!(cache.join("config.json").exists() && !cache.join("model.safetensors").exists());
     let json = world.json(&["model", "inspect", &format!("org/dynamic@{commit}"), "--json"]);
-    assert_eq!((&json["files"], &json["totals"]["four_bit_linears"]), (&Value::from(format!("hf://org/dynamic@{commit}")), &Value::from(24)));
+    assert_eq!(
+        (&json["files"], &json["totals"]["four_bit_linears"]),
+        (&Value::from(format!("hf://org/dynamic@{commit}")), &Value::from(24))
+    );
     // A header larger than what is asked for at first, and a server that knows no ranges.
     let (header, data) = padded();
-    world.hub.commit("models", "org/padded", &[("config.json", nano_config(), false), ("model.safetensors", [header, data].concat(), true)]);
+    world.hub.commit(
+        "models",
+        "org/padded",
+        &[("config.json", nano_config(), false), ("model.safetensors", [header, data].concat(), true)],
+    );
     let nano = world.ok(&["model", "inspect", "nano"]);
     let tree = |text: &str| text.split("\n\n").next().unwrap_or_default().replace(", padding_idx=2534", "").to_owned();
     assert_eq!(tree(&world.ok(&["model", "inspect", "org/padded"])), tree(&nano));

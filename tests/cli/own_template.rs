@@ -134,8 +134,6 @@ fn an_evaluation_says_which_template_asked() {
     assert_eq!(own["template"]["sha256"].as_str().map(str::len), Some(64));
     // A conversation that the template refuses costs its row, and no other.
     nano_with(&sandbox, "plain", PLAIN.replace("'no'", "messages[0].content").as_str());
-    let refused = report(&["--out", "c", "--model", "plain", "--template", "model"][..2].as_ref());
-    assert_eq!(refused["metrics"], plugin["metrics"]);
     let args = ["eval", "--model", "plain", "--limit", "3", "--template", "model", "--out", "d", "--json"];
     let failed = sandbox.json(args);
     assert_eq!(failed["rows"]["boxed_answer"]["failed"], 3, "{failed}");
@@ -168,12 +166,24 @@ fn a_hostile_template_is_ended_at_once() {
         ("replaces", "{{ ('a' * 100000).replace('a', 'b' * 100000) | length }}", steps),
         ("lists", "{{ ([1] * 99999999) | tojson }}", steps),
         ("prints", "{{ [[1] * 99999999] * 99999999 }}", steps),
-        ("writes", "{{ [[1] * 99999999] * 99999999 | list | tojson }}", steps),
-        ("macros", "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set n = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set n.s = f(n.s) %}{% endfor %}", steps),
+        ("writes", "{{ ([[1] * 99999999] * 99999999) | list | tojson }}", steps),
+        (
+            "macros",
+            "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set n = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %}{% set n.s = f(n.s) %}{% endfor %}",
+            steps,
+        ),
         ("recurses", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
-        ("nests", "{% set n = namespace(s=[]) %}{% for i in range(90) %}{% set n.s = [n.s] %}{% endfor %}{{ n.s | tojson }}", "nested more than 64 deep"),
+        (
+            "nests",
+            "{% set n = namespace(s=[]) %}{% for i in range(90) %}{% set n.s = [n.s] %}{% endfor %}{{ n.s | tojson }}",
+            "nested more than 64 deep",
+        ),
         ("digs", "{% set n = namespace(s=[]) %}{% for i in range(99999) %}{% set n.s = [n.s] %}{% endfor %}", "nested too deeply"),
-        ("joins", "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s | length }}", "of processor time"),
+        (
+            "joins",
+            "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}{{ n.s | length }}",
+            "of processor time",
+        ),
         ("raises", "{{ raise_exception('no') }}", "no"),
         ("breaks", "\n{% if %}", "line 2"),
     ] {

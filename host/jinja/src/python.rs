@@ -227,10 +227,7 @@ mod tests {
             "{\"a\": [1, 2.0, 1e-07, 1e+22, -0.0, 0.0001], \"é\": null, \"s\": \"<b>\\\"\\n\", \"e\": {}, \"l\": []}"
         );
         assert_eq!(render("{{ x|tojson(indent=2) }}", json!({"a": [1, {}]})), "{\n  \"a\": [\n    1,\n    {}\n  ]\n}");
-        assert_eq!(
-            render("{{ x }}", value),
-            "{'a': [1, 2.0, 1e-07, 1e+22, -0.0, 0.0001], 'é': None, 's': '<b>\"\\n', 'e': {}, 'l': []}"
-        );
+        assert_eq!(render("{{ x }}", value), "{'a': [1, 2.0, 1e-07, 1e+22, -0.0, 0.0001], 'é': None, 's': '<b>\"\\n', 'e': {}, 'l': []}");
         assert_eq!(render("{{ x }}{{ true }}{{ none }}{{ y }}", json!(["it's", "\\", true])), "[\"it's\", '\\\\', True]TrueNone");
         assert_eq!(render("{{ (1,) }}{{ (1, 'a') }}{{ {1: 2}|tojson }}{{ 1.5 }}", json!(0)), "(1,)(1, 'a'){\"1\": 2}1.5");
     }

@@ -13,7 +13,8 @@ fuzz_target!(|input: &[u8]| {
     read_all(&files);
     let read = |name: &str| files.read(name, 64 << 20).ok().flatten();
     if let Some(json) = read("tokenizer.json")
-        && let Ok(tokenizer) = Tokenizer::from_bytes(&json, read("tokenizer_config.json").as_deref(), read("generation_config.json").as_deref())
+        && let Ok(tokenizer) =
+            Tokenizer::from_bytes(&json, read("tokenizer_config.json").as_deref(), read("generation_config.json").as_deref())
     {
         let _ = tokenizer.encode("Hello <|im_end|> 12", SpecialMode::Parse);
     }

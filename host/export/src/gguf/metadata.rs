@@ -2,12 +2,12 @@
 
 use super::GgufQuant;
 use crate::folder::chat_template_or_qwen3;
-use trainer_model::chat_template::{token_text, tokenizer_settings};
 use crate::subject::Subject;
 use crate::{ExportError, Result};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use trainer_model::GenerationConfig;
+use trainer_model::chat_template::{token_text, tokenizer_settings};
 use trainer_model::gguf::{ALIGNMENT, Value};
 
 /// Kinds of tokens.

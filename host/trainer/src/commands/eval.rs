@@ -183,7 +183,9 @@ fn target(args: &EvalArgs) -> Result<Target> {
     super::grant(&mut recipe, &args.grants)?;
     args.template.put(&mut recipe);
     if args.predictions.is_some() && recipe.template.prompts == PromptsFrom::Model {
-        bail!("given outputs are read by the chat-template plugin, and there are no prompts: leave --template model (template.prompts) out");
+        bail!(
+            "given outputs are read by the chat-template plugin, and there are no prompts: leave --template model (template.prompts) out"
+        );
     }
     let folder = args.out.clone().unwrap_or(folder);
     Ok(Target { recipe, adapter, folder, record: args.record.clone(), replay: args.replay.clone() })

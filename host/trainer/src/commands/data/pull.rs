@@ -29,10 +29,7 @@ pub fn run(args: &DataPullArgs) -> Result<ExitCode> {
             repo = RepoRef::parse(&format!("{text}{}{flag}={value}", if text.contains('?') { '&' } else { '?' }))?;
         }
     }
-    let snapshot = if args.all {
-        hub()?.snapshot(&repo, &Wanted::All, download_watch())?
-    } else {
-        hub()?.data_files(&repo, download_watch())?.1
-    };
+    let snapshot =
+        if args.all { hub()?.snapshot(&repo, &Wanted::All, download_watch())? } else { hub()?.data_files(&repo, download_watch())?.1 };
     report(&repo, &snapshot, args.json.as_deref())
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use serde_json::json;
 use trainer_export::token_notes;
-use trainer_runtime::model_headers;
 use trainer_model::{Adapter, Checkpoint, GenerationConfig, ModelConfig, ModelFiles, ModelTree};
+use trainer_runtime::model_headers;
 
 use super::args::ModelInspectArgs;
 use crate::output::{check_json, write_json};
