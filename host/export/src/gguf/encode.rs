@@ -168,8 +168,9 @@ fn q4_k(x: &[f32], out: &mut [u8]) {
         let weights: Vec<f32> = x.iter().map(|v| mean + v.abs()).collect();
         *fit = scale_and_minimum(x, &weights, 15.0);
     }
-    let max_scale = fits.iter().map(|f| f.scale).fold(0f32, f32::max);
-    let max_min = fits.iter().map(|f| f.min).fold(0f32, f32::max);
+    // Of zeros the first, which is the positive one.
+    let most = |value: fn(&Fit) -> f32| fits.iter().map(value).fold(0f32, |most, v| if v > most { v } else { most });
+    let (max_scale, max_min) = (most(|f| f.scale), most(|f| f.min));
     let into_six = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
     let (inv_scale, inv_min) = (into_six(max_scale), into_six(max_min));
     let six = |x: f32| nearest(x).clamp(0, 63) as u8;
@@ -276,6 +277,13 @@ mod tests {
 
     fn waves(len: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * (1.0 + (i as f32 / 97.0).sin())).collect()
+    }
+
+    /// Values of one sign have no minimum, and zero has no sign, as ggml has it.
+    #[test]
+    fn a_minimum_of_zero_is_positive() {
+        let values: Vec<f32> = waves(256).iter().map(|v| 2.5 + v).collect();
+        assert_eq!(pack(GgmlType::Q4_K, &values).unwrap().get(2..4), Some(&[0, 0][..]));
     }
 
     #[test]
