@@ -258,8 +258,7 @@ fn ggml_makes_our_blocks() {
             let blocks = ours.len() / size;
             let equal = ours.chunks_exact(size).zip(theirs.chunks_exact(size)).filter(|(a, b)| a == b).count();
             println!("{kind} {name}: {equal} of {blocks} blocks equal; squared error {ours_lost:e}, ggml's {theirs_lost:e}");
-            assert!(ours_lost <= theirs_lost * 1.001, "{kind} {name}: {ours_lost:e} {theirs_lost:e}");
-            assert!(equal * 100 >= blocks * 99, "{kind} {name}: {equal} of {blocks} blocks are equal");
+            assert_eq!(equal, blocks, "{kind} {name}: squared error {ours_lost:e}, ggml's {theirs_lost:e}");
         }
     }
 }

@@ -10,6 +10,10 @@ use trainer_plugin_host::types::{CallArguments, Content, Message, ToolCall};
 /// Characters without a meaning of their own (the supplementary private use areas), which stand for control tokens in what people say.
 const STAND_INS: [std::ops::RangeInclusive<u32>; 2] = [0xF_0000..=0xF_FFFD, 0x10_0000..=0x10_FFFD];
 
+/// Conversations that one process gets, and their bytes: their texts are held several times.
+const AT_ONCE: usize = 64;
+const BYTES_AT_ONCE: usize = 16 << 20;
+
 /// A token that is recognised as a whole in a rendered text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddedToken {
@@ -56,6 +60,23 @@ impl ModelTemplate {
     /// # Errors
     /// A template that is no Jinja, or that takes too much time or memory. A conversation that it refuses has an error of its own.
     pub fn render_prompts(&self, requests: &[PromptRequest]) -> Result<Vec<Result<Rendered, RowError>>, JinjaError> {
+        let mut out = Vec::with_capacity(requests.len());
+        let mut rest = requests;
+        while !rest.is_empty() {
+            let mut bytes = 0usize;
+            let fits = rest.iter().take(AT_ONCE).take_while(|request| {
+                bytes = bytes.saturating_add(size(request));
+                bytes <= BYTES_AT_ONCE
+            });
+            let (some, later) = rest.split_at(fits.count().max(1));
+            self.render_some(some, &mut out)?;
+            rest = later;
+        }
+        Ok(out)
+    }
+
+    /// As many as one process gets.
+    fn render_some(&self, requests: &[PromptRequest], out: &mut Vec<Result<Rendered, RowError>>) -> Result<(), JinjaError> {
         let mut contexts = Vec::new();
         let mut places: Vec<Result<StandIns<'_>, String>> = Vec::with_capacity(requests.len());
         for request in requests {
@@ -65,15 +86,12 @@ impl ModelTemplate {
             }));
         }
         let mut texts = if contexts.is_empty() { Vec::new() } else { self.template.render(&contexts)? }.into_iter();
-        let refused = |words: String| RowError::Refused(words);
-        Ok(places
-            .into_iter()
-            .map(|place| {
-                let stand_ins = place.map_err(refused)?;
-                let text = texts.next().unwrap_or_else(|| Err("it gave nothing".to_owned())).map_err(refused)?;
-                self.segments(&text, &stand_ins).map_err(refused)
-            })
-            .collect())
+        out.extend(places.into_iter().map(|place| {
+            let stand_ins = place.map_err(RowError::Refused)?;
+            let text = texts.next().unwrap_or_else(|| Err("it gave nothing".to_owned())).map_err(RowError::Refused)?;
+            self.segments(&text, &stand_ins).map_err(RowError::Refused)
+        }));
+        Ok(())
     }
 
     fn context(&self, request: &PromptRequest) -> Result<(Context, StandIns<'_>), String> {
@@ -166,6 +184,23 @@ impl StandIns<'_> {
             _ => {}
         }
     }
+}
+
+/// Bytes of a conversation, nearly.
+fn size(request: &PromptRequest) -> usize {
+    let conversation = &request.conversation;
+    let messages = conversation.messages.iter().map(|message| {
+        let content = match &message.content {
+            Content::None => 0,
+            Content::Text(text) | Content::Json(text) => text.len(),
+        };
+        let calls = message.tool_calls.iter().map(|call| {
+            let (CallArguments::Json(text) | CallArguments::Text(text)) = &call.arguments;
+            call.name.len().saturating_add(text.len())
+        });
+        calls.chain([content, message.reasoning_content.as_ref().map_or(0, String::len), 64]).fold(0, usize::saturating_add)
+    });
+    messages.chain(conversation.tools.iter().map(String::len)).fold(0, usize::saturating_add)
 }
 
 /// All strings of a value.
