@@ -8,11 +8,15 @@ use serde_json::{Value, json};
 use trainer_engine::{Adapter, Model};
 use trainer_kernels::cpu::{Cpu, CpuOptions};
 use trainer_kernels::ops::{HostBatch, WeightPlan};
+use trainer_model::gguf::GgmlType;
 use trainer_model::{Adapter as HostAdapter, Checkpoint, LoadOptions, ModelConfig, ModelFiles, Quantize, load_weights};
 use trainer_test_support::{max_abs_diff, tensors_at};
 
 use crate::python::{python, run, script};
 use crate::support::{Sandbox, baseline, json_file};
+
+/// llama.cpp in a package with everything built.
+const LLAMA: &str = "xllamacpp==2026.10.11549";
 
 const IDS: [u32; 12] = [2535, 84, 2536, 500, 1001, 7, 7, 1500, 2, 2535, 333, 198];
 
@@ -204,11 +208,66 @@ fn adapters_of_peft_load_here() {
     }
 }
 
+/// Values as weights have them and as they do not: by name.
+fn values() -> Vec<(&'static str, Vec<f32>)> {
+    const COUNT: usize = 64 * 1024;
+    // Sums of four uniform numbers are near enough to normal ones.
+    let random = |seed: u32, i: usize| {
+        let words = trainer_kernels::rng::philox4x32_10([i as u32, 0, 0, 0], [seed, 7]);
+        words.iter().map(|w| f64::from(*w) / f64::from(u32::MAX) - 0.5).sum::<f64>() as f32
+    };
+    let nano = Checkpoint::open(&ModelFiles::Embedded(trainer_nano::MODEL_FILES)).unwrap();
+    let mut trained = Vec::new();
+    for layer in 0..6 {
+        trained.extend(nano.read(&format!("model.layers.{layer}.mlp.down_proj.weight")).unwrap().to_f32().unwrap());
+    }
+    trained.truncate(trained.len() / 256 * 256);
+    vec![
+        ("weights of nano", trained),
+        ("normal", (0..COUNT).map(|i| random(1, i) * 0.05).collect()),
+        ("heavy tails", (0..COUNT).map(|i| random(2, i).powi(5)).collect()),
+        ("with outliers", (0..COUNT).map(|i| random(3, i) * if i % 97 == 0 { 8.0 } else { 0.02 }).collect()),
+        ("of one sign", (0..COUNT).map(|i| 0.5 + random(4, i) * 0.1).collect()),
+        ("in bfloat16", (0..COUNT).map(|i| f32::from_bits((random(5, i) * 0.03).to_bits() & 0xffff_0000)).collect()),
+        ("tiny", (0..COUNT).map(|i| random(6, i) * 1e-7).collect()),
+        ("mostly zeros", (0..COUNT).map(|i| if i % 11 == 0 { random(7, i) } else { 0.0 }).collect()),
+        ("zeros", vec![0.0; 1024]),
+        ("all the same", vec![0.25; 1024]),
+    ]
+}
+
+/// Blocks are those that ggml's own quantizers make.
+#[test]
+#[ignore = "installs a Python package"]
+fn ggml_makes_our_blocks() {
+    let python = python("llama", &[LLAMA]);
+    let sandbox = Sandbox::cold();
+    for kind in [GgmlType::Q8_0, GgmlType::Q5_0, GgmlType::Q4_K, GgmlType::Q6_K] {
+        let (_, size) = kind.block();
+        for (name, values) in values() {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let (from, to) = (sandbox.write("values", bytes), sandbox.path("blocks"));
+            run(Command::new(&python).arg(script("ggml_peer.py")).arg(from).args([kind.number().to_string(), "256".to_owned()]).arg(&to));
+            let (ours, theirs) = (trainer_export::gguf::pack(kind, &values).unwrap(), std::fs::read(&to).unwrap());
+            assert_eq!(ours.len(), theirs.len(), "{kind} {name}");
+            let lost = |blocks: &[u8]| {
+                let again = kind.unpack(blocks).unwrap();
+                values.iter().zip(&again).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+            };
+            let (ours_lost, theirs_lost) = (lost(&ours), lost(&theirs));
+            let blocks = ours.len() / size;
+            let equal = ours.chunks_exact(size).zip(theirs.chunks_exact(size)).filter(|(a, b)| a == b).count();
+            println!("{kind} {name}: {equal} of {blocks} blocks equal; squared error {ours_lost:e}, ggml's {theirs_lost:e}");
+            assert_eq!(equal, blocks, "{kind} {name}: squared error {ours_lost:e}, ggml's {theirs_lost:e}");
+        }
+    }
+}
+
 /// In F16 llama.cpp generates the same greedy tokens, and with every type it answers a chat through the template in the file.
 #[test]
 #[ignore = "installs a Python package"]
 fn llama_cpp_generates_our_tokens() {
-    let python = python("llama", &["xllamacpp==2026.10.11549"]);
+    let python = python("llama", &[LLAMA]);
     let sandbox = Sandbox::new();
     let run_dir = baseline().dir.to_str().unwrap();
     for quant in ["f16", "bf16", "q8_0", "q4_k_m"] {

@@ -164,6 +164,97 @@ fn a_name_is_as_good_as_a_folder() {
     assert!(!world.hub.requests().iter().any(|r| r.path.ends_with("model.safetensors")));
 }
 
+/// Of the weights only the headers are fetched, in pieces, from both hubs; what is in the cache is not asked for.
+#[test]
+fn a_model_is_looked_at_without_its_weights() {
+    let world = World::new(Sandbox::cold());
+    let commit = world.hub.commit_folder("models", "org/dynamic", &reference().join("quant/dynamic_nf4_bf16"), 100_000);
+    let folder = reference().join("quant/dynamic_nf4_bf16");
+    let expected = world.ok(&["model", "inspect", folder.to_str().unwrap()]);
+    world.hub.forget();
+    for name in ["org/dynamic", "ms://org/dynamic"] {
+        assert_eq!(world.ok(&["model", "inspect", name]), expected, "{name}");
+    }
+    let weights: Vec<_> =
+        world.hub.requests().into_iter().filter(|r| r.path.contains(".safetensors") && !r.path.contains("index")).collect();
+    assert!(
+        !weights.is_empty() && weights.iter().all(|r| r.headers.get("range").is_some_and(|v| v.starts_with("bytes=0-"))),
+        "{weights:?}"
+    );
+    let cache = world.sandbox.path(&format!("cache/huggingface/hub/models--org--dynamic/snapshots/{commit}"));
+    assert!(cache.join("config.json").exists() && !cache.join("model.safetensors").exists());
+    let json = world.json(&["model", "inspect", &format!("org/dynamic@{commit}"), "--json"]);
+    assert_eq!(
+        (&json["files"], &json["totals"]["four_bit_linears"]),
+        (&Value::from(format!("hf://org/dynamic@{commit}")), &Value::from(24))
+    );
+    // A header larger than what is asked for at first, and a server that knows no ranges.
+    let (header, data) = padded();
+    world.hub.commit(
+        "models",
+        "org/padded",
+        &[("config.json", nano_config(), false), ("model.safetensors", [header, data].concat(), true)],
+    );
+    let nano = world.ok(&["model", "inspect", "nano"]);
+    let tree = |text: &str| text.split("\n\n").next().unwrap_or_default().replace(", padding_idx=2534", "").to_owned();
+    assert_eq!(tree(&world.ok(&["model", "inspect", "org/padded"])), tree(&nano));
+    world.hub.faults(|r| r.cdn.then_some(Fault::NoRanges));
+    assert_eq!(tree(&world.ok(&["model", "inspect", "ms://org/padded"])), tree(&nano));
+    // Once the weights are there, nothing of them is asked for; and nothing at all without a network.
+    world.hub.release();
+    world.ok(&["model", "pull", "org/dynamic"]);
+    world.hub.forget();
+    assert_eq!(world.ok(&["model", "inspect", "org/dynamic"]), expected);
+    assert!(world.hub.requests().iter().all(|r| !r.path.contains(".safetensors")), "{:?}", world.hub.requests());
+    let offline = |name: &str| world.command(&["model", "inspect", name]).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_eq!(String::from_utf8(offline("org/dynamic").stdout).unwrap(), expected);
+    let output = offline("ms://org/dynamic");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is not in the cache"), "{output:?}");
+    assert!(world.fails(&["model", "inspect", "org/none"]).contains("Hugging Face shows no model org/none"));
+    // A header that is none.
+    world.hub.commit("models", "org/bad", &[("config.json", nano_config(), false), ("model.safetensors", vec![255; 5000], true)]);
+    assert!(world.fails(&["model", "inspect", "org/bad"]).contains("its header would have 18446744073709551615 bytes of 5000"));
+}
+
+fn nano_config() -> Vec<u8> {
+    trainer_nano::MODEL_FILES.iter().find(|f| f.0 == "config.json").unwrap().1.to_vec()
+}
+
+/// nano's weights behind a header with half a megabyte of spaces.
+fn padded() -> (Vec<u8>, Vec<u8>) {
+    let file = trainer_nano::MODEL_FILES.iter().find(|f| f.0 == "model.safetensors").unwrap().1;
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let (header, data) = file[8..].split_at(length);
+    let spaces = vec![b' '; 500_000];
+    let length = ((header.len() + spaces.len()) as u64).to_le_bytes().to_vec();
+    ([length, header.to_vec(), spaces].concat(), data.to_vec())
+}
+
+#[test]
+fn a_data_set_is_fetched_beforehand() {
+    let world = World::new(Sandbox::cold());
+    let files = vec![("maths-00000-of-00001.jsonl", b"{}".to_vec(), true), ("other-00000-of-00001.jsonl", b"{} ".to_vec(), true)];
+    let commit = world.hub.commit("datasets", "org/rows", &files);
+    let said = world.ok(&["data", "pull", "org/rows", "--split", "maths"]);
+    assert!(said.starts_with(&format!("hf://datasets/org/rows@{commit}?split=maths\n  maths-00000-of-00001.jsonl")), "{said}");
+    assert!(!said.contains("other-"), "{said}");
+    let again = world.json(&["data", "pull", "hf://datasets/org/rows?split=maths", "--json"]);
+    assert_eq!((&again["fetched"], &again["commit"]), (&0.into(), &commit.clone().into()));
+    let all = world.json(&["data", "pull", "org/rows", "--hub", "modelscope", "--all", "--json"]);
+    assert_eq!((all["files"].as_array().unwrap().len(), &all["hub"]), (2, &"ms".into()));
+    assert_eq!(
+        world.fails(&["data", "pull", "org/rows", "--split", "x"]).trim_end(),
+        "error: org/rows has no split `x`; there are maths, other"
+    );
+    let error = world.fails(&["data", "pull", "hf://org/rows"]);
+    assert!(error.contains("it is a model; a data set is hf://datasets/org/rows"), "{error}");
+    let error = world.fails(&["model", "pull", "hf://datasets/org/rows"]);
+    assert!(error.contains("it is a data set, not a model (`trainer data pull` fetches those)"), "{error}");
+    let error = world.fails(&["data", "pull", "hf://datasets/org/rows?split=maths", "--split", "other"]);
+    assert!(error.contains("leave one of them out"), "{error}");
+}
+
 /// A recipe whose model and data are on a hub.
 const RECIPE: &str = "\
 [model]

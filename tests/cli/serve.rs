@@ -62,7 +62,11 @@ impl Server {
     }
 
     fn start_with(sandbox: Sandbox, args: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut command = sandbox.command(["serve", "--model", "nano", "--port", "0"].iter().chain(args));
+        Self::start_model(sandbox, "nano", args, environment)
+    }
+
+    pub fn start_model(sandbox: Sandbox, model: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = sandbox.command(["serve", "--model", model, "--port", "0"].iter().chain(args));
         command.envs(environment.iter().copied()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut line = String::new();

@@ -20,8 +20,8 @@ pub use docs::markdown;
 pub use error::{ConfigError, Origin, Problem};
 pub use recipe::{
     Adapter, Best, Better, Bias, Data, DataCache, Device, DevicePlan, EarlyStopping, Eval, Filter, HELD_OUT_LOSS, Mix, Model, Optimizer,
-    Output, Plugin, Precision, Quantization, Recipe, Recompute, Sample, Schedule, Source, SourceFormat, SpecialTokens, Target, Template,
-    TooLong, Track, Tracker, Train, TrainOn, TruncationSide,
+    Output, Plugin, Precision, PromptsFrom, Quantization, Recipe, Recompute, Sample, Schedule, Source, SourceFormat, SpecialTokens, Target,
+    Template, TooLong, Track, Tracker, Train, TrainOn, TruncationSide,
 };
 pub use resolve::{Length, Override};
 pub use values::{Count, DataPath, DeviceBackend, ModelSource, PluginName, Scalars, Settings, Thinking};

@@ -297,8 +297,21 @@ section! {
     pub struct Template {
         /// The chat-template plugin.
         pub plugin: PluginName = PluginName::new("qwen3_chat");
+        /// What renders prompts for answers: the plugin, or the model's own Jinja template. Answers are read, and training texts rendered, by the plugin
+        /// either way; a recipe that trains must leave this at `"plugin"`.
+        pub prompts: PromptsFrom = PromptsFrom::Plugin;
         /// Its settings, over those in `[plugins.NAME]`.
         pub settings: Settings = Settings::default();
+    }
+}
+
+choices! {
+    /// What renders prompts.
+    pub enum PromptsFrom {
+        /// The chat-template plugin.
+        Plugin = "plugin",
+        /// The Jinja template that comes with the model.
+        Model = "model",
     }
 }
 

@@ -186,6 +186,8 @@ impl Recipe {
                 cut("eval", key);
             }
         }
+        // A run's prompts are the plugin's; evaluations afterwards may choose.
+        cut("template", "prompts");
         // The lock has the machine and the plan that came of these.
         cut("device", "backend");
         cut("device", "threads");

@@ -350,6 +350,7 @@ fn the_resolved_main_job_is_this_text() {
 
     [template]
     plugin = "qwen3_chat"
+    prompts = "plugin"
 
     [template.settings]
 

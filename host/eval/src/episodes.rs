@@ -367,7 +367,7 @@ fn advance<O: Ops>(subject: &Subject<'_, O>, this: &mut Open, output: Output) ->
                 add_generation_prompt: true,
                 enable_thinking: job.enable_thinking,
             };
-            match subject.template.render_prompts(&[request])?.into_iter().next() {
+            match subject.prompts.render(&[request])?.into_iter().next() {
                 Some(Ok(rendered)) => {
                     let place = job.key.1.clone();
                     let ids = encode_prompt(subject.tokenizer, &rendered).map_err(|source| EvalError::Text { place, source })?;

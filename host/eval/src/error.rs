@@ -54,6 +54,17 @@ pub enum EvalError {
         /// The token.
         token: String,
     },
+    /// There is no template beside the model.
+    #[error(
+        "{model} has no chat template of its own: neither chat_template.jinja nor chat_template in tokenizer_config.json; leave template.prompts at \"plugin\""
+    )]
+    NoTemplate {
+        /// The model.
+        model: String,
+    },
+    /// The model's own template cannot be used.
+    #[error("the model's own template: {0}")]
+    ModelTemplate(#[from] trainer_jinja::JinjaError),
     /// The prompt could not be made or taken.
     #[error("the prompt: {0}")]
     Prompt(String),

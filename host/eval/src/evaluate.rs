@@ -19,7 +19,7 @@ use crate::episodes::{Job, answer_all};
 use crate::error::EvalError;
 use crate::journal::Journal;
 use crate::pass_at_k;
-use crate::prompts::{encode_prompt, rendered_text};
+use crate::prompts::{Prompts, encode_prompt, rendered_text};
 use crate::report::{RowCounts, SampleResult, ScoreRecord};
 
 /// Rows that go through a plugin at once.
@@ -68,8 +68,10 @@ pub struct Subject<'a, O: Ops> {
     pub tokenizer: &'a Tokenizer,
     /// Tokens at which an answer ends.
     pub stop_ids: &'a [u32],
-    /// The chat template.
+    /// The chat template, which reads answers.
     pub template: &'a Template,
+    /// What renders prompts.
+    pub prompts: &'a Prompts,
 }
 
 /// A metric with its name in the report.
@@ -392,7 +394,7 @@ fn render<O: Ops>(subject: &Subject<'_, O>, decoding: &Decoding, asked: &mut [As
             },
         })
         .collect();
-    for (a, rendered) in asked.iter_mut().zip(subject.template.render_prompts(&requests)?) {
+    for (a, rendered) in asked.iter_mut().zip(subject.prompts.render(&requests)?) {
         match rendered {
             Ok(rendered) => {
                 a.prompt = rendered_text(&rendered);

@@ -19,7 +19,7 @@ mod setup;
 pub use error::EvalError;
 pub use evaluate::{Decoding, Evaluation, Judge, MetricUse, PREFILL_TOKENS, Progress, Subject};
 pub use predictions::Predictions;
-pub use prompts::{encode_prompt, rendered_text, template_piece};
+pub use prompts::{Prompts, encode_prompt, rendered_text, template_piece};
 pub use report::{Component, DataUse, Report, RowCounts, SampleResult, ScoreRecord, Timing, write_report};
 pub use setup::{
     Candidate, Generated, Judged, Panel, Question, Rows, Speaker, calls_tools, chat_template, conversation, generate_one, plugin_component,

@@ -127,6 +127,9 @@ pub struct Report {
     /// The tokenizer; none where outputs were given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<Component>,
+    /// The model's own chat template, where that rendered the prompts.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub template: Option<Component>,
     /// The rows.
     pub data: DataUse,
     /// The plugins that had a part.

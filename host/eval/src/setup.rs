@@ -21,7 +21,7 @@ use crate::error::EvalError;
 use crate::evaluate::{Decoding, Judge, MetricUse, Progress, Subject, evaluate};
 use crate::journal::Journal;
 use crate::predictions::{Predictions, evaluate_predictions};
-use crate::prompts::{encode_prompt, rendered_text};
+use crate::prompts::{Prompts, encode_prompt, rendered_text};
 use crate::report::{Component, DataUse, Report, SampleResult, Timing, write_report};
 
 /// Rows to evaluate at most: they are held in memory.
@@ -42,8 +42,10 @@ pub fn chat_template(recipe: &Recipe, plugins: &mut Plugins) -> Result<Template,
 pub struct Speaker {
     /// The template's name.
     pub name: String,
-    /// The template.
+    /// The template plugin, which reads answers and renders training texts.
     pub template: Arc<Template>,
+    /// What renders prompts.
+    pub prompts: Prompts,
     /// Tokens at which an answer ends: the model's and the template's.
     pub stop_ids: Vec<u32>,
 }
@@ -56,15 +58,20 @@ impl Speaker {
     pub fn new(recipe: &Recipe, base: &Base, plugins: &mut Plugins) -> Result<Self, EvalError> {
         let name = &recipe.template.plugin;
         let template = Arc::new(chat_template(recipe, plugins)?);
+        let prompts = Prompts::new(recipe, &base.files, &base.tokenizer, template.clone())?;
+        let own = prompts.own_sha256().is_some();
         let mut stop_ids = base.eos.clone();
         for token in template.describe()?.stop_tokens {
             match base.tokenizer.added_token_id(&token) {
                 Some(id) if stop_ids.contains(&id) => {}
                 Some(id) => stop_ids.push(id),
+                // The model's own template need not have the plugin's tokens.
+                None if own => {}
                 None => return Err(EvalError::StopToken { template: name.to_string(), token }),
             }
         }
-        Ok(Self { name: name.to_string(), template, stop_ids })
+        let name = if own { "of the model".to_owned() } else { name.to_string() };
+        Ok(Self { name, template, prompts, stop_ids })
     }
 
     /// Tries the training form on a probe: whether prefixes are stable, as the template says, and whether the stop token is taught after
@@ -125,7 +132,7 @@ impl Speaker {
     /// The template refuses the conversation.
     pub fn prompt(&self, base: &Base, conversation: Conversation, enable_thinking: Option<bool>) -> Result<Vec<u32>, EvalError> {
         let request = PromptRequest { conversation, add_generation_prompt: true, enable_thinking };
-        let rendered = self.template.render_prompts(&[request])?.into_iter().next();
+        let rendered = self.prompts.render(&[request])?.into_iter().next();
         match rendered {
             Some(Ok(rendered)) => {
                 encode_prompt(&base.tokenizer, &rendered).map_err(|source| EvalError::Text { place: "the prompt".into(), source })
@@ -438,6 +445,7 @@ impl Panel {
             tokenizer: &base.tokenizer,
             stop_ids: &speaker.stop_ids,
             template: &speaker.template,
+            prompts: &speaker.prompts,
         };
         let judge = Judge { metrics: &self.metrics, rows: &self.rows.rows, max_bad_rows: self.max_bad_rows, toolbox: &self.toolbox };
         let mut report = Report {
@@ -454,6 +462,7 @@ impl Panel {
             predictions: None,
             adapter: candidate.adapter.as_ref().map(|digest| component("adapter", digest)),
             tokenizer: Some(component("tokenizer", base.tokenizer.digest())),
+            template: speaker.prompts.own_sha256().map(|sha256| component("chat_template", sha256)),
             data: self.rows.data.clone(),
             plugins: self.plugins.clone(),
             decoding: Some(self.decoding.clone()),
@@ -531,6 +540,7 @@ impl Panel {
             predictions: Some(predictions.data.clone()),
             adapter: None,
             tokenizer: None,
+            template: None,
             data: self.rows.data.clone(),
             plugins: self.plugins.clone(),
             decoding: None,

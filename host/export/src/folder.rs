@@ -3,6 +3,7 @@
 use crate::{ExportError, Result};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+use trainer_model::chat_template::{TEMPLATE_FILE, chat_template, special_tokens, tokenizer_settings};
 use trainer_model::config::{CONFIG_FILE, GENERATION_FILE};
 use trainer_model::{GenerationConfig, ModelConfig, ModelFiles, durable};
 
@@ -10,8 +11,6 @@ use trainer_model::{GenerationConfig, ModelConfig, ModelFiles, durable};
 const TOKENIZER_FILES: [&str; 5] = ["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt"];
 /// The file that names the special tokens by use.
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
-/// The file of a chat template of its own.
-const TEMPLATE: &str = "chat_template.jinja";
 /// Qwen3's template (Apache-2.0, Qwen), for models that bring none.
 const QWEN3_TEMPLATE: &str = include_str!("../assets/qwen3.jinja");
 /// Above this size a tokenizer's file is a mistake.
@@ -80,17 +79,17 @@ type NamedFile = (String, Vec<u8>);
 pub(crate) fn companions(files: &ModelFiles, config: &ModelConfig) -> Result<(Vec<NamedFile>, Vec<String>)> {
     let mut out: Vec<NamedFile> = Vec::new();
     let mut notes = Vec::new();
-    for name in TOKENIZER_FILES.into_iter().chain([SPECIAL_TOKENS, TEMPLATE]) {
+    for name in TOKENIZER_FILES.into_iter().chain([SPECIAL_TOKENS, TEMPLATE_FILE]) {
         if let Some(bytes) = files.read(name, LIMIT)? {
             out.push((name.to_string(), bytes.into_owned()));
         }
     }
     let settings = tokenizer_settings(files)?;
     if !out.iter().any(|(name, _)| name == SPECIAL_TOKENS) {
-        out.push((SPECIAL_TOKENS.to_string(), pretty(&special_tokens(&settings))));
+        out.push((SPECIAL_TOKENS.to_string(), pretty(&Value::Object(special_tokens(&settings)))));
     }
     if chat_template(files)?.is_none() {
-        out.push((TEMPLATE.to_string(), QWEN3_TEMPLATE.as_bytes().to_vec()));
+        out.push((TEMPLATE_FILE.to_string(), QWEN3_TEMPLATE.as_bytes().to_vec()));
         notes.push("the base model brings no chat template, so Qwen3's was added".to_string());
     }
     let generation = match files.read_text(GENERATION_FILE)? {
@@ -102,48 +101,9 @@ pub(crate) fn companions(files: &ModelFiles, config: &ModelConfig) -> Result<(Ve
     Ok((out, notes))
 }
 
-/// `tokenizer_config.json`.
-///
-/// # Errors
-/// A file that is not a JSON object.
-pub fn tokenizer_settings(files: &ModelFiles) -> Result<Map<String, Value>> {
-    let Some(text) = files.read_text("tokenizer_config.json")? else { return Ok(Map::new()) };
-    serde_json::from_str(&text).map_err(|e| ExportError::unfit(files.describe_file("tokenizer_config.json"), e.to_string()))
-}
-
-/// The model's own chat template: that of its file, else that in the tokenizer's settings.
-///
-/// # Errors
-/// Files that cannot be read.
-pub fn chat_template(files: &ModelFiles) -> Result<Option<String>> {
-    if let Some(text) = files.read_text(TEMPLATE)? {
-        return Ok(Some(text));
-    }
-    Ok(tokenizer_settings(files)?.get("chat_template").and_then(Value::as_str).map(str::to_owned))
-}
-
 /// The model's own chat template, or Qwen3's.
 pub(crate) fn chat_template_or_qwen3(files: &ModelFiles) -> Result<String> {
     Ok(chat_template(files)?.unwrap_or_else(|| QWEN3_TEMPLATE.to_owned()))
-}
-
-/// The text of a token in the tokenizer's settings, which is a string or an object.
-pub fn token_text(value: Option<&Value>) -> Option<&str> {
-    let value = value?;
-    value.as_str().or_else(|| value.get("content")?.as_str())
-}
-
-fn special_tokens(settings: &Map<String, Value>) -> Value {
-    let mut map = Map::new();
-    for key in ["bos_token", "eos_token", "pad_token", "unk_token"] {
-        if let Some(text) = token_text(settings.get(key)) {
-            map.insert(key.to_string(), json!(text));
-        }
-    }
-    if let Some(list @ Value::Array(_)) = settings.get("additional_special_tokens") {
-        map.insert("additional_special_tokens".to_string(), list.clone());
-    }
-    Value::Object(map)
 }
 
 fn generation_of(config: &ModelConfig) -> Value {

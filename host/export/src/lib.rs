@@ -26,7 +26,7 @@ mod subject;
 
 pub use adapter::export_adapter;
 pub use error::ExportError;
-pub use folder::{chat_template, token_notes, token_text, tokenizer_settings};
+pub use folder::token_notes;
 pub use gguf::{GgufQuant, export_gguf};
 pub use merged::{Merged, export_merged};
 pub use quantize::{QuantizeOptions, quantize};

@@ -16,7 +16,7 @@ use trainer_model::{FloatType, ModelConfig, ModelFiles, check_tensors};
 /// The form of a merged checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Merged {
-    /// All weights in bfloat16 or float16.
+    /// All weights in bfloat16 or float16, or in another type that was chosen.
     SixteenBit,
     /// Projections in bitsandbytes' NF4: those that the base has in 4 bits, or all where it has none. What is quantized is the 16-bit form, so that
     /// this equals quantizing the other export.

@@ -56,6 +56,7 @@ pub struct Subject {
     original: Option<(ModelFiles, Checkpoint)>,
     pub(crate) adapter: Option<Adapter>,
     pub(crate) provenance: Provenance,
+    dtype: Option<FloatType>,
 }
 
 impl Subject {
@@ -71,7 +72,7 @@ impl Subject {
         // Checks the checkpoint's tensors and the adapter's shapes.
         ModelTree::new(&checkpoint, &config, adapter.as_ref())?;
         let original = original.map(|files| open_original(files, &config)).transpose()?;
-        let subject = Self { files, config, checkpoint, original, adapter, provenance };
+        let subject = Self { files, config, checkpoint, original, adapter, provenance, dtype: None };
         if let Some(name) = subject.bias_without_place() {
             let problem = "the adapter trained a bias here, but the model has none: its configuration says attention_bias false";
             return Err(ExportError::unfit(name, problem));
@@ -102,8 +103,17 @@ impl Subject {
         }
     }
 
-    /// The 16-bit type of an export: that of the weights where they have one, else bfloat16.
+    /// With dense weights in a type that the user chose.
+    pub fn in_type(mut self, dtype: Option<FloatType>) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// The type of dense weights in an export: what was chosen, else the weights' own 16-bit type where they have one, else bfloat16.
     pub(crate) fn dtype(&self) -> FloatType {
+        if let Some(dtype) = self.dtype {
+            return dtype;
+        }
         match self.weights().tensor("model.embed_tokens.weight").map(|t| t.dtype) {
             Some(Dtype::F16) => FloatType::F16,
             Some(Dtype::BF16) => FloatType::Bf16,

@@ -60,6 +60,8 @@ pub(crate) struct Place {
     pub journal: PathBuf,
     /// Who fetches it.
     pub lock: PathBuf,
+    /// Where it is written down that its checksum was right.
+    pub checked: PathBuf,
     /// How the shown path links to the content, if it does.
     link: Option<PathBuf>,
 }
@@ -118,6 +120,7 @@ impl RepoCache {
                     content: self.root.join("blobs").join(etag),
                     partial: incomplete.join(etag),
                     journal: incomplete.join(format!("{etag}.spans")),
+                    checked: incomplete.join(format!("{etag}.checked")),
                     lock: self.cache.join(".locks").join(folder).join(format!("{etag}.lock")),
                     link: Some(up.join("blobs").join(etag)),
                 }
@@ -134,6 +137,8 @@ impl RepoCache {
                     shown,
                     partial: incomplete.join(&name),
                     journal: incomplete.join(format!("{name}.spans")),
+                    // Of the place, whatever is there.
+                    checked: self.root.join(".checked").join(hash(format!("{key}\0{}", file.path))),
                     lock: self.cache.join(".lock").join(format!("file_{lock}.lock")),
                     link: None,
                 }
@@ -217,6 +222,49 @@ impl RepoCache {
         if !path.exists() {
             // Only a convenience for backup programs.
             let _ = write_whole(&path, CACHE_TAG.as_bytes());
+        }
+    }
+}
+
+/// That a file had a checksum, and what it looked like then: whoever writes to a file changes its times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Marker {
+    digest: String,
+    size: u64,
+    modified: u128,
+    /// When it was last changed in any way, and which file it is, where the system says so.
+    changed: Option<(i64, i64, u64)>,
+}
+
+impl Marker {
+    /// What a file looks like now.
+    pub(crate) fn of(path: &Path, digest: &str) -> Option<Self> {
+        let about = fs::metadata(path).ok()?;
+        let modified = about.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?.as_nanos();
+        #[cfg(unix)]
+        let changed = {
+            use std::os::unix::fs::MetadataExt;
+            Some((about.ctime(), about.ctime_nsec(), about.ino()))
+        };
+        #[cfg(not(unix))]
+        let changed = None;
+        Some(Self { digest: digest.to_owned(), size: about.len(), modified, changed })
+    }
+
+    /// What was written down.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        let about = fs::metadata(path).ok()?;
+        if about.len() > 4096 {
+            return None;
+        }
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    /// Writes it down. Without it the file is read once more next time, and that is all.
+    pub(crate) fn keep(&self, path: &Path) {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        if let Err(error) = write_whole(path, &text) {
+            tracing::debug!("cannot write {}: {error}", path.display());
         }
     }
 }

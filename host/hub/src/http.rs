@@ -303,6 +303,22 @@ impl Client {
         Ok(bytes)
     }
 
+    /// A part of a body: `length` bytes behind the first `skip`. The rest is not read.
+    pub(crate) fn read_part(&self, answer: &mut Answer, skip: u64, length: u64, what: &str) -> Result<Vec<u8>, HubError> {
+        let mut reader = answer.body.as_reader();
+        let mut bytes = Vec::new();
+        let done = std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink());
+        let done = done.and_then(|_| reader.take(length).read_to_end(&mut bytes));
+        let received = bytes.len() as u64;
+        match done {
+            Ok(_) if received == length => Ok(bytes),
+            other => {
+                let message = other.map_or_else(|e| e.to_string(), |_| "it was closed".to_owned());
+                Err(HubError::Short { server: self.server(), file: what.to_owned(), received, expected: length, message })
+            }
+        }
+    }
+
     /// Asks for JSON.
     pub(crate) fn json<T: serde::de::DeserializeOwned>(
         &self,

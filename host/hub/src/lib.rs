@@ -12,6 +12,7 @@ mod data;
 mod digest;
 mod download;
 mod error;
+mod headers;
 mod http;
 mod huggingface;
 mod listing;
@@ -27,6 +28,7 @@ mod watch;
 mod yaml;
 
 pub use error::HubError;
+pub use headers::Headers;
 pub use name::{HubKind, NameError, RepoKind, RepoRef};
 pub use path::BadPath;
 pub use settings::{Endpoint, Settings, SettingsError, Token};

@@ -181,7 +181,26 @@ impl RepoRef {
         if name.kind == RepoKind::Model {
             return Ok(name);
         }
-        Err(NameError { text: text.to_owned(), message: "it is a data set, not a model".to_owned() })
+        Err(NameError { text: text.to_owned(), message: "it is a data set, not a model (`trainer data pull` fetches those)".to_owned() })
+    }
+
+    /// A data set by a name that a person may have typed: with a scheme, or `org/name[@revision]` on a hub.
+    ///
+    /// # Errors
+    /// What is wrong with it, or that it is a model.
+    pub fn dataset(text: &str, hub: HubKind) -> Result<Self, NameError> {
+        if !text.contains("://") {
+            let (name, query) = text.split_once('?').map_or((text, ""), |(name, query)| (name, query));
+            Self::bare(name, hub, RepoKind::Dataset)?;
+            let question = if query.is_empty() { "" } else { "?" };
+            return Self::parse(&format!("{}://datasets/{name}{question}{query}", hub.scheme()));
+        }
+        let name = Self::parse(text)?;
+        if name.kind == RepoKind::Dataset {
+            return Ok(name);
+        }
+        let message = format!("it is a model; a data set is {}://datasets/{}", name.hub.scheme(), name.id);
+        Err(NameError { text: text.to_owned(), message })
     }
 
     /// `org/name[@revision]`, without a scheme.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::Deserialize;
 
-use crate::cache::{Place, RepoCache};
+use crate::cache::{Marker, Place, RepoCache};
 use crate::digest;
 use crate::download::{Connections, Job, begun, free_space};
 use crate::error::{HubError, cache_variable};
@@ -106,10 +106,10 @@ pub struct Hub {
 
 /// A repository as it is now, or was when it was last asked for.
 pub(crate) struct Opened {
-    repo: RepoRef,
+    pub(crate) repo: RepoRef,
     cache: RepoCache,
     /// The name of its snapshot.
-    key: String,
+    pub(crate) key: String,
     pub(crate) listing: Arc<Listing>,
     /// Whether only the cache is looked at.
     cached: bool,
@@ -215,7 +215,7 @@ impl Hub {
     }
 
     /// The files that are wanted, and the bytes that had to be fetched to know them.
-    fn select<'a>(&self, opened: &'a Opened, wanted: &Wanted) -> Result<(Vec<&'a RepoFile>, u64), HubError> {
+    pub(crate) fn select<'a>(&self, opened: &'a Opened, wanted: &Wanted) -> Result<(Vec<&'a RepoFile>, u64), HubError> {
         let listing = &opened.listing;
         let no_file = |file: &str, help: String| HubError::NoFile { repo: opened.repo.to_string(), file: file.to_owned(), help };
         let texts = |f: &&RepoFile| !f.path.contains('/') && !is_weights(&f.path) && f.size <= TEXT_LIMIT;
@@ -339,6 +339,9 @@ impl Hub {
             };
             fetched = file.size - begun(&place.partial, &place.journal, file.size).min(file.size);
             job.run()?;
+            if let Some(marker) = file.digest.hex().filter(|_| !opened.is_hugging_face()).and_then(|d| Marker::of(&place.content, d)) {
+                marker.keep(&place.checked);
+            }
         }
         if !place.is_shown(file.size) {
             place.show()?;
@@ -361,12 +364,22 @@ impl Opened {
         if self.is_hugging_face() || file.digest == Digest::Unknown {
             return Ok(true);
         }
+        let wanted = file.digest.hex().unwrap_or_default();
+        let before = Marker::of(&place.content, wanted);
+        if before.is_some() && before == Marker::read(&place.checked) {
+            return Ok(true);
+        }
         let found = digest::of_file(&place.content, &file.digest).map_err(HubError::io("read", &place.content))?;
-        Ok(found.as_deref() == file.digest.hex())
+        let right = found.as_deref() == Some(wanted);
+        // Only what did not change while it was read.
+        if let Some(marker) = before.filter(|b| right && Marker::of(&place.content, wanted).as_ref() == Some(b)) {
+            marker.keep(&place.checked);
+        }
+        Ok(right)
     }
 
     /// What a missing file means where only the cache is looked at.
-    fn missing(&self, what: &str) -> Option<HubError> {
+    pub(crate) fn missing(&self, what: &str) -> Option<HubError> {
         let cache = self.cache.cache().to_owned();
         self.cached.then(|| HubError::Offline { repo: self.repo.to_string(), what: what.to_owned(), cache })
     }
@@ -394,7 +407,7 @@ fn offline(repo: RepoRef, cache: RepoCache) -> Result<Opened, HubError> {
     Ok(Opened { repo, cache, key, listing: Arc::new(listing), cached: true })
 }
 
-fn is_weights(path: &str) -> bool {
+pub(crate) fn is_weights(path: &str) -> bool {
     let ending = path.rsplit_once('.').map_or("", |(_, e)| e).to_ascii_lowercase();
     ending == "safetensors" || FOREIGN.contains(&ending.as_str())
 }

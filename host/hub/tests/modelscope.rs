@@ -43,6 +43,52 @@ fn a_model_comes_into_the_layout_of_modelscope() {
     assert!(place.fails("ms://org/tiny@v9", &token).contains("no branch, tag or commit \"v9\""));
 }
 
+/// A file whose checksum was right is read again only when it has changed.
+#[test]
+fn what_was_checked_is_not_read_again() {
+    let place = Place::new();
+    let files = model(&[400_000]);
+    serve(&place.hub, "models", ID, &files);
+    let snapshot = place.pull(NAME, &[]).unwrap();
+    let weights = snapshot.dir.join("model.safetensors");
+    let markers = || plain_files(&place.path("ms/models/org--tiny/.checked")).len();
+    assert_eq!(markers(), snapshot.files.len());
+    // Bytes that change behind its back are seen: the times are other ones.
+    let mut bytes = fs::read(&weights).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&weights, &bytes).unwrap();
+    assert_eq!(place.pull(NAME, &[]).unwrap().fetched, bytes.len() as u64);
+    assert_eq!(fs::read(&weights).unwrap(), files[6].1);
+    // Without a marker, or with one that is broken or of another content, the file is read, and the marker comes back.
+    for broken in [None, Some("{"), Some("{\"digest\":\"0\",\"size\":400000,\"modified\":0,\"changed\":null}")] {
+        for marker in plain_files(&place.path("ms/models/org--tiny/.checked")) {
+            fs::remove_file(&marker).unwrap();
+            if let Some(text) = broken {
+                fs::write(&marker, text).unwrap();
+            }
+        }
+        assert_eq!(place.pull(NAME, &[]).unwrap().fetched, 0);
+        assert_eq!(markers(), snapshot.files.len());
+    }
+    // A marker is believed: one that says that other bytes were right keeps them.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let read = |path: &std::path::Path| -> serde_json::Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+        let all = plain_files(&place.path("ms/models/org--tiny/.checked"));
+        let marker = all.iter().find(|m| read(m)["size"] == bytes.len()).unwrap();
+        fs::write(&weights, &bytes).unwrap();
+        let about = fs::metadata(&weights).unwrap();
+        let mut said = read(marker);
+        let modified = about.modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+        said["modified"] = serde_json::json!(modified as u64);
+        said["changed"] = serde_json::json!([about.ctime(), about.ctime_nsec(), about.ino()]);
+        fs::write(marker, said.to_string()).unwrap();
+        assert_eq!(place.pull(NAME, &[]).unwrap().fetched, 0);
+        assert_eq!(fs::read(&weights).unwrap(), bytes);
+    }
+}
+
 #[test]
 fn broken_answers_and_contents() {
     let place = Place::new();

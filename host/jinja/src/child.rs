@@ -7,7 +7,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
 use trainer_plugin_host::confine::{restrict, wait};
 
 /// The hidden subcommand of `trainer` that runs [`render_main`].
@@ -69,6 +70,25 @@ fn answer_limit(request: &Request) -> u64 {
     texts.saturating_add(1 << 20).min(1 << 30)
 }
 
+/// Processor time of a call.
+fn processor(request: &Request) -> Duration {
+    let times = request.contexts.len().div_ceil(64).max(1);
+    request.limits.processor.saturating_mul(u32::try_from(times).unwrap_or(u32::MAX))
+}
+
+/// What a process that did not succeed was ended by.
+fn ended(request: &Request, status: ExitStatus) -> JinjaError {
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::ExitStatusExt;
+        // The limit on processor time is a hard one, at which the system kills.
+        if matches!(status.signal(), Some(libc::SIGXCPU | libc::SIGKILL)) {
+            return JinjaError::Processor(processor(request));
+        }
+    }
+    JinjaError::Ended { memory: request.limits.memory, how: status.to_string() }
+}
+
 fn in_child(program: &Path, args: &[OsString], request: &Request) -> Result<Answer, JinjaError> {
     // A temporary directory is the user's alone (0700).
     let dir = tempfile::Builder::new().prefix("trainer-jinja-").tempdir().map_err(io("make a temporary directory"))?;
@@ -79,7 +99,7 @@ fn in_child(program: &Path, args: &[OsString], request: &Request) -> Result<Answ
         .args(args)
         .args([&input, &output])
         .arg(request.limits.memory.to_string())
-        .arg(request.limits.time.as_secs().saturating_add(1).to_string())
+        .arg(processor(request).as_secs().max(1).to_string())
         .arg(answer_limit(request).to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -89,7 +109,7 @@ fn in_child(program: &Path, args: &[OsString], request: &Request) -> Result<Answ
     let status = wait(child, request.limits.time).map_err(io("wait for the template's process"))?;
     let Some(status) = status else { return Err(JinjaError::Time(request.limits.time)) };
     if !status.success() {
-        return Err(JinjaError::Ended { memory: request.limits.memory, how: status.to_string() });
+        return Err(ended(request, status));
     }
     let mut text = Vec::new();
     let file = File::open(&output).map_err(io("read an answer"))?;

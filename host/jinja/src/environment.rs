@@ -4,7 +4,7 @@ use crate::python;
 use crate::{Context, Limits};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
+use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 use std::io::{self, Write};
 
@@ -19,13 +19,13 @@ pub(crate) fn environment(source: &str, limits: &Limits) -> Result<Environment<'
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_fuel(Some(limits.steps));
     env.set_recursion_limit(limits.recursion);
-    env.add_filter("tojson", |value: &Value, options: Kwargs| {
+    env.set_formatter(|out, state, value| Ok(out.write_str(&python::shown(state, value)?)?));
+    env.add_filter("tojson", |state: &State<'_, '_>, value: &Value, options: Kwargs| {
         let indent = options.get::<Option<usize>>("indent")?.map(|n| n.min(16));
         // Accepted as in Python, where they change nothing here: text is never escaped, and order is kept.
         let _ = (options.get::<Option<bool>>("ensure_ascii")?, options.get::<Option<bool>>("sort_keys")?);
         options.assert_all_used()?;
-        let value = serde_json::to_value(value).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
-        Ok(Value::from_safe_string(python::dumps(&value, indent)))
+        Ok(Value::from_safe_string(python::dumps(state, value, indent)?))
     });
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -34,8 +34,33 @@ pub(crate) fn environment(source: &str, limits: &Limits) -> Result<Environment<'
     env.add_function("strftime_now", |_: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "strftime_now is not to be had: a prompt must not depend on the day"))
     });
-    env.add_template_owned(NAME, source.to_owned())?;
+    env.add_template_owned(NAME, without_generation_marks(source))?;
     Ok(env)
+}
+
+/// `{% generation %}` marks the assistant's words for transformers' loss masks, and prints nothing. The marks become statements that are there
+/// whatever happens, on the same lines and with the same minus signs.
+fn without_generation_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, after)) = rest.split_once("{%") {
+        out.push_str(before);
+        out.push_str("{%");
+        let Some((inside, behind)) = after.split_once("%}") else {
+            rest = after;
+            break;
+        };
+        let words = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        match words {
+            "generation" => out.push_str(&inside.replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&inside.replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(inside),
+        }
+        out.push_str("%}");
+        rest = behind;
+    }
+    out.push_str(rest);
+    out
 }
 
 /// The text of a conversation.
@@ -49,8 +74,8 @@ pub(crate) fn render(env: &Environment<'_>, context: &Context, limits: &Limits) 
     if let Some(on) = context.enable_thinking {
         names.insert("enable_thinking".into(), on.into());
     }
-    for (name, text) in &context.special_tokens {
-        names.entry(name.clone()).or_insert_with(|| text.clone());
+    for (name, value) in context.args.iter().chain(&context.special_tokens) {
+        names.entry(name.clone()).or_insert_with(|| value.clone());
     }
     let template = env.get_template(NAME).map_err(|e| explain(&e))?;
     let mut out = Bounded { bytes: Vec::new(), limit: limits.output };

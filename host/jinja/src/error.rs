@@ -21,8 +21,11 @@ pub enum JinjaError {
     /// The process that renders took too long.
     #[error("the chat template did not end within {0:?}")]
     Time(Duration),
+    /// The process that renders used up its processor time.
+    #[error("the chat template did not end within {0:?} of processor time")]
+    Processor(Duration),
     /// The process that renders took too much memory, or ended in another way.
-    #[error("the chat template cannot be rendered within {memory} bytes of memory ({how})")]
+    #[error("the chat template cannot be rendered within {memory} bytes of memory, or its values are nested too deeply ({how})")]
     Ended {
         /// The limit.
         memory: u64,

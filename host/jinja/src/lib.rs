@@ -1,17 +1,20 @@
 //! A checkpoint's own chat template, which is Jinja as transformers runs it (`chat_template_utils.py`: a sandboxed environment with `trim_blocks`,
 //! `lstrip_blocks`, Python's string methods, `tojson`, `raise_exception`, `strftime_now`).
 //!
-//! A template comes with a model and is a program: steps, recursion and output are limited. A few steps can double a string forty times, so it also
-//! runs in a child process with little memory, which is killed when its time is up.
+//! A template comes with a model and is a program: steps, recursion and output are limited. Steps also pay for whatever it makes: about one for 64 bytes, so
+//! that their number bounds its memory too. What no count of steps sees, such as the length of lists that are joined lazily, is ended by
+//! the system: it runs in a child process with little memory and little processor time.
 
 mod child;
 mod environment;
 mod error;
 pub mod probes;
+mod prompts;
 mod python;
 
 pub use child::{RendererCommand, SUBCOMMAND, render_main};
 pub use error::JinjaError;
+pub use prompts::{AddedToken, ModelTemplate};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,7 +23,7 @@ use std::time::Duration;
 /// What a template may use up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Instructions for one conversation.
+    /// Steps for one conversation: instructions, items that are looked at, and 64 bytes each of what is made.
     pub steps: u64,
     /// Calls within calls.
     pub recursion: usize,
@@ -30,13 +33,23 @@ pub struct Limits {
     pub source: usize,
     /// Bytes of the process that renders.
     pub memory: u64,
-    /// For all conversations of a call.
+    /// Processor time for all conversations of a call, and as much again for each 64 of them.
+    pub processor: Duration,
+    /// For all conversations of a call, as a clock on the wall has it.
     pub time: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { steps: 5_000_000, recursion: 64, output: 16 << 20, source: 1 << 20, memory: 2 << 30, time: Duration::from_secs(20) }
+        Self {
+            steps: 1_000_000,
+            recursion: 64,
+            output: 8 << 20,
+            source: 1 << 20,
+            memory: 1 << 30,
+            processor: Duration::from_secs(3),
+            time: Duration::from_secs(60),
+        }
     }
 }
 
@@ -53,6 +66,9 @@ pub struct Context {
     pub enable_thinking: Option<bool>,
     /// Texts of special tokens by use, such as `eos_token`.
     pub special_tokens: serde_json::Map<String, Value>,
+    /// Further arguments, as `chat_template_kwargs` of servers. They cannot take the place of those above.
+    #[serde(default)]
+    pub args: serde_json::Map<String, Value>,
 }
 
 /// A chat template.

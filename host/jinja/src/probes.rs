@@ -33,6 +33,7 @@ pub fn all(special_tokens: &Map<String, Value>) -> Vec<Probe> {
             add_generation_prompt: open,
             enable_thinking,
             special_tokens: special_tokens.clone(),
+            args: Map::new(),
         };
         probes.push(Probe { name, context });
     };

@@ -14,18 +14,14 @@ fn context(case: &Value) -> Context {
         add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
         enable_thinking: case["enable_thinking"].as_bool(),
         special_tokens: Map::new(),
+        args: Map::new(),
     }
-}
-
-/// Contents that are no text are printed by Python in its own way, which minijinja does not know.
-fn is_text(case: &Value) -> bool {
-    case["messages"].as_array().is_some_and(|all| all.iter().all(|m| m["content"].is_string()))
 }
 
 #[test]
 fn reference_templates_give_transformers_texts() {
     let cases = trainer_test_support::jsonl("chat_template/cases.jsonl");
-    let cases: Vec<&Value> = cases.iter().filter(|c| is_text(c)).collect();
+    let cases: Vec<&Value> = cases.iter().collect();
     let folder = trainer_test_support::reference_file("chat_template/templates");
     let mut revisions = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -72,8 +68,8 @@ fn what_a_template_may_not_is_said() {
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more steps than are allowed"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         (
-            "{% for i in range(90000) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}",
-            "more than 16777216 bytes",
+            "{% for i in range(60000) %}xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx{% endfor %}",
+            "more than 8388608 bytes",
         ),
         ("{{ raise_exception('no system message') }}", "no system message"),
         ("{{ strftime_now('%Y') }}", "must not depend on the day"),

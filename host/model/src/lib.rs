@@ -15,6 +15,7 @@ pub mod adapter;
 mod adapter_config;
 mod adapter_match;
 mod bnb;
+pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
 mod digest;

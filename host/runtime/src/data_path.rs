@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trainer_config::{DataCache, Recipe, SpecialTokens, TooLong, TrainOn, TruncationSide};
+use trainer_config::{DataCache, PromptsFrom, Recipe, SpecialTokens, TooLong, TrainOn, TruncationSide};
 use trainer_data::{FeedbackPlan, PipelineSpec, PluginMixer, PreparedStore, Source, SourceInput, TextEncoder};
 use trainer_plugin_host::template::Template;
 use trainer_plugin_host::{Kind, Plugin};
@@ -33,6 +33,7 @@ pub struct DataParts<'a> {
 /// # Errors
 /// A formatter refuses its settings.
 pub fn pipeline_spec(recipe: &Recipe, parts: &DataParts<'_>) -> Result<PipelineSpec, RuntimeError> {
+    trains_by_plugin(recipe)?;
     let mut inputs = Vec::new();
     for ((source, plugin), setting) in parts.sources.iter().zip(parts.formatters).zip(&recipe.data.sources) {
         let settings = serde_json::Value::Object(recipe.settings_of(&setting.formatter, &setting.settings));
@@ -76,6 +77,17 @@ pub fn pipeline_spec(recipe: &Recipe, parts: &DataParts<'_>) -> Result<PipelineS
     Ok(spec)
 }
 
+/// Whether training texts come from the plugin, which alone can give them.
+///
+/// # Errors
+/// The recipe's prompts are the model's own.
+pub fn trains_by_plugin(recipe: &Recipe) -> Result<(), RuntimeError> {
+    match recipe.template.prompts {
+        PromptsFrom::Plugin => Ok(()),
+        PromptsFrom::Model => Err(RuntimeError::ModelTemplateTrains { plugin: recipe.template.plugin.to_string() }),
+    }
+}
+
 /// Where prepared data are kept, beside the other caches of this user. None if there is no home.
 pub fn prepared_store() -> Option<PreparedStore> {
     Some(PreparedStore::new(cache_base()?.join("prepared")))
@@ -102,6 +114,7 @@ impl DataSetup {
     /// # Errors
     /// Whatever of it cannot be had.
     pub fn load(recipe: Recipe) -> Result<Self, RuntimeError> {
+        trains_by_plugin(&recipe)?;
         let tokenizer = load_tokenizer(&recipe.model.source)?;
         let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
         let mixer = plugins.get("mix.plugin", &recipe.mix.plugin, Kind::MixingPolicy)?;

@@ -49,6 +49,14 @@ pub enum RuntimeError {
         /// The manifest's name.
         found: String,
     },
+    /// A recipe that trains with the model's own template.
+    #[error(
+        "template.prompts = \"model\" is for answers only: the model's own Jinja template gives one text, which does not say what the model writes and what counts in the loss, so training texts come from the plugin {plugin}. Remove the setting; `trainer model template` says where the plugin's prompts differ from the model's"
+    )]
+    ModelTemplateTrains {
+        /// The template plugin.
+        plugin: String,
+    },
     /// Limits in the recipe that do not read.
     #[error("[plugins.{name}.limits]: {message}")]
     Limits {

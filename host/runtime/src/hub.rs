@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use trainer_config::{DataPath, ModelSource, Recipe};
-use trainer_hub::{Hub, HubError, RepoRef, Silent, Snapshot, Wanted, Watch};
+use trainer_hub::{Headers, Hub, HubError, RepoRef, Silent, Snapshot, Wanted, Watch};
 
 use crate::error::RuntimeError;
 
@@ -41,6 +41,11 @@ pub(crate) fn model(repo: &RepoRef, wanted: &Wanted) -> Result<Snapshot, Runtime
     let snapshot = hub()?.snapshot(repo, wanted, download_watch())?;
     keep_pin(repo, &snapshot.repo);
     Ok(snapshot)
+}
+
+/// What a model of a hub consists of, without its weights.
+pub(crate) fn headers(repo: &RepoRef) -> Result<Headers, RuntimeError> {
+    Ok(hub()?.headers(repo, download_watch())?)
 }
 
 /// The files of a split of a data set.

@@ -14,7 +14,7 @@ mod plugins;
 mod sources;
 
 pub use adapter::adapter_digest;
-pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec, prepared_store};
+pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec, prepared_store, trains_by_plugin};
 pub use device::{
     Backend, DeviceInfo, DeviceKind, Gauge, KernelTime, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, limit_in_bytes,
     open_device, open_device_as, unusable,
@@ -22,7 +22,7 @@ pub use device::{
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
 pub use hub::{download_watch, hub, hub_pins, pin_hub_names, watch_downloads};
-pub use model::{Base, load_base, load_tokenizer, model_files, model_texts};
+pub use model::{Base, load_base, load_tokenizer, model_files, model_headers, model_texts};
 pub use planning::{EvaluationSizes, PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
 pub use plugins::{PluginArg, Plugins, apply_grants, apply_plugin, compiler_command, find_plugin, plugin_build_dir, plugin_cache_dir};
 pub use sources::{eval_source, open_held_out, open_sources, source_digest};

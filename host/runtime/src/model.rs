@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use trainer_config::{ModelSource, Quantization};
-use trainer_hub::Wanted;
+use trainer_hub::{Headers, Wanted};
 use trainer_model::{
     Checkpoint, GenerationConfig, LoadOptions, ModelConfig, ModelFiles, ModelWeights, PendingDigest, Quantize, load_weights,
 };
@@ -46,6 +46,20 @@ pub fn model_files(source: &ModelSource) -> Result<ModelFiles, RuntimeError> {
 /// A hub that does not give them.
 pub fn model_texts(source: &ModelSource) -> Result<ModelFiles, RuntimeError> {
     files_of(source, &Wanted::Texts)
+}
+
+/// A model's files to look at: of a hub's, only the headers of the weights, which are gone with the second value.
+///
+/// # Errors
+/// A hub that does not give them.
+pub fn model_headers(source: &ModelSource) -> Result<(ModelFiles, Option<Headers>), RuntimeError> {
+    match source {
+        ModelSource::Hub(repo) => {
+            let headers = crate::hub::headers(repo)?;
+            Ok((ModelFiles::dir(headers.dir()), Some(headers)))
+        }
+        other => Ok((model_files(other)?, None)),
+    }
 }
 
 fn files_of(source: &ModelSource, wanted: &Wanted) -> Result<ModelFiles, RuntimeError> {

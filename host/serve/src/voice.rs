@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trainer_eval::{Speaker, encode_prompt};
+use trainer_eval::{EvalError, Speaker, encode_prompt};
 use trainer_plugin_host::template::{OutputParser, Piece, PromptRequest, Rendered, Segment};
 use trainer_plugin_host::types::{CallArguments, Content, Conversation, Message, ToolCall};
 use trainer_plugin_host::{PluginError, RowError};
@@ -68,7 +68,7 @@ impl Voice {
     }
 
     fn render(&self, request: PromptRequest) -> Result<Rendered> {
-        match self.speaker.template.render_prompts(&[request]).map_err(|e| broken(&e))?.into_iter().next() {
+        match self.speaker.prompts.render(&[request]).map_err(|e| unusable(&e))?.into_iter().next() {
             Some(Ok(rendered)) => Ok(rendered),
             Some(Err(RowError::Refused(words))) => {
                 Err(ApiError::param("messages", format!("the chat template refuses the messages: {words}")))
@@ -93,6 +93,12 @@ impl Voice {
 
 /// The chat template does not work.
 pub fn broken(error: &PluginError) -> ApiError {
+    tracing::error!("{error}");
+    ApiError::internal(format!("the chat template failed: {error}"))
+}
+
+/// Prompts cannot be rendered at all.
+fn unusable(error: &EvalError) -> ApiError {
     tracing::error!("{error}");
     ApiError::internal(format!("the chat template failed: {error}"))
 }

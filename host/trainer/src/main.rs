@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Data(DataCommand::Stat(args)) => commands::data::stat::run(&args),
         Command::Data(DataCommand::Prepare(args)) => commands::data::prepare::run(&args),
+        Command::Data(DataCommand::Pull(args)) => commands::data::pull::run(&args),
         Command::Data(DataCommand::Clean(args)) => commands::data::clean::run(&args),
         Command::Preview(args) => commands::preview::run(&args),
         Command::Runs(command) => commands::runs::run(command),

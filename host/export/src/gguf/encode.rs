@@ -95,8 +95,19 @@ fn q5_0(x: &[f32], out: &mut [u8]) {
     }
 }
 
+/// What a group of values was fitted with.
+#[derive(Clone, Copy, Default)]
+struct Fit {
+    scale: f32,
+    /// The negated minimum.
+    min: f32,
+    /// The inverse scale and the minimum from which the codes were made that gave these; the first is 0 for a group without codes.
+    inverse: f32,
+    from: f32,
+}
+
 /// Scale and negated minimum of a group of 32 with codes up to `limit`, near the least squares that `weights` weigh (`make_qkx2_quants`).
-fn scale_and_minimum(x: &[f32], weights: &[f32], limit: f32) -> (f32, f32) {
+fn scale_and_minimum(x: &[f32], weights: &[f32], limit: f32) -> Fit {
     const STEPS: u8 = 20;
     let mut min = x.iter().copied().fold(f32::INFINITY, f32::min);
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -107,7 +118,7 @@ fn scale_and_minimum(x: &[f32], weights: &[f32], limit: f32) -> (f32, f32) {
     }
     min = min.min(0.0);
     if max == min {
-        return (0.0, -min);
+        return Fit { min: -min, ..Fit::default() };
     }
     let code = |inverse: f32, min: f32, v: f32| (nearest(inverse * (v - min)) as f32).clamp(0.0, limit);
     let error = |scale: f32, min: f32, codes: &dyn Fn(f32) -> f32| -> f32 {
@@ -118,6 +129,7 @@ fn scale_and_minimum(x: &[f32], weights: &[f32], limit: f32) -> (f32, f32) {
     };
     let (low, start) = (min, limit / (max - min));
     let mut scale = 1.0 / start;
+    let mut made_by = (start, low);
     let mut best = error(scale, min, &|v| code(start, low, v));
     for step in 0..=STEPS {
         // ggml goes on from the best minimum so far.
@@ -141,28 +153,30 @@ fn scale_and_minimum(x: &[f32], weights: &[f32], limit: f32) -> (f32, f32) {
             let this = error(this_scale, this_min, &|v| code(tried, from, v));
             if this < best {
                 (best, scale, min) = (this, this_scale, this_min);
+                made_by = (tried, from);
             }
         }
     }
-    (scale, -min)
+    Fit { scale, min: -min, inverse: made_by.0, from: made_by.1 }
 }
 
 fn q4_k(x: &[f32], out: &mut [u8]) {
     const GROUPS: usize = SUPER / 32;
-    let (mut scales, mut mins) = ([0f32; GROUPS], [0f32; GROUPS]);
-    for ((x, scale), min) in x.chunks_exact(32).zip(&mut scales).zip(&mut mins) {
+    let mut fits = [Fit::default(); GROUPS];
+    for (x, fit) in x.chunks_exact(32).zip(&mut fits) {
         let mean = (x.iter().fold(0f32, |sum, v| sum + v * v) / 32.0).sqrt();
         let weights: Vec<f32> = x.iter().map(|v| mean + v.abs()).collect();
-        (*scale, *min) = scale_and_minimum(x, &weights, 15.0);
+        *fit = scale_and_minimum(x, &weights, 15.0);
     }
-    let most = |values: &[f32]| values.iter().copied().fold(0f32, f32::max);
-    let (max_scale, max_min) = (most(&scales), most(&mins));
+    // Of zeros the first, which is the positive one.
+    let most = |value: fn(&Fit) -> f32| fits.iter().map(value).fold(0f32, |most, v| if v > most { v } else { most });
+    let (max_scale, max_min) = (most(|f| f.scale), most(|f| f.min));
     let into_six = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
     let (inv_scale, inv_min) = (into_six(max_scale), into_six(max_min));
     let six = |x: f32| nearest(x).clamp(0, 63) as u8;
     let mut sixes = [(0u8, 0u8); GROUPS];
-    for (((j, both), scale), min) in sixes.iter_mut().enumerate().zip(scales).zip(mins) {
-        let (ls, lm) = (six(inv_scale * scale), six(inv_min * min));
+    for ((j, both), fit) in sixes.iter_mut().enumerate().zip(fits) {
+        let (ls, lm) = (six(inv_scale * fit.scale), six(inv_min * fit.min));
         *both = (ls, lm);
         if j < 4 {
             set(out, 4 + j, |b| *b |= ls);
@@ -175,21 +189,23 @@ fn q4_k(x: &[f32], out: &mut [u8]) {
     }
     let d = put_f16(out, 0, max_scale / 63.0);
     let dmin = put_f16(out, 2, max_min / 63.0);
-    for ((j, x), (ls, lm)) in x.chunks_exact(32).enumerate().zip(sixes) {
+    for (((j, x), (ls, lm)), fit) in x.chunks_exact(32).enumerate().zip(sixes).zip(fits) {
         let (scale, min) = (d * f32::from(ls), dmin * f32::from(lm));
         for (i, v) in x.iter().enumerate() {
-            // A group whose scale vanished: ggml leaves the codes of the first guess, which then mean nothing.
-            let code = if scale == 0.0 { 0 } else { nearest((v + min) / scale).clamp(0, 15) as u8 };
+            // Where six bits made the scale vanish, ggml leaves the codes of the fit, which then mean nothing.
+            let code = if scale == 0.0 { nearest(fit.inverse * (v - fit.from)) } else { nearest((v + min) / scale) };
+            let code = code.clamp(0, 15) as u8;
             set(out, 16 + j / 2 * 32 + i, |b| *b |= code << (4 * (j % 2)));
         }
     }
 }
 
-/// Scale of a group of 16 with codes in `-limit..limit`, near the least squares that squares weigh (`make_qx_quants`).
-fn symmetric_scale(x: &[f32], limit: f32) -> f32 {
+/// Scale of a group of 16 with codes in `-limit..limit`, near the least squares that squares weigh (`make_qx_quants`), with the inverse scale from which
+/// the codes were made that gave it; none for a group of zeros.
+fn symmetric_scale(x: &[f32], limit: f32) -> (f32, Option<f32>) {
     let max = extreme(x);
     if max.abs() < SMALLEST {
-        return 0.0;
+        return (0.0, None);
     }
     let sums = |inverse: f32| {
         x.iter().fold((0f32, 0f32), |(xl, l2), v| {
@@ -198,36 +214,45 @@ fn symmetric_scale(x: &[f32], limit: f32) -> f32 {
             (xl + w * v * l, l2 + w * l * l)
         })
     };
-    let (xl, l2) = sums(-limit / max);
+    let mut made_by = -limit / max;
+    let (xl, l2) = sums(made_by);
     let mut scale = if l2 == 0.0 { 0.0 } else { xl / l2 };
     let mut best = scale * xl;
     for step in (-9i8..=9).filter(|s| *s != 0) {
-        let (xl, l2) = sums(-(limit + 0.1 * f32::from(step)) / max);
+        let inverse = -(limit + 0.1 * f32::from(step)) / max;
+        let (xl, l2) = sums(inverse);
         if l2 > 0.0 && xl * xl > best * l2 {
             scale = xl / l2;
             best = scale * xl;
+            made_by = inverse;
         }
     }
-    scale
+    (scale, Some(made_by))
 }
 
 fn q6_k(x: &[f32], out: &mut [u8]) {
-    let mut scales = [0f32; SUPER / 16];
-    for (x, scale) in x.chunks_exact(16).zip(&mut scales) {
-        *scale = symmetric_scale(x, 32.0);
+    let mut fits = [(0f32, None); SUPER / 16];
+    for (x, fit) in x.chunks_exact(16).zip(&mut fits) {
+        *fit = symmetric_scale(x, 32.0);
     }
-    let max = extreme(&scales);
+    let max = extreme(&fits.map(|fit| fit.0));
     if max.abs() < SMALLEST {
         return;
     }
     let inverse = -128.0 / max;
     let d = put_f16(out, 208, 1.0 / inverse);
-    for ((j, x), scale) in x.chunks_exact(16).enumerate().zip(scales) {
+    for ((j, x), (scale, made_by)) in x.chunks_exact(16).enumerate().zip(fits) {
         let short = nearest(inverse * scale).min(127) as i8;
         set(out, 192 + j, |b| *b = short as u8);
         let step = d * f32::from(short);
         for (i, v) in x.iter().enumerate() {
-            let code = if step == 0.0 { 0 } else { (nearest(v / step).clamp(-32, 31) + 32) as u8 };
+            let code = match made_by {
+                // Where eight bits made the scale vanish, ggml leaves the codes of the fit; zeros have no codes at all.
+                Some(inverse) if step == 0.0 => nearest(inverse * v),
+                None if step == 0.0 => -32,
+                _ => nearest(v / step),
+            };
+            let code = (code.clamp(-32, 31) + 32) as u8;
             let at = 16 * j + i;
             let (half, place) = (at / 128, at % 128);
             set(out, half * 64 + place % 64, |b| *b |= (code & 15) << (4 * (place / 64)));
@@ -252,6 +277,12 @@ mod tests {
 
     fn waves(len: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0) * (1.0 + (i as f32 / 97.0).sin())).collect()
+    }
+
+    /// Values of one sign have no minimum, and zero has no sign, as ggml has it.
+    #[test]
+    fn a_minimum_of_zero_is_positive() {
+        assert_eq!(pack(GgmlType::Q4_K, &[0.25; 256]).unwrap().get(2..4), Some(&[0, 0][..]));
     }
 
     #[test]

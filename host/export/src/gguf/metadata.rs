@@ -1,12 +1,13 @@
 //! What a GGUF file says of a model: architecture, tokenizer, chat template (`docs/gguf.md` of ggml; `convert_hf_to_gguf.py` of llama.cpp).
 
 use super::GgufQuant;
-use crate::folder::{chat_template_or_qwen3, token_text, tokenizer_settings};
+use crate::folder::chat_template_or_qwen3;
 use crate::subject::Subject;
 use crate::{ExportError, Result};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
 use trainer_model::GenerationConfig;
+use trainer_model::chat_template::{token_text, tokenizer_settings};
 use trainer_model::gguf::{ALIGNMENT, Value};
 
 /// Kinds of tokens.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::RecipeArgs;
+use crate::commands::model::pull::HubArg;
 
 const PREPARE_EXAMPLES: &str = "\
 Examples:
@@ -17,6 +18,36 @@ Examples:
   trainer data clean --dry-run           lists what there is
   trainer data clean                     removes what no run can use any more
   trainer data clean --older-than 30d    and what was not used for a month";
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  trainer data pull hf://datasets/unsloth/OpenMathReasoning-mini?split=cot
+  trainer data pull mlabonne/FineTome-100k --revision main";
+
+/// `trainer data pull`
+#[derive(Debug, Args)]
+pub struct DataPullArgs {
+    /// The data set: org/name, hf://datasets/org/name?split=NAME or ms://datasets/org/name, as a recipe names it.
+    pub id: String,
+    /// The hub, where the name does not say it.
+    #[arg(long, value_name = "HUB", value_enum, default_value_t)]
+    pub hub: HubArg,
+    /// A branch, a tag or a commit. Absent: the main branch.
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// The split. Absent: train, or the only one there is.
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// The configuration, of data sets that have several.
+    #[arg(long, value_name = "NAME")]
+    pub config: Option<String>,
+    /// All files of the repository, whatever they are.
+    #[arg(long, conflicts_with_all = ["split", "config"])]
+    pub all: bool,
+    /// As one JSON object: to a file, or to standard output (alone or with -).
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
 
 /// `trainer preview`
 #[derive(Debug, Args)]
@@ -51,6 +82,9 @@ pub enum DataCommand {
     /// Format, render and tokenize all rows once and keep the result on disk, so that runs need not. Results stay the same.
     #[command(after_help = PREPARE_EXAMPLES)]
     Prepare(DataPrepareArgs),
+    /// Fetch a split of a data set of a hub into the cache, where recipes and the hub's own Python package find it.
+    #[command(after_help = PULL_EXAMPLES)]
+    Pull(DataPullArgs),
     /// Remove prepared data: what no run can use any more, or more with --older-than and --all.
     #[command(after_help = CLEAN_EXAMPLES)]
     Clean(DataCleanArgs),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::GrantArgs;
+use super::{GrantArgs, TemplateArgs};
 
 pub(super) const EVAL_EXAMPLES: &str = "\
 Examples:
@@ -35,6 +35,9 @@ pub struct EvalArgs {
     /// What plugins may do.
     #[command(flatten)]
     pub grants: GrantArgs,
+    /// Where prompts come from.
+    #[command(flatten)]
+    pub template: TemplateArgs,
     /// Answers per row, for pass@k (eval.repeats); needs a temperature, as by --set eval.temperature=0.7.
     #[arg(long, value_name = "K")]
     pub repeats: Option<u32>,

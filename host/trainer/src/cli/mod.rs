@@ -12,11 +12,12 @@ mod talk;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use trainer_config::{PromptsFrom, Recipe};
 use trainer_kernels::sampling::SamplingParams;
 use trainer_tools::Limits;
 
 pub use self::check::{BenchArgs, SelftestArgs};
-pub use self::data::{DataCleanArgs, DataCommand, DataPrepareArgs, DataStatArgs, PreviewArgs};
+pub use self::data::{DataCleanArgs, DataCommand, DataPrepareArgs, DataPullArgs, DataStatArgs, PreviewArgs};
 pub use self::eval::EvalArgs;
 pub use self::plugin::{PluginBenchArgs, PluginBuildArgs, PluginCommand, PluginNewArgs, PluginRunArgs, PluginTestArgs};
 pub use self::run::{PlanArgs, RunArgs};
@@ -214,6 +215,35 @@ impl DeviceArgs {
     pub fn overrides(&self) -> impl Iterator<Item = (&'static str, String)> {
         let backend = self.device.as_deref().map(|d| ("device.backend", toml_string(d)));
         backend.into_iter().chain(self.threads.map(|n| ("device.threads", n.to_string())))
+    }
+}
+
+/// Where prompts come from, shared by every command that answers.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct TemplateArgs {
+    /// What renders prompts (template.prompts): the chat-template plugin, or the Jinja template that comes with the model. Answers are read by the plugin
+    /// either way. Absent: as the recipe says, which is the plugin.
+    #[arg(long = "template", value_name = "plugin|model", hide_possible_values = true)]
+    pub prompts: Option<TemplateArg>,
+}
+
+/// See [`TemplateArgs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TemplateArg {
+    /// The plugin.
+    Plugin,
+    /// The model's own.
+    Model,
+}
+
+impl TemplateArgs {
+    /// Puts the flag, if it is given, into a recipe.
+    pub fn put(self, recipe: &mut Recipe) {
+        recipe.template.prompts = match self.prompts {
+            None => recipe.template.prompts,
+            Some(TemplateArg::Plugin) => PromptsFrom::Plugin,
+            Some(TemplateArg::Model) => PromptsFrom::Model,
+        };
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{DeviceArgs, GrantArgs, ToolLimitArgs};
+use super::{DeviceArgs, GrantArgs, TemplateArgs, ToolLimitArgs};
 
 pub(super) const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -27,6 +27,9 @@ pub struct ServeArgs {
     /// What plugins may do.
     #[command(flatten)]
     pub grants: GrantArgs,
+    /// Where prompts come from.
+    #[command(flatten)]
+    pub template: TemplateArgs,
     /// The limits of an answer that calls the server's tools.
     #[command(flatten)]
     pub limits: ToolLimitArgs,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArgs, GrantArgs, SamplingArgs, ToolLimitArgs};
+use super::{DeviceArgs, GrantArgs, SamplingArgs, TemplateArgs, ToolLimitArgs};
 
 pub(super) const GENERATE_EXAMPLES: &str = "\
 Example:
@@ -13,6 +13,7 @@ Example:
 pub(super) const CHAT_EXAMPLES: &str = "\
 Examples:
   trainer chat --model nano --plugin calculator
+  trainer chat --model models/Qwen3-8B --template model                 prompts by the model's own Jinja template
   trainer chat --run runs/NAME --system \"Answer briefly.\"
   trainer chat --replay conversation.json --show-prompts   the exact prompts of a conversation that was written down";
 
@@ -31,6 +32,9 @@ pub struct GenerateArgs {
     /// Put the prompt through the chat template.
     #[arg(long)]
     pub chat: bool,
+    /// Where the prompt comes from (with --chat).
+    #[command(flatten)]
+    pub template: TemplateArgs,
     /// A system message before the user's (with --chat).
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
@@ -72,6 +76,9 @@ pub struct ChatArgs {
     /// What plugins may do.
     #[command(flatten)]
     pub grants: GrantArgs,
+    /// Where prompts come from.
+    #[command(flatten)]
+    pub template: TemplateArgs,
     /// The system message.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["load", "replay"])]
     pub system: Option<String>,

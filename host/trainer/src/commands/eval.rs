@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
-use trainer_config::{Override, Recipe};
+use trainer_config::{Override, PromptsFrom, Recipe};
 use trainer_eval::{Candidate, Judged, Panel, Predictions, Report, Speaker, chat_template};
 use trainer_kernels::ops::Ops;
 use trainer_runtime::{Plugins, adapter_digest, apply_plugin, compiler_command, load_base, open_device, with_ops};
@@ -182,6 +182,12 @@ fn target(args: &EvalArgs) -> Result<Target> {
         recipe.eval.metrics = metrics;
     }
     super::grant(&mut recipe, &args.grants)?;
+    args.template.put(&mut recipe);
+    if args.predictions.is_some() && recipe.template.prompts == PromptsFrom::Model {
+        bail!(
+            "given outputs are read by the chat-template plugin, and there are no prompts: leave --template model (template.prompts) out"
+        );
+    }
     let folder = args.out.clone().unwrap_or(folder);
     Ok(Target { recipe, adapter, folder, record: args.record.clone(), replay: args.replay.clone() })
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use trainer_config::Recipe;
 use trainer_engine::Finish;
 use trainer_eval::{Question, Speaker, conversation, generate_one};
@@ -22,7 +22,11 @@ use crate::ui::shown;
 /// Runs the command.
 pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
-    let recipe = super::model_recipe(&args.model, &args.quantization, &args.device)?;
+    let mut recipe = super::model_recipe(&args.model, &args.quantization, &args.device)?;
+    if args.template.prompts.is_some() && !args.chat {
+        bail!("--template says how a chat becomes a prompt; add --chat");
+    }
+    args.template.put(&mut recipe);
     let open = open_device(&recipe.device)?;
     with_ops!(open.backend, ops => answer(ops, &args, &recipe))
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use trainer_kernels::ops::Ops;
-use trainer_runtime::{open_device_as, with_ops};
+use trainer_runtime::{open_device_as, trains_by_plugin, with_ops};
 use trainer_track::Outcome;
 use trainer_train::lock::Lock;
 use trainer_train::{Assembly, Event, Start, run as train};
@@ -34,6 +34,8 @@ pub fn run(args: RunArgs, json_lines: bool) -> Result<ExitCode> {
             if let Some(ReportTo(trackers)) = &args.report_to {
                 recipe.track.report_to.clone_from(trackers);
             }
+            // Before anything is loaded.
+            trains_by_plugin(&recipe)?;
             if args.dry_run {
                 return dry_run(recipe, args.locked.as_deref(), args.json.as_deref());
             }

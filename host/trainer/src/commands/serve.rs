@@ -44,6 +44,7 @@ pub fn run(args: ServeArgs) -> Result<ExitCode> {
         apply_plugin(&mut recipe, plugin)?;
     }
     super::grant(&mut recipe, &args.grants)?;
+    args.template.put(&mut recipe);
     if !args.host.is_loopback() && api_key.is_none() {
         note!("warning: everybody who reaches {} can use the model; --api-key restricts that", args.host);
     }

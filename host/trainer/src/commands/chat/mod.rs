@@ -15,10 +15,9 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use trainer_config::{PluginName, Recipe};
 use trainer_engine::{Cancel, Feed, Finish, GenEvent, GenOptions, GenRequest, Generator};
-use trainer_eval::{PREFILL_TOKENS, Speaker};
+use trainer_eval::{PREFILL_TOKENS, Prompts, Speaker, chat_template};
 use trainer_kernels::ops::Ops;
-use trainer_plugin_host::Kind;
-use trainer_runtime::{Plugins, apply_plugin, compiler_command, load_base, load_tokenizer, open_device, with_ops};
+use trainer_runtime::{Plugins, apply_plugin, compiler_command, load_base, load_tokenizer, model_texts, open_device, with_ops};
 use trainer_train::rundir::RunDir;
 
 use self::command::{Drawing, Line, understand};
@@ -69,21 +68,21 @@ fn subject(args: &ChatArgs) -> Result<(Recipe, Option<std::path::PathBuf>)> {
         apply_plugin(&mut recipe, plugin)?;
     }
     super::grant(&mut recipe, &args.grants)?;
+    args.template.put(&mut recipe);
     Ok((recipe, adapter))
 }
 
 /// Shows the prompts of a conversation; needs no weights.
 fn show_prompts(args: &ChatArgs, recipe: &Recipe, tools: &[PluginName], mut dialogue: Dialogue) -> Result<ExitCode> {
     let mut plugins = Plugins::new(recipe, compiler_command()?)?;
-    let name = &recipe.template.plugin;
-    let plugin = plugins.get("template.plugin", name, Kind::ChatTemplate)?;
-    let template = plugin.template(&serde_json::Value::Object(recipe.settings_of(name, &recipe.template.settings)))?;
+    let template = Arc::new(chat_template(recipe, &mut plugins)?);
     if dialogue.tools.is_none() && !tools.is_empty() {
         dialogue.tools = Some(super::toolbox(tools, recipe, args.limits.limits(), &mut plugins)?.offer());
     }
     dialogue.enable_thinking = args.enable_thinking.or(dialogue.enable_thinking);
     let tokenizer = load_tokenizer(&recipe.model.source)?;
-    replay::show(&replay::prompts(&dialogue, &template, &tokenizer)?, args.json.as_deref())
+    let prompts = Prompts::new(recipe, &model_texts(&recipe.model.source)?, &tokenizer, template)?;
+    replay::show(&replay::prompts(&dialogue, &prompts, &tokenizer)?, args.json.as_deref())
 }
 
 fn talk<O: Ops>(
@@ -115,7 +114,7 @@ fn talk<O: Ops>(
     let mut lines = Lines::new()?;
     let mut session = Session::new(with, drawing, args.enable_thinking, args.system.as_deref(), Screen::new());
     if lines.is_terminal() {
-        say!("{} with {}: /help shows the commands, /quit ends", base.name, safe(&speaker.name));
+        say!("{} with the chat template {}: /help shows the commands, /quit ends", base.name, safe(&speaker.name));
     }
     let mut after = After::Line;
     if let Some(mut dialogue) = dialogue {
@@ -222,7 +221,7 @@ impl Feed for Talk<'_> {
 
 /// Shows a conversation turn by turn; in a terminal each of the model's turns waits for a line.
 fn walk(dialogue: &Dialogue, speaker: &Speaker, base: &trainer_runtime::Base, lines: &mut Lines, screen: &mut Screen) -> Result<()> {
-    let replay = replay::prompts(dialogue, &speaker.template, &base.tokenizer)?;
+    let replay = replay::prompts(dialogue, &speaker.prompts, &base.tokenizer)?;
     let waits = lines.is_terminal();
     if waits {
         say!("an empty line shows the model's next turn, any other goes to the end");

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use trainer_eval::{encode_prompt, rendered_text};
-use trainer_plugin_host::template::{PromptRequest, Rendered, Template};
+use trainer_eval::{Prompts, encode_prompt, rendered_text};
+use trainer_plugin_host::template::{PromptRequest, Rendered};
 use trainer_plugin_host::types::{Conversation, Message};
 use trainer_text::Tokenizer;
 
@@ -41,7 +41,7 @@ pub struct Replay {
 ///
 /// # Errors
 /// The template refuses it.
-pub fn prompts(dialogue: &Dialogue, template: &Template, tokenizer: &Tokenizer) -> Result<Replay> {
+pub fn prompts(dialogue: &Dialogue, by: &Prompts, tokenizer: &Tokenizer) -> Result<Replay> {
     let whole = dialogue.messages.len();
     let answers = dialogue.messages.iter().enumerate().filter(|(_, m)| m.role == "assistant").map(|(i, _)| i);
     let open = dialogue.messages.last().is_some_and(|m| m.role != "assistant").then_some(whole);
@@ -55,7 +55,7 @@ pub fn prompts(dialogue: &Dialogue, template: &Template, tokenizer: &Tokenizer) 
     let mut requests: Vec<PromptRequest> = ends.iter().filter(|end| **end > 0).map(|end| request(*end, true)).collect();
     requests.push(request(whole, false));
     let mut rendered = Vec::new();
-    for outcome in template.render_prompts(&requests)? {
+    for outcome in by.render(&requests)? {
         rendered.push(outcome.context("the chat template cannot render the conversation")?);
     }
     let tokens = |r: &Rendered| encode_prompt(tokenizer, r).context("the prompt cannot be encoded");

@@ -182,8 +182,7 @@ impl<'a> Session<'a> {
             add_generation_prompt: true,
             enable_thinking: self.thinking,
         };
-        let rendered =
-            self.with.speaker.template.render_prompts(&[request])?.into_iter().next().context("the chat template gave nothing")?;
+        let rendered = self.with.speaker.prompts.render(&[request])?.into_iter().next().context("the chat template gave nothing")?;
         rendered.context("the chat template cannot render the conversation")
     }
 

@@ -3,4 +3,5 @@
 pub mod clean;
 mod figures;
 pub mod prepare;
+pub mod pull;
 pub mod stat;

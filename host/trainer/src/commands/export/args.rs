@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use trainer_export::GgufQuant;
+use trainer_model::FloatType;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,10 +20,10 @@ pub enum ExportCommand {
     Adapter(ExportArgs),
     /// Base and adapter as one checkpoint in 16 bits.
     #[command(name = "merged-16bit")]
-    Merged16(ExportArgs),
+    Merged16(MergedArgs),
     /// Base and adapter as one checkpoint in bitsandbytes' 4 bits.
     #[command(name = "merged-4bit")]
-    Merged4(ExportArgs),
+    Merged4(MergedArgs),
     /// Base and adapter as a GGUF file for llama.cpp and Ollama.
     Gguf(GgufArgs),
 }
@@ -54,6 +55,47 @@ pub struct ExportArgs {
     /// As one JSON object: to a file, or to standard output (alone or with -).
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
+}
+
+/// `trainer export merged-16bit`, `trainer export merged-4bit`
+#[derive(Debug, Args)]
+pub struct MergedArgs {
+    /// What and where to.
+    #[command(flatten)]
+    pub export: ExportArgs,
+    /// The type of what is not in 4 bits.
+    #[command(flatten)]
+    pub dtype: DtypeArgs,
+}
+
+/// The type of dense weights in what is written.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DtypeArgs {
+    /// The type of weights that are not in 4 bits: bf16, f16 or f32. Absent: as the model has them in 16 bits; bf16 for a model in 32.
+    #[arg(long, value_name = "TYPE", hide_possible_values = true)]
+    pub dtype: Option<DtypeArg>,
+}
+
+/// See [`DtypeArgs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// bfloat16.
+    Bf16,
+    /// float16.
+    F16,
+    /// float32.
+    F32,
+}
+
+impl DtypeArgs {
+    /// The same for the library.
+    pub fn get(self) -> Option<FloatType> {
+        self.dtype.map(|dtype| match dtype {
+            DtypeArg::Bf16 => FloatType::Bf16,
+            DtypeArg::F16 => FloatType::F16,
+            DtypeArg::F32 => FloatType::F32,
+        })
+    }
 }
 
 /// `trainer export gguf`

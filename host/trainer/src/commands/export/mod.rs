@@ -18,12 +18,13 @@ use args::{ExportArgs, ExportCommand};
 
 /// Runs the command.
 pub fn run(command: ExportCommand) -> Result<ExitCode> {
-    let args = match &command {
-        ExportCommand::Adapter(args) | ExportCommand::Merged16(args) | ExportCommand::Merged4(args) => args,
-        ExportCommand::Gguf(args) => &args.export,
+    let (args, dtype) = match &command {
+        ExportCommand::Adapter(args) => (args, None),
+        ExportCommand::Merged16(args) | ExportCommand::Merged4(args) => (&args.export, args.dtype.get()),
+        ExportCommand::Gguf(args) => (&args.export, None),
     };
     check_json(args.json.as_deref())?;
-    let subject = subject(args)?;
+    let subject = subject(args)?.in_type(dtype);
     let limit = shard_limit(args.shard_size);
     let exported = match &command {
         ExportCommand::Adapter(_) => export_adapter(&subject, &args.out)?,

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::pull::{PULL_EXAMPLES, PullArgs};
+use crate::commands::export::args::DtypeArgs;
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:
   trainer model inspect nano
   trainer model inspect models/Qwen3-8B-bnb-4bit --adapter runs/NAME/adapter
+  trainer model inspect unsloth/Qwen3-8B-unsloth-bnb-4bit              of a hub's weights only the headers are fetched
   trainer model inspect model-q4_k_m.gguf --json";
 
 const QUANTIZE_EXAMPLES: &str = "\
@@ -35,7 +37,7 @@ pub enum ModelCommand {
 /// `trainer model inspect`
 #[derive(Debug, Args)]
 pub struct ModelInspectArgs {
-    /// A model: nano, a folder, or a GGUF file.
+    /// A model: nano, a folder, a GGUF file, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     pub model: String,
     /// A PEFT adapter folder, whose parts are shown in their places.
     #[arg(long, value_name = "DIR")]
@@ -48,7 +50,7 @@ pub struct ModelInspectArgs {
 /// `trainer model quantize`
 #[derive(Debug, Args)]
 pub struct ModelQuantizeArgs {
-    /// A model: nano, a folder, or a GGUF file.
+    /// A model: nano, a folder, a GGUF file, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     pub model: String,
     /// The folder to write, which must be new or empty.
     #[arg(long, value_name = "DIR")]
@@ -57,6 +59,9 @@ pub struct ModelQuantizeArgs {
     /// always stay.
     #[arg(long, value_name = "NAME")]
     pub skip: Vec<String>,
+    /// The type of what is not in 4 bits, and the type from which the rest is quantized.
+    #[command(flatten)]
+    pub dtype: DtypeArgs,
     /// Keep scales in 32 bits in place of 8 (no double quantization).
     #[arg(long)]
     pub single: bool,
@@ -71,7 +76,7 @@ pub struct ModelQuantizeArgs {
 /// `trainer model template`
 #[derive(Debug, Args)]
 pub struct ModelTemplateArgs {
-    /// A model: nano, a folder, or a GGUF file.
+    /// A model: nano, a folder, a GGUF file, or one on a hub (org/name, hf://org/name@revision, ms://org/name).
     pub model: String,
     /// The chat template to compare with: a component file, or the name of an official plugin.
     #[arg(long, value_name = "FILE|NAME", default_value = "qwen3_chat")]

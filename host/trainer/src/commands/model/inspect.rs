@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use trainer_export::token_notes;
 use trainer_model::{Adapter, Checkpoint, GenerationConfig, ModelConfig, ModelFiles, ModelTree};
+use trainer_runtime::model_headers;
 
 use super::args::ModelInspectArgs;
 use crate::output::{check_json, write_json};
@@ -13,7 +14,8 @@ use crate::output::{check_json, write_json};
 /// Runs the command.
 pub fn run(args: &ModelInspectArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
-    let (files, source) = super::named_model(&args.model)?;
+    let source = super::named(&args.model)?;
+    let (files, headers) = model_headers(&source)?;
     let config = ModelConfig::read(&files)?;
     let checkpoint = Checkpoint::open(&files)?;
     let read = |folder: &std::path::PathBuf| {
@@ -28,7 +30,8 @@ pub fn run(args: &ModelInspectArgs) -> Result<ExitCode> {
             target,
             &json!({
                 "model": source.to_string(),
-                "files": files.describe(),
+                "files": headers.as_ref().map_or_else(|| files.describe(), |h| h.repo.to_string()),
+                "fetched": headers.as_ref().map(|h| h.fetched),
                 "totals": tree.totals,
                 "tree": tree.root,
                 "config": {

@@ -27,6 +27,11 @@ pub fn run(command: ModelCommand) -> Result<ExitCode> {
 
 /// The files of a model as commands name it, by the recipe's own rules; with the name as it was understood.
 pub fn named_model(name: &str) -> Result<(ModelFiles, ModelSource)> {
-    let recipe = super::recipe_with(&[], &[("model.source", super::toml_string(name))])?;
-    Ok((model_files(&recipe.model.source)?, recipe.model.source))
+    let source = named(name)?;
+    Ok((model_files(&source)?, source))
+}
+
+/// A model as commands name it.
+fn named(name: &str) -> Result<ModelSource> {
+    Ok(super::recipe_with(&[], &[("model.source", super::toml_string(name))])?.model.source)
 }

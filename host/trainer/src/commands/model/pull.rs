@@ -1,12 +1,12 @@
 //! `trainer model pull`: a model of a hub into the cache.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use trainer_hub::{HubKind, RepoRef, Wanted};
+use trainer_hub::{HubKind, RepoRef, Snapshot, Wanted};
 use trainer_runtime::{download_watch, hub};
 
 use crate::output::{check_json, write_json};
@@ -67,7 +67,15 @@ pub fn run(args: &PullArgs) -> Result<ExitCode> {
     }
     let wanted = if args.all { Wanted::All } else { Wanted::Model };
     let snapshot = hub()?.snapshot(&repo, &wanted, download_watch())?;
-    if let Some(target) = &args.json {
+    report(&repo, &snapshot, args.json.as_deref())
+}
+
+/// Says what was fetched, and where it is.
+///
+/// # Errors
+/// Nowhere to write to.
+pub fn report(repo: &RepoRef, snapshot: &Snapshot, json: Option<&Path>) -> Result<ExitCode> {
+    if let Some(target) = json {
         let files: Vec<_> = snapshot.files.iter().map(|f| json!({ "path": f.path, "bytes": f.size })).collect();
         let value = json!({
             "hub": snapshot.repo.hub.scheme(),

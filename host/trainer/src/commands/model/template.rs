@@ -4,11 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use trainer_config::Recipe;
-use trainer_export::{chat_template, tokenizer_settings};
 use trainer_jinja::{Context, JinjaTemplate, Limits, RendererCommand, probes};
+use trainer_model::chat_template::{chat_template, special_tokens, tokenizer_settings};
 use trainer_plugin_host::template::{Piece, PromptRequest, Rendered};
 use trainer_plugin_host::types::{CallArguments, Content, Conversation, Message, ToolCall};
 use trainer_plugin_host::{Kind, Plugin};
@@ -47,13 +47,7 @@ pub fn run(args: &ModelTemplateArgs) -> Result<ExitCode> {
         );
     };
     let sha256: String = Sha256::digest(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
-    let settings = tokenizer_settings(&files)?;
-    let mut tokens = Map::new();
-    for name in ["bos_token", "eos_token", "pad_token", "unk_token"] {
-        if let Some(text) = trainer_export::token_text(settings.get(name)) {
-            tokens.insert(name.to_owned(), json!(text));
-        }
-    }
+    let tokens = special_tokens(&tokenizer_settings(&files)?);
     let template = JinjaTemplate::new(text.clone(), Limits::default(), RendererCommand::current_exe()?)?;
     let probes = probes::all(&tokens);
     let contexts: Vec<Context> = probes.iter().map(|p| p.context.clone()).collect();

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 use trainer_data::stages::{RenderedSegment, SampleTemplate};
 use trainer_data::{Fate, RowTrace, SampleTrace};
-use trainer_eval::Speaker;
+use trainer_eval::{Prompts, Speaker};
 use trainer_runtime::DataSetup;
 use trainer_text::Piece;
 
@@ -34,7 +34,8 @@ impl<'a> Checker<'a> {
         let mut warn = |kind, message| out.push(Warning { kind, row: None, message });
         let recipe = self.setup.recipe();
         let (name, template) = (recipe.template.plugin.to_string(), self.setup.template().clone());
-        match (Speaker { name, template, stop_ids: Vec::new() }).check_training() {
+        let prompts = Prompts::by_plugin(template.clone());
+        match (Speaker { name, template, prompts, stop_ids: Vec::new() }).check_training() {
             Ok(warnings) => warnings.into_iter().for_each(|w| warn("template", w)),
             Err(error) => warn("template", error.to_string()),
         }
