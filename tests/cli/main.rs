@@ -20,6 +20,9 @@ mod hub_real;
 mod locked;
 mod main_job;
 mod models;
+#[path = "../../host/plugin-store/tests/common/mod.rs"]
+mod plugin_common;
+mod plugin_store;
 mod plugins;
 mod predictions;
 mod prepared;

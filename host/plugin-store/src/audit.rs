@@ -7,6 +7,7 @@ use serde::Serialize;
 use trainer_plugin_host::{ByteSize, Inspection, inspect};
 
 use crate::fetch::fetch;
+use crate::http::Client;
 use crate::keys::{SignerKey, Verdict};
 use crate::manage::Manager;
 use crate::oci::Registry;
@@ -118,7 +119,7 @@ impl Manager {
         for (name, entry) in &index.plugins {
             let about = self.look_at(name, entry, audit, &mut report)?;
             if audit.online {
-                self.ask(name, entry, &mut report);
+                self.ask(&self.http()?, name, entry, &mut report);
             }
             let signed_by = entry.signer.as_ref().map(|key| self.keys.name_of(key)).transpose()?.flatten();
             let needs = about.map(|a| a.needs).unwrap_or_default();
@@ -199,10 +200,10 @@ impl Manager {
     }
 
     /// What the reference means now.
-    fn ask(&self, name: &str, entry: &Entry, report: &mut Report) {
+    fn ask(&self, http: &Client, name: &str, entry: &Entry, report: &mut Report) {
         let now = match &entry.reference {
-            Reference::Oci(oci) => Registry::new(&self.http, oci, self.docker.clone()).and_then(|mut r| r.peek()),
-            other => fetch(&self.http, None, other, None, ByteSize::mib(4096)).map(|f| Digest::of(&f.bytes)),
+            Reference::Oci(oci) => Registry::new(http, oci, self.docker.clone()).and_then(|mut r| r.peek()),
+            other => fetch(http, None, other, None, ByteSize::mib(4096)).map(|f| Digest::of(&f.bytes)),
         };
         match now {
             Ok(now) if now != entry.digest => {
@@ -212,7 +213,7 @@ impl Manager {
             Err(error) => report.note(name, format!("what is at {} now is not known: {error}", entry.reference)),
         }
         if let Reference::Oci(oci) = &entry.reference {
-            let tags = Registry::new(&self.http, oci, self.docker.clone()).and_then(|mut r| r.tags());
+            let tags = Registry::new(http, oci, self.docker.clone()).and_then(|mut r| r.tags());
             let newer = tags.ok().and_then(|tags| newest(&tags)).filter(|(v, _)| Version::parse(&entry.version).is_ok_and(|have| *v > have));
             if let Some((_, tag)) = newer {
                 let place = format!("oci://{}/{}:{tag}", oci.registry, oci.repository);

@@ -48,7 +48,12 @@ impl Origin {
 
     /// Whether nobody on the way can read or change what is sent.
     pub(crate) fn private(&self) -> bool {
-        self.secure || is_loopback(&self.host)
+        self.secure || self.is_loopback()
+    }
+
+    /// Whether it is this machine.
+    pub(crate) fn is_loopback(&self) -> bool {
+        is_loopback(&self.host)
     }
 }
 
@@ -228,7 +233,7 @@ impl Client {
             let next = next.ok_or_else(|| lost(&server, "it redirects to nowhere".to_owned()))?;
             // What was asked for in private is not fetched in the clear, and what came from elsewhere leads to nothing on this machine.
             if let Some(to) = Origin::of(&next)
-                && (origin.secure && !to.secure || !is_loopback(&origin.host) && is_loopback(&to.host))
+                && (origin.secure && !to.secure || !origin.is_loopback() && to.is_loopback())
             {
                 return Err(lost(&server, format!("it redirects to {to}, which is not followed")));
             }

@@ -2,14 +2,14 @@
 //!
 //! `CONFIG/keys/NAME.pub` is a trusted public key, `CONFIG/keys/NAME.key` beside it the user's own secret key.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use minisign::{KeyPair, SecretKey, SecretKeyBox};
 use minisign_verify::{PublicKey, Signature};
 use serde::{Deserialize, Serialize};
 
+use crate::minisign::SecretKey;
 use crate::{StoreError, files};
 
 /// The largest key or signature.
@@ -83,22 +83,6 @@ pub struct KeyInfo {
     pub key: SignerKey,
     /// Whether the secret key is there too, so that this user can sign with it.
     pub own: bool,
-}
-
-/// How a secret key is protected.
-pub enum Password {
-    /// Not at all, but for the rights of its file.
-    None,
-    /// By this one.
-    Given(String),
-    /// By one that is asked for in the terminal.
-    Ask,
-}
-
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Password(...)")
-    }
 }
 
 /// What a signature is worth.
@@ -175,23 +159,16 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Makes a key pair.
+    /// Makes a key pair. The rights of its file alone protect the secret key.
     ///
     /// # Errors
     /// The name is taken or none; the system refuses.
-    pub fn generate(&self, name: &str, password: Password) -> Result<KeyInfo, StoreError> {
+    pub fn generate(&self, name: &str) -> Result<KeyInfo, StoreError> {
         self.free(name)?;
-        let failed = |e: minisign::PError| StoreError::Key(format!("cannot make a key: {e}"));
-        let pair = match password {
-            Password::None => KeyPair::generate_unencrypted_keypair(),
-            Password::Given(text) => KeyPair::generate_encrypted_keypair(Some(text)),
-            Password::Ask => KeyPair::generate_encrypted_keypair(None),
-        }
-        .map_err(failed)?;
-        let secret = pair.sk.to_box(Some(&format!("secret key `{name}` of trainer plugins"))).map_err(failed)?;
-        files::write(&self.secret_path(name), secret.into_string().as_bytes(), true)?;
-        let public = pair.pk.to_box().map_err(failed)?.into_string();
-        self.keep(name, &public)
+        let secret = SecretKey::generate().map_err(|e| StoreError::Key(format!("cannot make a key: {e}")))?;
+        let text = secret.to_text(&format!("secret key `{name}` of trainer plugins"));
+        files::write(&self.secret_path(name), text.as_bytes(), true)?;
+        self.keep(name, &secret.public())
     }
 
     /// Trusts a public key: its base64 text, or the text of its file.
@@ -204,13 +181,13 @@ impl KeyRing {
         if let Some(other) = self.name_of(&key)? {
             return Err(StoreError::Key(format!("this key is trusted already, as `{other}`")));
         }
-        self.keep(name, &format!("untrusted comment: minisign public key {}\n{key}\n", key.id()))
+        self.keep(name, &key.to_string())
     }
 
-    fn keep(&self, name: &str, text: &str) -> Result<KeyInfo, StoreError> {
+    fn keep(&self, name: &str, key: &str) -> Result<KeyInfo, StoreError> {
         let path = self.public_path(name);
-        let key = SignerKey::try_from(text.to_owned()).map_err(|message| StoreError::Broken { path: path.clone(), message })?;
-        files::write(&path, text.as_bytes(), false)?;
+        let key = SignerKey::try_from(key.to_owned()).map_err(|message| StoreError::Broken { path: path.clone(), message })?;
+        files::write(&path, format!("untrusted comment: minisign public key {}\n{key}\n", key.id()).as_bytes(), false)?;
         Ok(KeyInfo { name: name.to_owned(), id: key.id(), own: self.secret_path(name).is_file(), key })
     }
 
@@ -234,8 +211,8 @@ impl KeyRing {
     /// Signs bytes with a secret key of the ring. The comment is signed too.
     ///
     /// # Errors
-    /// There is no such key, or the password is wrong.
-    pub fn sign(&self, name: &str, password: Password, bytes: &[u8], comment: &str) -> Result<String, StoreError> {
+    /// There is no such key, or it has a password.
+    pub fn sign(&self, name: &str, bytes: &[u8], comment: &str) -> Result<String, StoreError> {
         check_name(name)?;
         let path = self.secret_path(name);
         let Some(text) = files::read_text(&path, MAX_TEXT)? else {
@@ -243,10 +220,8 @@ impl KeyRing {
             let there = if own.is_empty() { "make one with `trainer plugin keys generate NAME`".to_owned() } else { format!("there are {}", own.join(", ")) };
             return Err(StoreError::Key(format!("there is no secret key `{name}`: {there}")));
         };
-        let secret = secret_key(&path, &text, password)?;
-        let untrusted = format!("signature of a trainer plugin by {name}");
-        let signature = minisign::sign(None, &secret, bytes, Some(&crate::http::line(comment)), Some(&untrusted));
-        Ok(signature.map_err(|e| StoreError::Key(format!("cannot sign with `{name}`: {e}")))?.into_string())
+        let secret = SecretKey::parse(&text).map_err(|message| StoreError::Broken { path, message })?;
+        Ok(secret.sign(bytes, &format!("signature of a trainer plugin by {name}"), &crate::http::line(comment)))
     }
 
     /// What a signature of these bytes is worth.
@@ -274,21 +249,6 @@ impl KeyRing {
     }
 }
 
-/// Reads a secret key. Whether it has a password, the file says.
-fn secret_key(path: &Path, text: &str, password: Password) -> Result<SecretKey, StoreError> {
-    let key_box = || SecretKeyBox::from_string(text);
-    let broken = |e: minisign::PError| StoreError::Key(format!("the secret key {}: {e}", path.display()));
-    let bytes = text.lines().nth(1).and_then(|l| STANDARD.decode(l.trim()).ok()).unwrap_or_default();
-    // Algorithm, then the function that makes a key of the password: two zeros where there is none.
-    let open = bytes.get(2..4) == Some(&[0, 0]);
-    match password {
-        _ if open => key_box().and_then(SecretKeyBox::into_unencrypted_secret_key),
-        Password::Given(password) => key_box().and_then(|b| b.into_secret_key(Some(password))),
-        Password::Ask | Password::None => key_box().and_then(|b| b.into_secret_key(None)),
-    }
-    .map_err(broken)
-}
-
 /// Names are parts of file names.
 fn check_name(name: &str) -> Result<(), StoreError> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'@');
@@ -314,9 +274,9 @@ mod tests {
     fn what_is_signed_verifies_and_nothing_else_does() {
         let (_folder, ring) = ring();
         assert_eq!(ring.list().unwrap().len(), 0);
-        let mine = ring.generate("mine", Password::None).unwrap();
+        let mine = ring.generate("mine").unwrap();
         assert!(mine.own && mine.id.len() == 16);
-        let signature = ring.sign("mine", Password::None, b"component", "mix 1.0").unwrap();
+        let signature = ring.sign("mine", b"component", "mix 1.0").unwrap();
         assert_eq!(ring.verify(b"component", &signature).unwrap(), Verdict::Good(mine.key.clone(), "mix 1.0".to_owned()));
         assert_eq!(ring.verify(b"Component", &signature).unwrap(), Verdict::Bad("mine".to_owned()));
         // The comment is signed too.
@@ -327,17 +287,7 @@ mod tests {
         let trusted = ring.trust("her", &mine.key.to_string()).unwrap();
         assert!(!trusted.own);
         assert!(matches!(ring.verify(b"component", &signature).unwrap(), Verdict::Good(..)));
-        assert!(ring.sign("her", Password::None, b"x", "").unwrap_err().to_string().contains("no secret key `her`"));
-    }
-
-    #[test]
-    fn a_password_protects_the_secret_key() {
-        let (_folder, ring) = ring();
-        ring.generate("mine", Password::Given("right".to_owned())).unwrap();
-        let error = ring.sign("mine", Password::Given("wrong".to_owned()), b"x", "").unwrap_err().to_string();
-        assert!(error.contains("Wrong password") && !error.contains("wrong\""), "{error}");
-        let signature = ring.sign("mine", Password::Given("right".to_owned()), b"x", "").unwrap();
-        assert!(matches!(ring.verify(b"x", &signature).unwrap(), Verdict::Good(..)));
+        assert!(ring.sign("her", b"x", "").unwrap_err().to_string().contains("no secret key `her`"));
     }
 
     #[cfg(unix)]
@@ -345,7 +295,7 @@ mod tests {
     fn nobody_else_reads_the_secret_key() {
         use std::os::unix::fs::PermissionsExt;
         let (_folder, ring) = ring();
-        ring.generate("mine", Password::None).unwrap();
+        ring.generate("mine").unwrap();
         assert_eq!(std::fs::metadata(ring.secret_path("mine")).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
@@ -353,10 +303,10 @@ mod tests {
     fn names_and_keys_are_checked() {
         let (_folder, ring) = ring();
         for bad in ["", "../x", "a/b", ".x", "-x", "a b"] {
-            assert!(ring.generate(bad, Password::None).is_err() && ring.remove(bad).is_err(), "{bad}");
+            assert!(ring.generate(bad).is_err() && ring.remove(bad).is_err(), "{bad}");
         }
-        ring.generate("a", Password::None).unwrap();
-        assert!(ring.generate("a", Password::None).unwrap_err().to_string().contains("already"));
+        ring.generate("a").unwrap();
+        assert!(ring.generate("a").unwrap_err().to_string().contains("already"));
         let key = ring.list().unwrap()[0].key.to_string();
         assert!(ring.trust("b", &key).unwrap_err().to_string().contains("as `a`"));
         for bad in ["", "RWQ", "untrusted comment: x\n", &key[1..], &format!("{key}\n{key}")] {
@@ -377,8 +327,8 @@ mod tests {
         #[test]
         fn a_changed_signature_is_never_good(at in 0usize..300, byte in 32u8..127) {
             let (_folder, ring) = ring();
-            ring.generate("k", Password::None).unwrap();
-            let signature = ring.sign("k", Password::None, b"x", "c").unwrap();
+            ring.generate("k").unwrap();
+            let signature = ring.sign("k", b"x", "c").unwrap();
             let mut bytes = signature.clone().into_bytes();
             // The first line is a comment that nobody signs.
             let first = signature.find('\n').unwrap() + 1;

@@ -9,7 +9,7 @@ use trainer_plugin_host::{ByteSize, Inspection, Limits, inspect};
 
 use crate::fetch::{Fetched, beside, fetch};
 use crate::http::Client;
-use crate::keys::{KeyRing, Password, SignerKey, Verdict};
+use crate::keys::{KeyRing, SignerKey, Verdict};
 use crate::oci::Registry;
 use crate::pins::{Pin, Pins};
 use crate::store::{Entry, Store, utc};
@@ -115,7 +115,7 @@ pub struct Manager {
     pub keys: KeyRing,
     /// The user's policy.
     pub policy: Policy,
-    pub(crate) http: Client,
+    authorities: Option<PathBuf>,
     pub(crate) docker: Option<PathBuf>,
 }
 
@@ -130,15 +130,20 @@ impl Manager {
     /// With these settings.
     ///
     /// # Errors
-    /// The policy or the certificates do not read.
+    /// The policy does not read.
     pub fn new(settings: &Settings) -> Result<Self, StoreError> {
         Ok(Self {
             store: Store::new(settings.store.clone()),
             keys: KeyRing::new(settings.config.join("keys")),
             policy: Policy::load(&settings.config.join("plugins.toml"))?,
-            http: Client::new(settings.authorities.as_deref())?,
+            authorities: settings.authorities.clone(),
             docker: settings.docker.clone(),
         })
+    }
+
+    /// What speaks with servers.
+    pub(crate) fn http(&self) -> Result<Client, StoreError> {
+        Client::new(self.authorities.as_deref())
     }
 
     /// Checks a signature. With none, or with one that is not good, that is an error where signatures are required.
@@ -181,6 +186,16 @@ impl Manager {
         }
     }
 
+    /// A component file and the signature beside it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read_signed(path: &Path) -> Result<(Vec<u8>, Option<String>), StoreError> {
+        let missing = || StoreError::io("read", path)(std::io::ErrorKind::NotFound.into());
+        let bytes = files::read(path, ByteSize::mib(4096).0)?.ok_or_else(missing)?;
+        Ok((bytes, files::read_text(&beside(path), crate::keys::MAX_TEXT)?))
+    }
+
     fn requires(&self, pins: Option<&Pins>) -> bool {
         self.policy.require_signatures || pins.is_some_and(|p| p.require_signatures)
     }
@@ -188,7 +203,7 @@ impl Manager {
     /// Fetches and checks what lies at a reference. Nothing is kept yet.
     fn accept(&self, reference: &Reference, at: Option<&Digest>, options: &AddOptions, pins: Option<&Pins>) -> Result<Accepted, StoreError> {
         let what = reference.to_string();
-        let fetched = fetch(&self.http, self.docker.clone(), reference, at, options.max_size)?;
+        let fetched = fetch(&self.http()?, self.docker.clone(), reference, at, options.max_size)?;
         let digest = Digest::of(&fetched.bytes);
         if let Some(expected) = options.sha256.as_ref().filter(|d| **d != digest) {
             let help = "Ask its author which one is right".to_owned();
@@ -445,10 +460,10 @@ impl Manager {
     /// Signs a component with a key of the ring; the signature goes beside it, as `FILE.minisig`.
     ///
     /// # Errors
-    /// It is no plugin; there is no such key, or its password is wrong.
-    pub fn sign(&self, path: &Path, key: &str, password: Password) -> Result<PathBuf, StoreError> {
+    /// It is no plugin; there is no such key.
+    pub fn sign(&self, path: &Path, key: &str) -> Result<PathBuf, StoreError> {
         let (bytes, about) = self.component(path)?;
-        let signature = self.keys.sign(key, password, &bytes, &comment(&about))?;
+        let signature = self.keys.sign(key, &bytes, &comment(&about))?;
         let target = beside(path);
         files::write(&target, signature.as_bytes(), false)?;
         Ok(target)
@@ -467,7 +482,7 @@ impl Manager {
     ///
     /// # Errors
     /// It is no plugin, its signature is bad, or the registry refuses.
-    pub fn push(&self, source: &str, reference: &Reference, sign_with: Option<(&str, Password)>) -> Result<Pushed, StoreError> {
+    pub fn push(&self, source: &str, reference: &Reference, sign_with: Option<&str>) -> Result<Pushed, StoreError> {
         let Reference::Oci(oci) = reference else {
             return Err(StoreError::Reference { text: reference.to_string(), message: "a push goes to a registry: oci://HOST/REPOSITORY:TAG".to_owned() });
         };
@@ -481,7 +496,7 @@ impl Manager {
             (bytes, about, self.store.signature(&entry.digest)?)
         };
         let signature = match sign_with {
-            Some((key, password)) => Some(self.keys.sign(key, password, &bytes, &comment(&about))?),
+            Some(key) => Some(self.keys.sign(key, &bytes, &comment(&about))?),
             None => kept,
         };
         if let Some(signature) = &signature
@@ -490,7 +505,7 @@ impl Manager {
             let message = "its signature is not one of this component; sign it anew with `trainer plugin sign` or --key".to_owned();
             return Err(StoreError::Signature { what: source.to_owned(), message });
         }
-        let done = Registry::new(&self.http, oci, self.docker.clone())?.push(&bytes, &about, signature.as_deref())?;
+        let done = Registry::new(&self.http()?, oci, self.docker.clone())?.push(&bytes, &about, signature.as_deref())?;
         Ok(Pushed {
             name: about.name,
             version: about.version,

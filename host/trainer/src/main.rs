@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, DataCommand, LogFormat, PluginCommand};
+use cli::{Cli, Command, DataCommand, LogFormat};
 
 fn main() -> ExitCode {
     // The first look fixes the process's start.
@@ -38,8 +38,7 @@ fn main() -> ExitCode {
         Command::Model(command) => commands::model::run(command),
         Command::Export(command) => commands::export::run(command),
         Command::Hub(command) => commands::hub::run(command),
-        Command::Plugin(PluginCommand::Inspect { plugin, json }) => commands::plugin::inspect(&plugin, json.as_deref()),
-        Command::Plugin(PluginCommand::List { kind, json }) => commands::plugin::list(kind, json.as_deref()),
+        Command::Plugin(command) => commands::plugin::run(command),
         Command::Bench(args) => commands::bench::run(args),
         Command::Doctor { json } => commands::doctor::run(json.as_deref()),
         Command::Selftest(args) => commands::selftest::run(&args),

@@ -54,6 +54,7 @@ impl<'a> Registry<'a> {
     fn send(&mut self, ask: &Ask<'_>, writes: bool) -> Result<Answer, StoreError> {
         // What proves who asks is for the registry itself, not for where it says that something is.
         let at_home = Origin::of(ask.url) == Origin::of(&self.base);
+        self.may_lead_to(ask.url, ask.what)?;
         let once = |authorization: Option<&str>| self.http.send(&Ask { authorization: authorization.filter(|_| at_home), ..*ask });
         let answer = once(self.authorization.as_deref())?;
         if answer.status != 401 || !at_home {
@@ -75,6 +76,18 @@ impl<'a> Registry<'a> {
         once(self.authorization.as_deref())
     }
 
+    /// A registry elsewhere leads to nothing on this machine.
+    fn may_lead_to(&self, url: &str, what: &str) -> Result<(), StoreError> {
+        match (Origin::of(&self.base), Origin::of(url)) {
+            (Some(home), Some(to)) if to.is_loopback() && !home.is_loopback() => Err(StoreError::Answer {
+                server: home.to_string(),
+                what: what.to_owned(),
+                message: format!("it leads to {to}, which is this machine"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// A token of the registry's own service.
     fn token(&self, realm: &str, service: Option<&str>, scope: &str, what: &str) -> Result<String, StoreError> {
         #[derive(Deserialize)]
@@ -85,6 +98,7 @@ impl<'a> Registry<'a> {
         let service = service.map(|s| format!("service={}&", escape(s))).unwrap_or_default();
         let query = format!("{service}scope={}", escape(scope));
         let what = format!("a token for {what}");
+        self.may_lead_to(realm, &what)?;
         let mut answer = match &self.credentials {
             Some(Credentials::Identity(token)) => {
                 let body = format!("grant_type=refresh_token&client_id=trainer&refresh_token={}&{query}", escape(token));
@@ -251,5 +265,22 @@ impl<'a> Registry<'a> {
             return Err(self.refusal(done, what));
         }
         Ok(bytes.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_elsewhere_leads_to_nothing_here() {
+        let http = Client::new(None).unwrap();
+        let may = |place: &str, url: &str| {
+            let reference = place.parse().unwrap();
+            Registry::new(&http, &reference, None).unwrap().may_lead_to(url, "x").is_ok()
+        };
+        assert!(may("ghcr.io/a/b", "https://auth.example.com/token") && may("127.0.0.1:5000/a", "http://127.0.0.1:5001/token"));
+        assert!(!may("ghcr.io/a/b", "http://127.0.0.1:5001/token") && !may("ghcr.io/a/b", "https://[::1]/token"));
+        assert!(!may("ghcr.io/a/b", "http://localhost/token"));
     }
 }
