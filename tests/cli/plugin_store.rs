@@ -24,7 +24,13 @@ fn steady(text: &str) -> String {
             run.push(c);
             continue;
         }
-        out.push_str(if run.len() == 64 { "[SHA256]" } else if run.len() == 12 { "[SHORT]" } else { &run });
+        out.push_str(if run.len() == 64 {
+            "[SHA256]"
+        } else if run.len() == 12 {
+            "[SHORT]"
+        } else {
+            &run
+        });
         run.clear();
         out.push(c);
     }
@@ -107,7 +113,10 @@ fn a_recipe_names_an_installed_plugin() {
     let sandbox = Sandbox::new();
     sandbox.write("recipe.toml", RECIPE);
     let said = sandbox.fails(["run", "recipe.toml", "--dry-run"]);
-    assert!(said.contains("names the plugin `mine`") && said.contains("and not installed") && said.contains("trainer plugin add"), "{said}");
+    assert!(
+        said.contains("names the plugin `mine`") && said.contains("and not installed") && said.contains("trainer plugin add"),
+        "{said}"
+    );
     sandbox.write("a/mine.wasm", plugin("boxed_answer", "mine", "1.0.0"));
     sandbox.ok(["plugin", "add", "a/mine.wasm"]);
     assert!(sandbox.ok(["run", "recipe.toml", "--dry-run"]).contains("# plan"));
@@ -158,7 +167,10 @@ fn pins_beside_a_recipe_decide() {
     // What is pinned and not there is asked for.
     sandbox.ok(["plugin", "remove", "--unused"]);
     let said = sandbox.fails(["run", "project/recipe.toml", "--dry-run"]);
-    assert!(said.contains("plugins.lock pins for `mine`") && said.contains("trainer plugin add --lock-file project/plugins.lock"), "{said}");
+    assert!(
+        said.contains("plugins.lock pins for `mine`") && said.contains("trainer plugin add --lock-file project/plugins.lock"),
+        "{said}"
+    );
     let audit = sandbox.run(["plugin", "audit", "project/recipe.toml"]);
     assert_eq!(audit.status.code(), Some(1));
     sandbox.ok(["plugin", "add", lock[0], lock[1]]);
@@ -177,7 +189,10 @@ fn a_locked_run_finds_its_plugin_by_digest() {
     sandbox.ok(&run);
     let lock = json_file(&sandbox.path("run/lock.json"));
     let again = |out: &str| {
-        let mut args = short(&["--set", "template.plugin=mine", "--locked", "run/lock.json", "--out"]).into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let mut args = short(&["--set", "template.plugin=mine", "--locked", "run/lock.json", "--out"])
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
         args.push(out.to_owned());
         args
     };

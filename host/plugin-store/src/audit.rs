@@ -166,7 +166,10 @@ impl Manager {
             report.problem(name, format!("it imports {import}, which nothing offers or its manifest does not declare"));
         }
         if !about.needs.is_empty() {
-            report.note(name, format!("it asks for {}; nothing is granted but by you: {}", about.needs.join(", "), about.grant_with.join(" ")));
+            report.note(
+                name,
+                format!("it asks for {}; nothing is granted but by you: {}", about.needs.join(", "), about.grant_with.join(" ")),
+            );
         }
         Ok(Some(about))
     }
@@ -190,7 +193,9 @@ impl Manager {
         let verdict = self.store.signature(digest)?.map(|s| self.keys.verify(bytes, &s)).transpose()?;
         match verdict {
             Some(Verdict::Good(key, _)) if key == *signer => {}
-            Some(Verdict::Good(key, _)) => report.problem(name, format!("its signature is by the key {}, not by {} as recorded", key.id(), signer.id())),
+            Some(Verdict::Good(key, _)) => {
+                report.problem(name, format!("its signature is by the key {}, not by {} as recorded", key.id(), signer.id()))
+            }
             Some(Verdict::Unknown(id)) => report.problem(name, format!("it is signed with the key {id}, which is not trusted any more")),
             Some(Verdict::Bad(by)) => report.problem(name, format!("its signature claims to be by `{by}` and is not")),
             Some(Verdict::Unreadable) => report.problem(name, "its signature does not read; remove it and add it again"),
@@ -214,7 +219,8 @@ impl Manager {
         }
         if let Reference::Oci(oci) = &entry.reference {
             let tags = Registry::new(http, oci, self.docker.clone()).and_then(|mut r| r.tags());
-            let newer = tags.ok().and_then(|tags| newest(&tags)).filter(|(v, _)| Version::parse(&entry.version).is_ok_and(|have| *v > have));
+            let newer =
+                tags.ok().and_then(|tags| newest(&tags)).filter(|(v, _)| Version::parse(&entry.version).is_ok_and(|have| *v > have));
             if let Some((_, tag)) = newer {
                 let place = format!("oci://{}/{}:{tag}", oci.registry, oci.repository);
                 report.note(name, format!("there is a newer version; `trainer plugin update {name} --from {place}` takes it"));
@@ -243,11 +249,22 @@ impl Manager {
                     report.problem(&pin.name, format!("{file} pins {}, which the store does not have; {help}", pin.digest));
                 }
                 // A damaged one that is installed was reported already.
-                Err(error) if installed.get(&pin.name).is_none_or(|e| e.digest != pin.digest) => report.problem(&pin.name, error.to_string()),
+                Err(error) if installed.get(&pin.name).is_none_or(|e| e.digest != pin.digest) => {
+                    report.problem(&pin.name, error.to_string())
+                }
                 Err(_) => {}
             }
             if let Some(entry) = installed.get(&pin.name).filter(|e| e.digest != pin.digest) {
-                report.note(&pin.name, format!("{file} pins {} {}, but installed is {} {}", pin.version, pin.digest.short(), entry.version, entry.digest.short()));
+                report.note(
+                    &pin.name,
+                    format!(
+                        "{file} pins {} {}, but installed is {} {}",
+                        pin.version,
+                        pin.digest.short(),
+                        entry.version,
+                        entry.digest.short()
+                    ),
+                );
             }
         }
         Ok(())
@@ -257,7 +274,10 @@ impl Manager {
         let name = &used.name;
         let pin = pins.and_then(|p| p.get(name));
         if let (Some(pins), None) = (pins, pin) {
-            let what = used.path.as_ref().map_or_else(|| format!("`trainer plugin add` with --lock-file {}", pins.path.display()), |p| format!("`trainer plugin add {}`", p.display()));
+            let what = used.path.as_ref().map_or_else(
+                || format!("`trainer plugin add` with --lock-file {}", pins.path.display()),
+                |p| format!("`trainer plugin add {}`", p.display()),
+            );
             report.problem(name, format!("the recipe uses it, and {} does not pin it; {what} does", pins.path.display()));
         }
         let wanted = used.sha256.as_ref().or(pin.map(|p| &p.digest));

@@ -113,7 +113,9 @@ pub enum StoreError {
         message: String,
     },
     /// More bytes than a component may have.
-    #[error("{what} is larger than {limit}; if it is to be, raise the limit with --max-size, and in recipes [plugins.NAME.limits] component_size")]
+    #[error(
+        "{what} is larger than {limit}; if it is to be, raise the limit with --max-size, and in recipes [plugins.NAME.limits] component_size"
+    )]
     TooLarge {
         /// What.
         what: String,

@@ -56,7 +56,10 @@ impl TryFrom<String> for SignerKey {
         let found = Self(key.to_owned());
         match (found.bytes(), found.public(), lines.next()) {
             (Some(_), Some(_), None) => Ok(found),
-            _ => Err("it is no minisign public key, which is one line of 56 characters that begins with RW, after a comment or without one".to_owned()),
+            _ => {
+                Err("it is no minisign public key, which is one line of 56 characters that begins with RW, after a comment or without one"
+                    .to_owned())
+            }
         }
     }
 }
@@ -217,7 +220,11 @@ impl KeyRing {
         let path = self.secret_path(name);
         let Some(text) = files::read_text(&path, MAX_TEXT)? else {
             let own: Vec<String> = self.list()?.into_iter().filter(|k| k.own).map(|k| k.name).collect();
-            let there = if own.is_empty() { "make one with `trainer plugin keys generate NAME`".to_owned() } else { format!("there are {}", own.join(", ")) };
+            let there = if own.is_empty() {
+                "make one with `trainer plugin keys generate NAME`".to_owned()
+            } else {
+                format!("there are {}", own.join(", "))
+            };
             return Err(StoreError::Key(format!("there is no secret key `{name}`: {there}")));
         };
         let secret = SecretKey::parse(&text).map_err(|message| StoreError::Broken { path, message })?;

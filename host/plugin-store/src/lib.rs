@@ -24,7 +24,7 @@ pub use audit::{Audit, Audited, Finding, Level, Report, Used};
 pub use digest::Digest;
 pub use error::StoreError;
 pub use keys::{KeyInfo, KeyRing, SignerKey, Verdict};
-pub use manage::{Added, AddOptions, Change, Manager, Pushed, Removed, Updated};
+pub use manage::{AddOptions, Added, Change, Manager, Pushed, Removed, Updated};
 pub use pins::{PIN_FILE, Pin, Pins};
 pub use policy::Policy;
 pub use reference::{OciReference, Reference};

@@ -162,7 +162,9 @@ impl Manager {
         let verdict = match signature {
             Some(signature) => self.keys.verify(bytes, signature)?,
             None if required => {
-                return Err(wrong("it has no signature, and signatures are required (plugins.toml of your configuration, or plugins.lock)".to_owned()));
+                return Err(wrong(
+                    "it has no signature, and signatures are required (plugins.toml of your configuration, or plugins.lock)".to_owned(),
+                ));
             }
             None => return Ok(None),
         };
@@ -170,7 +172,9 @@ impl Manager {
             Verdict::Good(key, _) => return Ok(Some(key)),
             // Nothing helps against that.
             Verdict::Bad(name) => {
-                return Err(wrong(format!("its signature claims to be by `{name}` and is not: the component or the signature was changed")));
+                return Err(wrong(format!(
+                    "its signature claims to be by `{name}` and is not: the component or the signature was changed"
+                )));
             }
             Verdict::Unknown(id) => (
                 format!("it is signed with the key {id}, which is not trusted"),
@@ -201,13 +205,25 @@ impl Manager {
     }
 
     /// Fetches and checks what lies at a reference. Nothing is kept yet.
-    fn accept(&self, reference: &Reference, at: Option<&Digest>, options: &AddOptions, pins: Option<&Pins>) -> Result<Accepted, StoreError> {
+    fn accept(
+        &self,
+        reference: &Reference,
+        at: Option<&Digest>,
+        options: &AddOptions,
+        pins: Option<&Pins>,
+    ) -> Result<Accepted, StoreError> {
         let what = reference.to_string();
         let fetched = fetch(&self.http()?, self.docker.clone(), reference, at, options.max_size)?;
         let digest = Digest::of(&fetched.bytes);
         if let Some(expected) = options.sha256.as_ref().filter(|d| **d != digest) {
             let help = "Ask its author which one is right".to_owned();
-            return Err(StoreError::Differs { what, found: digest, expected_by: "you asked for".to_owned(), expected: expected.clone(), help });
+            return Err(StoreError::Differs {
+                what,
+                found: digest,
+                expected_by: "you asked for".to_owned(),
+                expected: expected.clone(),
+                help,
+            });
         }
         let about = inspect(&fetched.bytes).map_err(|source| StoreError::Plugin { what: what.clone(), source })?;
         let refuse = |message: String| StoreError::Refused { what: what.clone(), message };
@@ -215,9 +231,12 @@ impl Manager {
             return Err(refuse(format!("`{}` is the name of an official plugin; it can only be used by the path of its file", about.name)));
         }
         if let Some(import) = about.refused_imports.first() {
-            return Err(refuse(format!("it imports {import}, which nothing offers or its manifest does not declare, so it could not be used")));
+            return Err(refuse(format!(
+                "it imports {import}, which nothing offers or its manifest does not declare, so it could not be used"
+            )));
         }
-        let signer = self.check_signature(&what, &fetched.bytes, fetched.signature.as_deref(), options.ignore_signature, self.requires(pins))?;
+        let signer =
+            self.check_signature(&what, &fetched.bytes, fetched.signature.as_deref(), options.ignore_signature, self.requires(pins))?;
         let entry = Entry {
             version: about.version.clone(),
             digest,
@@ -235,7 +254,8 @@ impl Manager {
     /// # Errors
     /// It cannot be had, is no plugin, is not what was expected, or another one has its name.
     pub fn add(&self, reference: &Reference, options: &AddOptions, pin_file: Option<&Path>) -> Result<Added, StoreError> {
-        let pins = pin_file.map(|path| Ok::<_, StoreError>(Pins::load(path)?.unwrap_or_else(|| Pins::empty(path.to_owned())))).transpose()?;
+        let pins =
+            pin_file.map(|path| Ok::<_, StoreError>(Pins::load(path)?.unwrap_or_else(|| Pins::empty(path.to_owned())))).transpose()?;
         let pinned = pins.as_ref().and_then(|p| p.plugins.iter().find(|p| p.reference == *reference)).cloned();
         // A registry keeps what a tag meant when it was pinned.
         let accepted = self.accept(reference, pinned.as_ref().and_then(|p| p.manifest.as_ref()), options, pins.as_ref())?;
@@ -269,7 +289,8 @@ impl Manager {
             let kept = self.store.read(&pin.digest).unwrap_or(None);
             let good = |bytes: &[u8]| -> Result<bool, StoreError> {
                 let signature = self.store.signature(&pin.digest)?;
-                Ok(pin.signer.is_none() && !self.requires(Some(&pins)) || matches!(signature.map(|s| self.keys.verify(bytes, &s)).transpose()?, Some(Verdict::Good(..))))
+                Ok(pin.signer.is_none() && !self.requires(Some(&pins))
+                    || matches!(signature.map(|s| self.keys.verify(bytes, &s)).transpose()?, Some(Verdict::Good(..))))
             };
             let accepted = match kept {
                 Some(bytes) if good(&bytes)? => {
@@ -290,7 +311,8 @@ impl Manager {
                 _ => self.accept(&pin.reference, pin.manifest.as_ref(), options, Some(&pins))?,
             };
             if accepted.about.name != pin.name {
-                let message = format!("plugins.lock pins it as `{}`, but it calls itself `{}`", pin.name, crate::http::line(&accepted.about.name));
+                let message =
+                    format!("plugins.lock pins it as `{}`, but it calls itself `{}`", pin.name, crate::http::line(&accepted.about.name));
                 return Err(StoreError::Refused { what: pin.reference.to_string(), message });
             }
             hold_to(pin, &accepted.entry, Some(pin_file))?;
@@ -362,7 +384,14 @@ impl Manager {
         let pin_file = pin_file.filter(|_| pins.is_some());
         let index = self.store.index()?;
         let names: Vec<String> = match names {
-            [] => index.plugins.keys().cloned().chain(pins.iter().flat_map(|p| &p.plugins).map(|p| p.name.clone())).collect::<BTreeSet<_>>().into_iter().collect(),
+            [] => index
+                .plugins
+                .keys()
+                .cloned()
+                .chain(pins.iter().flat_map(|p| &p.plugins).map(|p| p.name.clone()))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
             names => names.to_vec(),
         };
         let mut all = Vec::new();
@@ -484,7 +513,10 @@ impl Manager {
     /// It is no plugin, its signature is bad, or the registry refuses.
     pub fn push(&self, source: &str, reference: &Reference, sign_with: Option<&str>) -> Result<Pushed, StoreError> {
         let Reference::Oci(oci) = reference else {
-            return Err(StoreError::Reference { text: reference.to_string(), message: "a push goes to a registry: oci://HOST/REPOSITORY:TAG".to_owned() });
+            return Err(StoreError::Reference {
+                text: reference.to_string(),
+                message: "a push goes to a registry: oci://HOST/REPOSITORY:TAG".to_owned(),
+            });
         };
         let path = Path::new(source);
         let (bytes, about, kept) = if path.is_file() || source.contains(['/', '.']) {

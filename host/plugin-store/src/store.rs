@@ -109,7 +109,10 @@ impl Store {
     /// The index does not read, or has no such name.
     pub fn entry(&self, name: &str) -> Result<Entry, StoreError> {
         let mut index = self.index()?;
-        index.plugins.remove(name).ok_or_else(|| StoreError::NotInstalled { name: name.to_owned(), installed: index.plugins.into_keys().collect() })
+        index
+            .plugins
+            .remove(name)
+            .ok_or_else(|| StoreError::NotInstalled { name: name.to_owned(), installed: index.plugins.into_keys().collect() })
     }
 
     /// A component, hashed as it is read; `None` if it is not there.

@@ -173,16 +173,21 @@ fn what_a_registry_changes_is_seen() {
     case(&|r| r.change_manifest("a/mine:1", |m| m["config"]["mediaType"] = json!("x")), "its configuration is");
     case(&|r| r.change_manifest("a/mine:1", |m| m["layers"][0]["size"] = json!(1u64 << 40)), "larger than 32MiB");
     case(&|r| r.change_manifest("a/mine:1", |m| *m = json!({ "manifests": [] })), "several artifacts");
-    let on = |path: &'static str, reply: Reply| move |r: &Registry| {
-        let reply = reply.clone();
-        r.faulty(move |request| request.path.contains(path).then(|| reply.clone()));
+    let on = |path: &'static str, reply: Reply| {
+        move |r: &Registry| {
+            let reply = reply.clone();
+            r.faulty(move |request| request.path.contains(path).then(|| reply.clone()));
+        }
     };
     case(&on("/manifests/", Reply::ok("<html>")), "its manifest is no JSON");
     case(&on("/manifests/", Reply::ok(vec![b' '; 5 << 20])), "larger than 4MiB");
     case(&on("/blobs/", Reply::new(500)), "answered 500");
     case(&on("/blobs/", Reply::new(307).with("location", "http://169.254.169.254/latest")), "http is for this machine only");
     case(&on("/blobs/", Reply::ok("short").with("content-length", "6")), "the connection");
-    case(&on("/v2/", Reply::new(401).with("www-authenticate", "Bearer realm=\"http://example.com/token\"")), "http is for this machine only");
+    case(
+        &on("/v2/", Reply::new(401).with("www-authenticate", "Bearer realm=\"http://example.com/token\"")),
+        "http is for this machine only",
+    );
     case(&on("/v2/", Reply::new(401).with("www-authenticate", "Bearer realm=\"\"")), "it is no address");
     case(&on("/v2/", Reply::new(401).with("www-authenticate", "Negotiate")), "refuses access");
     case(&on("/v2/", Reply::new(401)), "refuses access");

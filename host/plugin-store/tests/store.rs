@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use common::server::{Reply, Server};
 use common::{User, plugin, with_manifest};
-use trainer_plugin_store::{
-    AddOptions, Audit, Change, Digest, Level, Manager, PIN_FILE, Pins, Reference, StoreError, Used,
-};
+use trainer_plugin_store::{AddOptions, Audit, Change, Digest, Level, Manager, PIN_FILE, Pins, Reference, StoreError, Used};
 
 fn add(manager: &Manager, place: &str, pins: Option<&std::path::Path>) -> Result<trainer_plugin_store::Added, StoreError> {
     manager.add(&Reference::parse(place)?.0, &AddOptions::default(), pins)
@@ -294,7 +292,8 @@ fn an_audit_finds_what_is_wrong() {
     user.write("signed.wasm", plugin("signed", "2.0.0"));
     let report = manager.audit(&audit).unwrap();
     let found = |level: Level| {
-        let mut list: Vec<String> = report.findings.iter().filter(|f| f.level == level).map(|f| format!("{}: {}", f.plugin, f.message)).collect();
+        let mut list: Vec<String> =
+            report.findings.iter().filter(|f| f.level == level).map(|f| format!("{}: {}", f.plugin, f.message)).collect();
         list.sort();
         list
     };

@@ -93,7 +93,9 @@ pub(crate) fn wanted(name: &str, entry: Option<&trainer_config::Plugin>) -> Resu
         Some(Wanted {
             digest: pin.digest.clone(),
             by: format!("{file} pins"),
-            help: format!("`trainer plugin add --lock-file {file}` installs what is pinned, `trainer plugin update {name}` pins what is there now"),
+            help: format!(
+                "`trainer plugin add --lock-file {file}` installs what is pinned, `trainer plugin update {name}` pins what is there now"
+            ),
         })
     }))
 }
@@ -108,7 +110,9 @@ pub(crate) fn find(name: &str, wanted: Option<&Wanted>) -> Result<Option<Stored>
     let (digest, by, help) = match wanted.or(pinned.as_ref()) {
         Some(w) => (w.digest.clone(), format!("{} for `{name}`", w.by), w.help.clone()),
         None => match manager.store.index()?.plugins.remove(name) {
-            Some(entry) => (entry.digest, format!("its index names for `{name}`"), format!("`trainer plugin remove {name}` and add it again")),
+            Some(entry) => {
+                (entry.digest, format!("its index names for `{name}`"), format!("`trainer plugin remove {name}` and add it again"))
+            }
             None => return Ok(None),
         },
     };
@@ -157,7 +161,8 @@ pub(crate) fn check_digest(
     wanted: Option<Wanted>,
     signed: Option<Digest>,
 ) -> Result<(), RuntimeError> {
-    let signed = signed.map(|digest| Wanted { digest, by: "what was signed is".to_owned(), help: "it changed just now; try again".to_owned() });
+    let signed =
+        signed.map(|digest| Wanted { digest, by: "what was signed is".to_owned(), help: "it changed just now; try again".to_owned() });
     let Some(wanted) = signed.into_iter().chain(wanted).find(|w| w.digest.hex() != found) else { return Ok(()) };
     let place = match arg {
         PluginArg::File(path) => path.display().to_string(),
@@ -187,4 +192,3 @@ pub fn pin_plugins(recipe: &mut Recipe, digests: &BTreeMap<String, String>) {
         }
     }
 }
-

@@ -218,9 +218,8 @@ impl Plugins {
         let arg = match entry.and_then(|e| e.path.as_ref()) {
             Some(path) => match &wanted {
                 // A file that is gone is no loss where the store has its bytes.
-                Some(wanted) if !path.is_file() => {
-                    installed::find(name.as_str(), Some(&wanted.gone(path)))?.map_or_else(|| PluginArg::File(path.clone()), PluginArg::Stored)
-                }
+                Some(wanted) if !path.is_file() => installed::find(name.as_str(), Some(&wanted.gone(path)))?
+                    .map_or_else(|| PluginArg::File(path.clone()), PluginArg::Stored),
                 _ => PluginArg::File(path.clone()),
             },
             None => match trainer_nano::plugin(name.as_str()) {

@@ -63,7 +63,8 @@ pub(super) fn find(config: Option<&Path>, registry: &str) -> Result<Option<Crede
     let Some(text) = files::read_text(path, MAX_CONFIG)? else { return Ok(None) };
     // No word of the text itself: it holds passwords.
     let broken = |message: &str| StoreError::Broken { path: path.to_owned(), message: message.to_owned() };
-    let config: Config = serde_json::from_str(&text).map_err(|e| broken(&format!("it is no Docker configuration (line {}, column {})", e.line(), e.column())))?;
+    let config: Config = serde_json::from_str(&text)
+        .map_err(|e| broken(&format!("it is no Docker configuration (line {}, column {})", e.line(), e.column())))?;
     let server = if registry == "docker.io" { DOCKER_HUB } else { registry };
     if let Some(helper) = config.helpers.get(server).or(config.helpers.get(registry)) {
         return ask_helper(helper, server);
@@ -102,7 +103,9 @@ fn ask_helper(helper: &str, server: &str) -> Result<Option<Credentials>, StoreEr
         username: String,
         secret: String,
     }
-    let failed = |message: String| StoreError::Key(format!("Docker's credential helper {helper:?} does not give the credentials of {server}: {message}"));
+    let failed = |message: String| {
+        StoreError::Key(format!("Docker's credential helper {helper:?} does not give the credentials of {server}: {message}"))
+    };
     if helper.is_empty() || !helper.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
         return Err(failed("its name is none".to_owned()));
     }
@@ -124,9 +127,14 @@ fn ask_helper(helper: &str, server: &str) -> Result<Option<Credentials>, StoreEr
         let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
         return if text.contains("not found") { Ok(None) } else { Err(failed(format!("it ended with {}", output.status))) };
     }
-    let answer: Answer = serde_json::from_slice(&output.stdout).map_err(|_| failed("its answer is not the JSON that it should be".to_owned()))?;
+    let answer: Answer =
+        serde_json::from_slice(&output.stdout).map_err(|_| failed("its answer is not the JSON that it should be".to_owned()))?;
     // By convention this name says that the secret is an identity token.
-    Ok(Some(if answer.username == "<token>" { Credentials::Identity(answer.secret) } else { Credentials::Basic(answer.username, answer.secret) }))
+    Ok(Some(if answer.username == "<token>" {
+        Credentials::Identity(answer.secret)
+    } else {
+        Credentials::Basic(answer.username, answer.secret)
+    }))
 }
 
 /// What a registry wants, by its header `WWW-Authenticate`.
@@ -134,7 +142,11 @@ fn ask_helper(helper: &str, server: &str) -> Result<Option<Credentials>, StoreEr
 pub(super) enum Challenge {
     Basic,
     /// A token from this service.
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 impl Challenge {
@@ -232,7 +244,9 @@ mod tests {
             Some(Challenge::Bearer { realm: realm.into(), service: service.map(Into::into), scope: scope.map(Into::into) })
         };
         assert_eq!(
-            Challenge::parse(r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#),
+            Challenge::parse(
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#
+            ),
             bearer("https://auth.docker.io/token", Some("registry.docker.io"), Some("repository:a/b:pull,push"))
         );
         assert_eq!(Challenge::parse(r#"bearer realm = "https://x/\"t\"" , error=x"#), bearer("https://x/\"t\"", None, None));

@@ -128,10 +128,13 @@ impl<'a> Registry<'a> {
         if !matches!(answer.status, 401 | 403) {
             return answer.refusal(what);
         }
-        let (registry, config) = (&self.reference.registry, self.docker.as_ref().map_or("config.json".to_owned(), |p| p.display().to_string()));
+        let (registry, config) =
+            (&self.reference.registry, self.docker.as_ref().map_or("config.json".to_owned(), |p| p.display().to_string()));
         let help = match self.credentials {
             Some(_) => format!("the credentials for {registry} in {config} do not suffice"),
-            None => format!("there are no credentials for {registry} in {config}; `docker login {registry}` or an entry in its `auths` makes them"),
+            None => format!(
+                "there are no credentials for {registry} in {config}; `docker login {registry}` or an entry in its `auths` makes them"
+            ),
         };
         let message = answer.message();
         StoreError::Access { server: answer.server, what: what.to_owned(), status: answer.status, message, help }
@@ -206,7 +209,8 @@ impl<'a> Registry<'a> {
             let list: List = serde_json::from_slice(&bytes).map_err(|_| answer.senseless(&what, "it is no list of tags"))?;
             tags.extend(list.tags.unwrap_or_default().into_iter().filter(|t| is_tag(t)));
             // `Link: </v2/...>; rel="next"`
-            let next = answer.header("link").filter(|l| l.contains("next")).and_then(|l| Some(l.split_once('<')?.1.split_once('>')?.0.to_owned()));
+            let next =
+                answer.header("link").filter(|l| l.contains("next")).and_then(|l| Some(l.split_once('<')?.1.split_once('>')?.0.to_owned()));
             match next.and_then(|n| join(&answer.url, &n)) {
                 Some(next) => url = next,
                 None => break,

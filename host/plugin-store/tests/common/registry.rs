@@ -141,7 +141,9 @@ fn answer(state: &mut State, request: &Request, store: &Server) -> Reply {
         }
         return match state.manifests.get(&key) {
             Some(bytes) => Reply::ok(bytes.clone()).with("content-type", "application/vnd.oci.image.manifest.v1+json"),
-            None => Reply { body: br#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}"#.to_vec(), ..Reply::new(404) },
+            None => {
+                Reply { body: br#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}"#.to_vec(), ..Reply::new(404) }
+            }
         };
     }
     if let Some((name, _)) = rest.split_once("/tags/list") {
@@ -166,7 +168,9 @@ fn answer(state: &mut State, request: &Request, store: &Server) -> Reply {
             Reply::new(201)
         }
         ("HEAD", Some((_, digest))) => Reply::new(if state.blobs.contains_key(digest) { 200 } else { 404 }),
-        ("GET", Some((_, digest))) if state.blobs.contains_key(digest) => Reply::new(307).with("location", store.url(&format!("/{digest}"))),
+        ("GET", Some((_, digest))) if state.blobs.contains_key(digest) => {
+            Reply::new(307).with("location", store.url(&format!("/{digest}")))
+        }
         _ => Reply::new(404),
     }
 }

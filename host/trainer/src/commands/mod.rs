@@ -28,7 +28,9 @@ use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
 use trainer_plugin_host::{Kind, Limits as PluginLimits};
-use trainer_runtime::{Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights, pin_hub_names, pin_plugins, use_pins_beside};
+use trainer_runtime::{
+    Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights, pin_hub_names, pin_plugins, use_pins_beside,
+};
 use trainer_tools::{Limits, ToolPlugin, Toolbox};
 use trainer_train::rundir::RunDir;
 

@@ -46,7 +46,9 @@ pub fn run(args: &AddArgs) -> Result<ExitCode> {
     let quiet = json_on_stdout(args.json.as_deref());
     let mut all = Vec::new();
     match (args.places.as_slice(), &pins) {
-        ([], None) => bail!("there is nothing to add: say from where, or name a file of pins with --lock-file (there is no plugins.lock here)"),
+        ([], None) => {
+            bail!("there is nothing to add: say from where, or name a file of pins with --lock-file (there is no plugins.lock here)")
+        }
         ([], Some(_)) if args.sha256.is_some() => bail!("--sha256 goes with one place"),
         ([], Some(pins)) => all = manager.add_pinned(&options, pins)?,
         (places, pins) => {

@@ -61,7 +61,12 @@ pub fn run(args: &AuditArgs) -> Result<ExitCode> {
     let good = report.is_good();
     if !json_on_stdout(args.json.as_deref()) {
         for plugin in &report.plugins {
-            say!("{}: {}, from {}", titled(&plugin.name, &plugin.entry), signed(&plugin.entry, plugin.signed_by.as_deref()), plugin.entry.reference);
+            say!(
+                "{}: {}, from {}",
+                titled(&plugin.name, &plugin.entry),
+                signed(&plugin.entry, plugin.signed_by.as_deref()),
+                plugin.entry.reference
+            );
         }
         for finding in &report.findings {
             let level = if finding.level == Level::Problem { "PROBLEM" } else { "note" };

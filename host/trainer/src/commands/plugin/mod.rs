@@ -140,8 +140,7 @@ pub fn list(kind: Option<Kind>, only_installed: bool, json: Option<&Path>) -> Re
             let mut value = serde_json::to_value(about)?;
             if let Some(entry) = entry {
                 let by = entry.signer.as_ref().map(|key| manager.keys.name_of(key)).transpose()?.flatten();
-                value["installed"] =
-                    json!({ "reference": entry.reference, "manifest": entry.manifest, "added": entry.added, "signer": entry.signer, "signed_by": by });
+                value["installed"] = json!({ "reference": entry.reference, "manifest": entry.manifest, "added": entry.added, "signer": entry.signer, "signed_by": by });
             }
             plugins.push(value);
         }

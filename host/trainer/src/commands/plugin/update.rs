@@ -57,7 +57,12 @@ pub fn run(args: &UpdateArgs) -> Result<ExitCode> {
             if plugin.before.digest == plugin.now.entry.digest {
                 say!("unchanged {}", titled(&plugin.now.name, &plugin.now.entry));
             } else {
-                say!("updated {} to {} ({})", titled(&plugin.now.name, &plugin.before), plugin.now.entry.version, plugin.now.entry.digest.short());
+                say!(
+                    "updated {} to {} ({})",
+                    titled(&plugin.now.name, &plugin.before),
+                    plugin.now.entry.version,
+                    plugin.now.entry.digest.short()
+                );
                 details(&plugin.now);
             }
         }
