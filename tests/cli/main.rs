@@ -20,6 +20,7 @@ mod hub_real;
 mod locked;
 mod main_job;
 mod models;
+mod plugin_author;
 #[path = "../../host/plugin-store/tests/common/mod.rs"]
 mod plugin_common;
 mod plugin_store;

@@ -61,14 +61,39 @@ pub struct Shape {
 /// is an error.
 pub fn encode(module: &[u8]) -> Result<Component, Error> {
     let (module, manifest) = take_manifest(module)?;
-    let mut bytes = ComponentEncoder::default()
-        .validate(true)
-        .module(&module)
-        .and_then(|encoder| encoder.encode())
-        .map_err(|e| Error::invalid("the module", format!("does not make a component: {e:#}")))?;
-    push_custom_section(&mut bytes, MANIFEST_SECTION, &manifest);
+    let manifest = manifest.ok_or_else(|| {
+        Error::invalid("the module", "holds no plugin manifest: describe the plugin with the SDK's `plugin!` macro in the crate's lib.rs")
+    })?;
+    let bytes = with_manifest(wrap(&module, &[])?, &manifest);
     let manifest = parse_manifest(&manifest)?;
     Ok(Component { bytes, manifest })
+}
+
+/// Wraps a module whose manifest comes from elsewhere into a component. `adapters` are core modules, by the name under which the module
+/// imports them, that meet imports which are no interfaces of the component model, such as `wasi_snapshot_preview1`.
+pub fn encode_without_manifest(module: &[u8], adapters: &[(&str, &[u8])]) -> Result<Vec<u8>, Error> {
+    let (module, manifest) = take_manifest(module)?;
+    if manifest.is_some() {
+        let reason = "holds a manifest, and so does plugin.toml: leave name, version and description out of `plugin!`";
+        return Err(Error::invalid("the module", reason));
+    }
+    wrap(&module, adapters)
+}
+
+fn wrap(module: &[u8], adapters: &[(&str, &[u8])]) -> Result<Vec<u8>, Error> {
+    let failed = |e| Error::invalid("the module", format!("does not make a component: {e:#}"));
+    let mut encoder = ComponentEncoder::default();
+    encoder.validate(true).module(module).map_err(failed)?;
+    for (name, adapter) in adapters {
+        encoder.adapter(name, adapter).map_err(failed)?;
+    }
+    encoder.encode().map_err(failed)
+}
+
+/// A component with its manifest, a JSON text, in the custom section where the host looks for it.
+pub fn with_manifest(mut component: Vec<u8>, manifest: &[u8]) -> Vec<u8> {
+    push_custom_section(&mut component, MANIFEST_SECTION, manifest);
+    component
 }
 
 /// Reads a component's manifest, imports and exports.
@@ -103,8 +128,8 @@ pub fn shape(component: &[u8]) -> Result<Shape, Error> {
     })
 }
 
-/// Splits the module into itself without the manifest and without sections of no use, and the manifest's bytes.
-fn take_manifest(module: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
+/// Splits the module into itself without the manifest and without sections of no use, and the manifest's bytes if it has one.
+fn take_manifest(module: &[u8]) -> Result<(Vec<u8>, Option<Vec<u8>>), Error> {
     let bad = |e| Error::invalid("the module", format!("is not a WebAssembly module: {e}"));
     let mut kept = module.get(..8).unwrap_or_default().to_vec();
     let mut manifest: Option<Vec<u8>> = None;
@@ -131,9 +156,6 @@ fn take_manifest(module: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
             kept.extend_from_slice(section);
         }
     }
-    let manifest = manifest.ok_or_else(|| {
-        Error::invalid("the module", "holds no plugin manifest: describe the plugin with the SDK's `plugin!` macro in the crate's lib.rs")
-    })?;
     Ok((kept, manifest))
 }
 

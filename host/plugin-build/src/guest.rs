@@ -30,7 +30,7 @@ pub fn build(toolchain: &Toolchain, guest: Guest<'_>) -> Result<Component, Error
 }
 
 /// Runs cargo and answers the path of the module.
-fn module(toolchain: &Toolchain, guest: Guest<'_>) -> Result<PathBuf, Error> {
+pub fn module(toolchain: &Toolchain, guest: Guest<'_>) -> Result<PathBuf, Error> {
     let folder = guest.manifest.parent().unwrap_or_else(|| Path::new("."));
     let mut cargo = toolchain.cargo();
     // Cargo reads configuration from the current folder upwards, and names workspace files relative to the workspace.

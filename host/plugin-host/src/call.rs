@@ -92,6 +92,11 @@ impl State {
         Self { plugin, limits, connection, memory: 0, growing: 0, log: Log::default() }
     }
 
+    /// Bytes in all linear memories.
+    pub(crate) fn memory(&self) -> usize {
+        self.memory
+    }
+
     /// One line of the guest, cut to the limits of a call and without control characters, which could forge lines of a log.
     fn write(mut store: StoreContextMut<'_, State>, level: Level, message: &WasmStr) -> wasmtime::Result<()> {
         let state = store.data();
@@ -214,7 +219,7 @@ pub(crate) struct Load {
 /// Enters the guest once, under fresh limits, and says what went wrong. After an error the store must not be used again.
 pub(crate) fn enter<R>(
     store: &mut Store<State>,
-    export: &'static str,
+    export: &str,
     load: Load,
     fuelled: bool,
     call: impl FnOnce(&mut Store<State>) -> wasmtime::Result<R>,
@@ -241,7 +246,7 @@ pub(crate) fn enter<R>(
 }
 
 /// Turns wasmtime's error into one that says which limit or trap it was.
-fn explain(error: &wasmtime::Error, state: &State, export: &'static str, fuel: u64, elapsed: Duration) -> PluginError {
+fn explain(error: &wasmtime::Error, state: &State, export: &str, fuel: u64, elapsed: Duration) -> PluginError {
     let limits = &state.limits;
     let at = place(&state.plugin, export);
     if let Some(hit) = error.downcast_ref::<Hit>() {

@@ -105,35 +105,64 @@ impl<B: Bindings> Factory<B> {
             }
             done => done,
         }
-        .map_err(|failure| match failure {
-            Failure::Plugin(error) => error,
-            Failure::PoolIsFull => self.plugin.instantiate_error("no room in the pool of instances"),
-        })
+        .map_err(|failure| failure.explain(&self.plugin))
     }
 
     fn instantiate(&self, pre: &InstancePre<State>, indices: &B::Indices) -> Result<Guest<B>, Failure> {
         let plugin = &self.plugin;
-        let mut store = store(pre.engine(), plugin.manifest_arc(), plugin.limits_arc(), plugin.capabilities(), &self.transport);
-        let fuelled = plugin.manifest().deterministic || B::KIND != Kind::ToolExecutor;
-        let mut pool_is_full = false;
-        // Start functions and initialisers of the component are guest code and run under the same limits as a call.
-        let instance = enter(&mut store, "instantiation", Load::default(), fuelled, |store| {
-            pre.instantiate(&mut *store).inspect_err(|e| pool_is_full = e.is::<PoolConcurrencyLimitError>())
-        });
-        let instance = match instance {
-            Ok(instance) => instance,
-            Err(_) if pool_is_full => return Err(Failure::PoolIsFull),
-            Err(PluginError::BadValue { message, .. }) => return Err(Failure::Plugin(plugin.instantiate_error(&message))),
-            Err(other) => return Err(Failure::Plugin(other)),
-        };
+        let (mut store, instance) = instantiate_in(plugin, &self.transport, pre, B::KIND)?;
         let bindings = B::load(indices, &mut store, &instance).map_err(|e| Failure::Plugin(plugin.interface_error(&e)))?;
-        Ok(Guest { store, bindings, fuelled })
+        Ok(Guest { store, bindings, fuelled: fuelled(plugin, B::KIND) })
+    }
+}
+
+/// Whether calls of a plugin as a kind run under a fuel limit: all but those of tools that say they are not deterministic.
+pub(crate) fn fuelled(plugin: &Plugin, kind: Kind) -> bool {
+    plugin.manifest().deterministic || kind != Kind::ToolExecutor
+}
+
+/// An instance as one kind without bindings, from the pool or, where that is full, beside it.
+pub(crate) fn instantiate(plugin: &Arc<Plugin>, kind: Kind) -> Result<(Store<State>, Instance), PluginError> {
+    let transport = plugin.transport();
+    match instantiate_in(plugin, &transport, plugin.instance_pre(), kind) {
+        Err(Failure::PoolIsFull) => instantiate_in(plugin, &transport, plugin.beyond_the_pool()?, kind),
+        done => done,
+    }
+    .map_err(|failure| failure.explain(plugin))
+}
+
+fn instantiate_in(
+    plugin: &Arc<Plugin>,
+    transport: &Arc<dyn Transport>,
+    pre: &InstancePre<State>,
+    kind: Kind,
+) -> Result<(Store<State>, Instance), Failure> {
+    let mut store = store(pre.engine(), plugin.manifest_arc(), plugin.limits_arc(), plugin.capabilities(), transport);
+    let mut pool_is_full = false;
+    // Start functions and initialisers of the component are guest code and run under the same limits as a call.
+    let instance = enter(&mut store, "instantiation", Load::default(), fuelled(plugin, kind), |store| {
+        pre.instantiate(&mut *store).inspect_err(|e| pool_is_full = e.is::<PoolConcurrencyLimitError>())
+    });
+    match instance {
+        Ok(instance) => Ok((store, instance)),
+        Err(_) if pool_is_full => Err(Failure::PoolIsFull),
+        Err(PluginError::BadValue { message, .. }) => Err(Failure::Plugin(plugin.instantiate_error(&message))),
+        Err(other) => Err(Failure::Plugin(other)),
     }
 }
 
 enum Failure {
     PoolIsFull,
     Plugin(PluginError),
+}
+
+impl Failure {
+    fn explain(self, plugin: &Plugin) -> PluginError {
+        match self {
+            Failure::Plugin(error) => error,
+            Failure::PoolIsFull => plugin.instantiate_error("no room in the pool of instances"),
+        }
+    }
 }
 
 /// Configured instances of one plugin under one setting, used again and again by any number of threads. An instance that failed in any

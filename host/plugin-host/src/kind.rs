@@ -78,12 +78,12 @@ pub struct UnknownKind(String);
 impl FromStr for Kind {
     type Err = UnknownKind;
 
-    /// Accepts the long names and `formatter`, `template`, `policy` or `mixer`, `tool`, `metric`.
+    /// Accepts the long names and `formatter`, `template`, `mixing`, `policy` or `mixer`, `tool`, `metric`.
     fn from_str(name: &str) -> Result<Self, UnknownKind> {
         Ok(match name {
             "dataset-formatter" | "formatter" => Kind::DatasetFormatter,
             "chat-template" | "template" => Kind::ChatTemplate,
-            "mixing-policy" | "policy" | "mixer" => Kind::MixingPolicy,
+            "mixing-policy" | "policy" | "mixing" | "mixer" => Kind::MixingPolicy,
             "tool-executor" | "tool" | "tools" => Kind::ToolExecutor,
             "eval-metric" | "metric" => Kind::EvalMetric,
             other => return Err(UnknownKind(other.to_owned())),

@@ -36,6 +36,7 @@ mod check;
 mod clients;
 mod compile;
 pub mod confine;
+pub mod dynamic;
 mod engine;
 mod error;
 mod host;

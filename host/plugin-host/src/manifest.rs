@@ -60,6 +60,21 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Checks a manifest before it goes into a component, by the rules under which it will be read, needs and settings schema included.
+    ///
+    /// # Errors
+    /// What a host would refuse.
+    pub fn check(&self) -> Result<(), PluginError> {
+        let name = &self.name;
+        let json = serde_json::to_vec(self).map_err(|e| PluginError::Manifest { plugin: name.clone(), reason: e.to_string() })?;
+        let manifest = Self::parse(name, &json)?;
+        crate::capability::needs(&manifest)?;
+        match &manifest.settings_schema {
+            Some(schema) => crate::settings::compile_schema(&manifest, schema).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
     /// The one manifest among the sections found.
     pub(crate) fn from_sections(plugin: &str, sections: &[&[u8]]) -> Result<Option<Self>, PluginError> {
         let Some((first, rest)) = sections.split_first() else { return Ok(None) };

@@ -26,5 +26,7 @@ pub use hub::{download_watch, hub, hub_pins, pin_hub_names, watch_downloads};
 pub use installed::{pin_plugins, pins, plugin_manager, use_pins_beside};
 pub use model::{Base, load_base, load_tokenizer, model_files, model_texts};
 pub use planning::{EvaluationSizes, PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
-pub use plugins::{PluginArg, Plugins, apply_grants, apply_plugin, compiler_command, find_plugin, official_names};
+pub use plugins::{
+    PluginArg, Plugins, apply_grants, apply_plugin, compiler_command, find_plugin, official_names, plugin_build_dir, plugin_cache_dir,
+};
 pub use sources::{eval_source, open_held_out, open_sources, source_digest};

@@ -170,7 +170,7 @@ impl Plugins {
     /// The engine cannot be set up.
     pub fn new(recipe: &Recipe, compiler: CompilerCommand) -> Result<Self, RuntimeError> {
         let mut options = HostOptions::new(compiler);
-        options.cache_dir = cache_dir();
+        options.cache_dir = plugin_cache_dir();
         let host = PluginHost::new(options)?;
         Ok(Self { host, loaded: BTreeMap::new(), entries: recipe.plugins.clone() })
     }
@@ -249,8 +249,13 @@ impl Plugins {
 }
 
 /// Where compiled components are kept between runs.
-fn cache_dir() -> Option<PathBuf> {
+pub fn plugin_cache_dir() -> Option<PathBuf> {
     Some(cache_base()?.join("components"))
+}
+
+/// What builds of plugins have in common.
+pub fn plugin_build_dir() -> Option<PathBuf> {
+    Some(cache_base()?.join("plugin-builds"))
 }
 
 /// The program's folder in the user's cache (XDG Base Directory Specification). None if there is no home.

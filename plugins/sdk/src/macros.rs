@@ -11,7 +11,10 @@
 ///   and [`crate::secrets`]. Only a plugin of nothing but tools may have needs.
 /// - one or several of `formatter`, `template`, `policy`, `executor`, `metric`, in this order: types that implement the traits.
 ///
-/// The version is that of the crate. To be used once, in the root of a crate with `crate-type = ["cdylib"]`.
+/// The version is that of the crate. In a project whose `plugin.toml` describes the plugin, `name` to `needs` are left out; what uses
+/// [`crate::http`] or [`crate::secrets`] then begins with `imports: http,`.
+///
+/// To be used once, in the root of a crate with `crate-type = ["cdylib"]`.
 #[macro_export]
 macro_rules! plugin {
     (
@@ -30,6 +33,19 @@ macro_rules! plugin {
             name: $name, description: $description, $(settings_schema: $schema,)? $(deterministic: $deterministic,)?
             $(needs: [$($need),+],)?
         }
+        $crate::plugin! {
+            $(formatter: $formatter,)? $(template: $template,)? $(policy: $policy,)? $(executor: $executor,)? $(metric: $metric,)?
+        }
+    };
+    (
+        $(imports: $imports:ident,)?
+        $(formatter: $formatter:ty,)?
+        $(template: $template:ty,)?
+        $(policy: $policy:ty,)?
+        $(executor: $executor:ty,)?
+        $(metric: $metric:ty,)?
+    ) => {
+        $($crate::__import! { $imports })?
         $($crate::__export! {
             $crate::adapter::FormatterExport<$formatter>, FORMATTER, "component-type:trainer:dataset-formatter", dataset_formatter, formatter,
             __export_trainer_dataset_formatter_formatter_0_1_0_cabi
@@ -75,14 +91,8 @@ macro_rules! plugin_manifest {
             ];
             $(
                 // Whoever has needs imports what they are for.
-                #[cfg(target_arch = "wasm32")]
-                #[unsafe(link_section = "component-type:trainer:http")]
-                #[used]
-                static IMPORTS: [u8; $crate::bindings::component_type::HTTP.len()] =
-                    {
-                        let _: &str = $first;
-                        $crate::internal::array($crate::bindings::component_type::HTTP)
-                    };
+                const _: &str = $first;
+                $crate::__import! { http }
             )?
             #[cfg(target_arch = "wasm32")]
             #[unsafe(link_section = "trainer:plugin")]
@@ -90,6 +100,21 @@ macro_rules! plugin_manifest {
             static SECTION: [u8; $crate::internal::length(MANIFEST)] = $crate::internal::join(MANIFEST);
             #[cfg(not(target_arch = "wasm32"))]
             const _: &[&str] = MANIFEST;
+        };
+    };
+}
+
+/// The component type of imports beyond those of the kind.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __import {
+    (http) => {
+        const _: () = {
+            #[cfg(target_arch = "wasm32")]
+            #[unsafe(link_section = "component-type:trainer:http")]
+            #[used]
+            static IMPORTS: [u8; $crate::bindings::component_type::HTTP.len()] =
+                $crate::internal::array($crate::bindings::component_type::HTTP);
         };
     };
 }

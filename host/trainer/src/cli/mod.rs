@@ -18,7 +18,7 @@ use trainer_tools::Limits;
 pub use self::check::{BenchArgs, SelftestArgs};
 pub use self::data::{DataCleanArgs, DataCommand, DataPrepareArgs, DataStatArgs, PreviewArgs};
 pub use self::eval::EvalArgs;
-pub use self::plugin::PluginCommand;
+pub use self::plugin::{PluginBenchArgs, PluginBuildArgs, PluginCommand, PluginNewArgs, PluginRunArgs, PluginTestArgs};
 pub use self::run::{PlanArgs, RunArgs};
 pub use self::runs::{DashboardArgs, RunsCommand};
 pub use self::serve::ServeArgs;
@@ -105,7 +105,7 @@ pub enum Command {
     /// Write a trained model for other programs: an adapter, a merged checkpoint, a GGUF file.
     #[command(subcommand)]
     Export(ExportCommand),
-    /// Look at plugins.
+    /// Write plugins, test and measure them, and look at them.
     #[command(subcommand)]
     Plugin(PluginCommand),
     /// Measure this machine: training and decoding speed, the data path, plugin overheads.

@@ -9,7 +9,7 @@ use serde_json::json;
 use trainer_plugin_store::{AddOptions, Added, Change, Digest, Reference};
 use trainer_runtime::plugin_manager;
 
-use super::{PinArgs, TakeArgs, signed, titled};
+use super::store::{PinArgs, TakeArgs, signed, titled};
 use crate::output::{check_json, json_on_stdout, write_json};
 
 pub const ADD_EXAMPLES: &str = "\

@@ -10,7 +10,7 @@ use trainer_config::Recipe;
 use trainer_plugin_store::{Audit, Level, Pins, Used};
 use trainer_runtime::{official_names, plugin_manager};
 
-use super::{signed, titled};
+use super::store::{signed, titled};
 use crate::output::{check_json, json_on_stdout, write_json};
 
 pub const AUDIT_EXAMPLES: &str = "\

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 use trainer_runtime::plugin_manager;
 
-use super::PinArgs;
+use super::store::PinArgs;
 use crate::output::{check_json, json_on_stdout, write_json};
 
 /// `trainer plugin remove`

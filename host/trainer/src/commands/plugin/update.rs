@@ -10,7 +10,7 @@ use trainer_plugin_store::Reference;
 use trainer_runtime::plugin_manager;
 
 use super::add::details;
-use super::{PinArgs, TakeArgs, titled};
+use super::store::{PinArgs, TakeArgs, titled};
 use crate::output::{check_json, json_on_stdout, write_json};
 
 pub const UPDATE_EXAMPLES: &str = "\

@@ -1,0 +1,130 @@
+//! How each language makes a component.
+
+mod rust;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+use crate::{Error, Project};
+
+/// A language that plugins are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    /// Rust, by cargo.
+    Rust,
+    /// Python, by componentize-py.
+    Python,
+    /// JavaScript, by jco.
+    JavaScript,
+    /// C, by clang or zig.
+    C,
+    /// Go, by its own compiler.
+    Go,
+}
+
+impl Language {
+    /// All languages.
+    pub const ALL: [Language; 5] = [Language::Rust, Language::Python, Language::JavaScript, Language::C, Language::Go];
+
+    /// As on the command line and in `plugin.toml`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Language::Rust => "rust",
+            Language::Python => "python",
+            Language::JavaScript => "js",
+            Language::C => "c",
+            Language::Go => "go",
+        }
+    }
+
+    /// Builds a project into a component without manifest. `work` is an existing folder for what the build leaves behind,
+    /// `shared` one that the user's projects share.
+    pub(crate) fn build(self, project: &Project, work: &Path, shared: Option<&Path>) -> Result<Vec<u8>, Error> {
+        match self {
+            Language::Rust => rust::build(project, work, shared),
+            other => Err(Error::Argument(format!("this version of trainer cannot build plugins in {other}"))),
+        }
+    }
+}
+
+impl fmt::Display for Language {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no language.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no language that plugins are built from; the languages are rust, python, js, c and go")]
+pub struct UnknownLanguage(String);
+
+impl FromStr for Language {
+    type Err = UnknownLanguage;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLanguage> {
+        Ok(match name {
+            "rust" | "rs" => Language::Rust,
+            "python" | "py" => Language::Python,
+            "js" | "javascript" | "ts" | "typescript" => Language::JavaScript,
+            "c" => Language::C,
+            "go" => Language::Go,
+            other => return Err(UnknownLanguage(other.to_owned())),
+        })
+    }
+}
+
+/// A program of a language's tools.
+pub(crate) struct Tool {
+    program: PathBuf,
+}
+
+impl Tool {
+    /// The first of `candidates` that is there: a path, or a name that is looked for on PATH. `install` says how to get it.
+    pub(crate) fn find(name: &str, candidates: &[PathBuf], install: &str) -> Result<Self, Error> {
+        for candidate in candidates {
+            if candidate.components().count() > 1 {
+                if candidate.is_file() {
+                    return Ok(Self { program: candidate.clone() });
+                }
+                continue;
+            }
+            let folders = std::env::var_os("PATH").unwrap_or_default();
+            if let Some(found) = std::env::split_paths(&folders).map(|f| f.join(candidate)).find(|p| p.is_file()) {
+                return Ok(Self { program: found });
+            }
+        }
+        let looked = candidates
+            .iter()
+            .map(|c| if c.components().count() > 1 { c.display().to_string() } else { format!("{} on PATH", c.display()) })
+            .collect::<Vec<_>>()
+            .join(", ");
+        Err(Error::Missing { program: name.to_owned(), looked, install: install.to_owned() })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.program
+    }
+
+    /// Runs it in a folder and waits; what it says is shown only if it fails.
+    pub(crate) fn run(&self, folder: &Path, args: &[&OsStr], env: &[(&str, OsString)]) -> Result<String, Error> {
+        const LIMIT: usize = 8000;
+        let name = self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy();
+        let words = args.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let command = format!("{name} {words}");
+        let mut child = Command::new(&self.program);
+        child.current_dir(folder).args(args).envs(env.iter().map(|(k, v)| (*k, v))).stdin(Stdio::null());
+        let out = child.output().map_err(Error::io("run", &self.program))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if out.status.success() {
+            return Ok(text(&out.stdout));
+        }
+        let both = [text(&out.stdout), text(&out.stderr)].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join("\n");
+        // The end says what went wrong.
+        let output = both.get(both.ceil_char_boundary(both.len().saturating_sub(LIMIT))..).unwrap_or_default().to_owned();
+        Err(Error::Failed { command, status: out.status.to_string(), output })
+    }
+}
