@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::plugin_common::registry::{Access, RealRegistry, Registry, docker_config};
+use crate::plugin_common::registry::{Access, NAME, PASSWORD, RealRegistry, Registry, docker_config};
 use crate::plugin_common::rename;
 use crate::plugin_common::server::{Reply, Server};
 use crate::support::{Sandbox, json_file, prebuilt, short, shown};
@@ -301,6 +301,58 @@ fn a_registry() {
 fn a_real_registry() {
     registry(&RealRegistry::start(Access::Everybody).name(), Access::Everybody);
     registry(&RealRegistry::start(Access::Basic).name(), Access::Basic);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_helper_of_dockers_gives_the_password() {
+    use std::os::unix::fs::PermissionsExt;
+    let registry = Registry::start(Access::Basic);
+    let sandbox = Sandbox::cold();
+    sandbox.write("mine.wasm", plugin("exact_match", "mine", "1.0.0"));
+    sandbox.write("home/.docker/config.json", r#"{"credsStore": "here"}"#);
+    let push = |helper: &str| {
+        let path = sandbox.write("bin/docker-credential-here", format!("#!/bin/sh\nread server\n{helper}\n"));
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let programs = format!("{}:/usr/bin:/bin", sandbox.path("bin").display());
+        let place = format!("oci://{}/me/mine:1", registry.name());
+        let output = sandbox.command(["plugin", "push", "mine.wasm", &place]).env("PATH", programs).output().unwrap();
+        (output.status.code(), shown(&output))
+    };
+    let answer = format!(r#"echo '{{"ServerURL": "x", "Username": "{NAME}", "Secret": "{PASSWORD}"}}'"#);
+    let only_for = format!("[ \"$server\" = {} ] && {answer}", registry.name());
+    let (code, said) = push(&only_for);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = push("echo credentials not found in native keychain; exit 1");
+    assert!(code == Some(1) && said.contains("there are no credentials"), "{said}");
+    let (code, said) = push(&format!("echo {PASSWORD}; exit 3"));
+    assert!(code == Some(1) && said.contains("credential helper \"here\"") && !said.contains(PASSWORD), "{said}");
+    let (code, said) = push(&format!("echo {PASSWORD}"));
+    assert!(code == Some(1) && said.contains("not the JSON") && !said.contains(PASSWORD), "{said}");
+}
+
+#[test]
+fn several_processes_at_once() {
+    let sandbox = Sandbox::cold();
+    let names: Vec<String> = (0..6).map(|i| format!("p{i}")).collect();
+    let children: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let file = sandbox.write(&format!("{name}.wasm"), plugin("exact_match", name, "1.0.0"));
+            let mut command = sandbox.command(["plugin", "add", "--project", file.to_str().unwrap()]);
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output));
+    }
+    let listed = sandbox.json(["plugin", "list", "--installed", "--json"]);
+    let found: Vec<&str> = listed["plugins"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(found, names);
+    let pins = std::fs::read_to_string(sandbox.path("plugins.lock")).unwrap();
+    assert_eq!(pins.matches("[[plugin]]").count(), 6, "{pins}");
+    assert!(pins.contains("reference = \"p0.wasm\""), "{pins}");
 }
 
 /// What one of the two programs pushes, the other pulls.

@@ -330,21 +330,24 @@ mod tests {
             let (_folder, ring) = ring();
             prop_assert!(!matches!(ring.verify(b"x", &text).unwrap(), Verdict::Good(..)));
         }
+    }
 
-        #[test]
-        fn a_changed_signature_is_never_good(at in 0usize..300, byte in 32u8..127) {
-            let (_folder, ring) = ring();
-            ring.generate("k").unwrap();
-            let signature = ring.sign("k", b"x", "c").unwrap();
-            let mut bytes = signature.clone().into_bytes();
-            // The first line is a comment that nobody signs.
-            let first = signature.find('\n').unwrap() + 1;
-            let at = first + at % (bytes.len() - first);
-            prop_assume!(bytes[at] != byte && bytes[at] != b'\n' && bytes[at] != b'=');
-            bytes[at] = byte;
-            let changed = String::from_utf8(bytes).unwrap();
-            let verdict = ring.verify(b"x", &changed).unwrap();
-            prop_assert!(!matches!(verdict, Verdict::Good(..)), "{changed}");
+    #[test]
+    fn a_changed_signature_is_never_good() {
+        let (_folder, ring) = ring();
+        ring.generate("k").unwrap();
+        let signature = ring.sign("k", b"x", "c").unwrap();
+        // The first line is a comment that nobody signs.
+        let first = signature.find('\n').unwrap() + 1;
+        for at in first..signature.len() - 1 {
+            for byte in [b'A', b'z', b'/', b' ', b'\n', signature.as_bytes()[at] ^ 1] {
+                let mut bytes = signature.clone().into_bytes();
+                if bytes[at] != byte {
+                    bytes[at] = byte;
+                    let changed = String::from_utf8(bytes).unwrap();
+                    assert!(!matches!(ring.verify(b"x", &changed).unwrap(), Verdict::Good(..)), "{changed}");
+                }
+            }
         }
     }
 }
