@@ -205,6 +205,8 @@ fn a_locked_run_finds_its_plugin_by_digest() {
     sandbox.ok(["plugin", "add", "kept.wasm"]);
     sandbox.write("newer.wasm", plugin("qwen3_chat", "mine", "2.0.0"));
     sandbox.ok(["plugin", "update", "mine", "--from", "newer.wasm"]);
+    // Not even what the project pins by now counts.
+    sandbox.ok(["plugin", "add", "newer.wasm", "--project"]);
     sandbox.ok(again("again"));
     assert_eq!(json_file(&sandbox.path("again/lock.json"))["plugins"], lock["plugins"]);
     assert_eq!(crate::support::bytes(&sandbox.path("run")), crate::support::bytes(&sandbox.path("again")));

@@ -180,7 +180,8 @@ pub(crate) fn check_digest(
 }
 
 /// Holds a recipe to the plugins of an earlier run, by name and SHA-256, as far as they come from the store: what a name means today must not decide how
-/// a run goes on, and a file that is gone since may be there. Official plugins and files stay what they are, and are compared with the lock.
+/// a run goes on, and a file that is gone since may be there. Official plugins and files stay what they are, and are compared with the lock. From here on
+/// the lock decides, and what the project pins by now does not.
 pub fn pin_plugins(recipe: &mut Recipe, digests: &BTreeMap<String, String>) {
     for (name, digest) in digests {
         let key = PluginName::new(name.clone());
@@ -190,5 +191,10 @@ pub fn pin_plugins(recipe: &mut Recipe, digests: &BTreeMap<String, String>) {
         if lacking && entry.is_none_or(|e| e.sha256.is_none()) && recipe.plugin_names().contains(&key) {
             recipe.plugins.entry(key).or_default().sha256 = Some(digest.clone());
         }
+    }
+    // A file that does not read is an error where its demands are asked for.
+    if let Ok(Some(mut known)) = pins() {
+        known.plugins.clear();
+        *PINS.lock().unwrap_or_else(PoisonError::into_inner) = Some(Some(known));
     }
 }
