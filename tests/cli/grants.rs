@@ -7,7 +7,8 @@ fn flags_that_do_not_read_say_how_to_write_them() {
     let sandbox = Sandbox::new();
     let fails = |args: &[&str]| sandbox.fails(["run", "--dry-run"].iter().chain(args));
     insta::assert_snapshot!(fails(&["--grant", "math_mix"]), @"error: --grant math_mix: write --grant PLUGIN:http=https://HOST");
-    insta::assert_snapshot!(fails(&["--grant", "math_mix:clock"]), @"error: --grant math_mix:clock: `clock` is no grant; there are http=SERVER, such as http=https://api.example.com, and network=ADDRESSES, such as network=10.0.0.0/8; secrets are named apart, as KEY=env:NAME");
+    insta::assert_snapshot!(fails(&["--grant", "math_mix:files"]), @"error: --grant math_mix:files: `files` is no grant; there are http=SERVER, such as http=https://api.example.com, network=ADDRESSES, such as network=10.0.0.0/8, clock and random; secrets are named apart, as KEY=env:NAME");
+    insta::assert_snapshot!(fails(&["--grant", "math_mix:clock"]), @"error: plugin `math_mix` 0.1.0 is granted clock, but its manifest does not ask for it: remove the grant");
     insta::assert_snapshot!(fails(&["--grant", "wether:http=https://a.bc"]), @"error: --grant wether:...: no plugin of this name is in use (in use are boxed_answer, math_mix, qwen3_chat, sharegpt); add it with --plugin");
     insta::assert_snapshot!(fails(&["--secret", "math_mix=env:X"]), @"error: --secret: write --secret PLUGIN:KEY=env:NAME, or file:PATH in place of env:NAME");
     insta::assert_snapshot!(fails(&["--grant", "math_mix:http=https://a.bc"]), @"error: plugin `math_mix` 0.1.0 is granted http=https://a.bc, but its manifest does not ask for http: remove the grant");

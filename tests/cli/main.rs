@@ -23,6 +23,7 @@ mod models;
 mod plugin_author;
 #[path = "../../host/plugin-store/tests/common/mod.rs"]
 mod plugin_common;
+mod plugin_languages;
 mod plugin_store;
 mod plugins;
 mod predictions;

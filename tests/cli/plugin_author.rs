@@ -13,8 +13,14 @@ fn command(sandbox: &Sandbox, folder: &Path, args: &[&str]) -> Command {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
     let tools = |name: &str, folder: &str| std::env::var_os(name).map_or_else(|| home.join(folder), PathBuf::from);
     command.current_dir(folder).env("CARGO_HOME", tools("CARGO_HOME", ".cargo")).env("RUSTUP_HOME", tools("RUSTUP_HOME", ".rustup"));
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/plugin-author-cache");
-    command.env("XDG_CACHE_HOME", shared);
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/plugin-author-cache");
+    // Where std is built from its sources, the official plugins' build has it already, or can use this one.
+    let builds = target.join("trainer/plugin-builds");
+    std::fs::create_dir_all(&builds).unwrap();
+    let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/target/guests");
+    std::fs::create_dir_all(&guests).unwrap();
+    let _ = std::os::unix::fs::symlink(guests.canonicalize().unwrap(), builds.join("rust-target"));
+    command.env("XDG_CACHE_HOME", target);
     command
 }
 
@@ -152,7 +158,12 @@ fn what_cannot_be_is_refused() {
 fn calls_from_the_shell() {
     let sandbox = Sandbox::new();
     let functions = sandbox.ok(["plugin", "run", "calculator"]);
-    insta::assert_snapshot!(functions, @"");
+    insta::assert_snapshot!(functions, @r"
+    tool-executor: open(context: {settings, seed, now_ms}) -> {ok: handle} or {error: string}
+    tool-executor: call(calls: list<{name, arguments}>) -> list<ok | tool_error>
+    tool-executor: state_digest() -> string or null
+    tool-executor: tools(settings: string) -> {ok: list<{name, description, parameters, mutates}>} or {error: string}
+    ");
     let context = r#"[{"settings": {}, "seed": 1, "now_ms": 0}]"#;
     let call = r#"[[{"name": "calculate", "arguments": {"expression": "2*21"}}]]"#;
     let said = sandbox.ok(["plugin", "run", "calculator", "--call", "open", "--args", context, "--call", "call", "--args", call]);

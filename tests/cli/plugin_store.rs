@@ -80,9 +80,14 @@ fn what_cannot_be_added_says_why() {
     insta::assert_snapshot!(said, @"error: there is nothing to add: say from where, or name a file of pins with --lock-file (there is no plugins.lock here)");
     let said = sandbox.fails(["plugin", "add", "http://example.com/x.wasm"]);
     assert!(said.contains("use https"), "{said}");
-    sandbox.write("wasi.wasm", crate::errors::wasi_component());
-    let said = sandbox.fails(["plugin", "add", "wasi.wasm"]);
-    assert!(said.contains("it imports wasi:"), "{said}");
+    let curious = r#"(component
+        (@custom "trainer:plugin" "{\"name\": \"curious\", \"version\": \"1.2.3\", \"description\": \"for tests\"}")
+        (import "other:files/everything@1.0.0" (instance))
+        (instance $i)
+        (export "trainer:dataset-formatter/formatter@0.1.0" (instance $i)))"#;
+    sandbox.write("curious.wasm", wat::parse_str(curious).unwrap());
+    let said = sandbox.fails(["plugin", "add", "curious.wasm"]);
+    assert!(said.contains("it imports other:files/everything@1.0.0"), "{said}");
     // Not a trace of any of them.
     assert!(!sandbox.path("home/.local/share/trainer/plugins/sha256").exists());
 }

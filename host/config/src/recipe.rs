@@ -519,7 +519,7 @@ section! {
         pub settings: Settings = Settings::default();
         /// Limits over the defaults, such as `memory = "64MiB"`; `trainer plugin inspect` shows them all.
         pub limits: Settings = Settings::default();
-        /// What it may do beyond computing: `"http=https://api.example.com"` (a server, with methods before it if it is more than reading), `"network=10.0.0.0/8"` (addresses beyond the public internet). The default is nothing; each grant is recorded in the lock.
+        /// What it may do beyond computing: `"http=https://api.example.com"` (a server, with methods before it if it is more than reading), `"network=10.0.0.0/8"` (addresses beyond the public internet), `"clock"` and `"random"` (this machine's, where WASI's are asked for). The default is nothing; each grant is recorded in the lock.
         pub grants: Vec<String> = Vec::new();
         /// Its secrets: each by its name, and where its value is, `KEY = "env:NAME"` or `"file:PATH"`, with ` to https://HOST` after it where the plugin has several servers. Values never stand in a recipe.
         pub secrets: BTreeMap<String, String> = BTreeMap::new();

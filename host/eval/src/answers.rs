@@ -155,6 +155,7 @@ impl AnswerRecord {
                 Finished::Length => Finish::Length,
                 Finished::Limit => Finish::Limit,
             },
+            tokens: self.tokens,
         }
     }
 }
@@ -194,6 +195,6 @@ mod tests {
         let answer = record.answer();
         assert_eq!((answer.raw.as_str(), answer.text.as_str(), answer.reasoning.as_str()), ("one\ntwo\nthree", "b", "r1\nr2"));
         assert_eq!(answer.calls.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["f", "g"]);
-        assert_eq!((answer.malformed, record.tokens), (vec!["no".to_owned()], Some(12)));
+        assert_eq!((answer.malformed, answer.tokens), (vec!["no".to_owned()], Some(12)));
     }
 }

@@ -112,6 +112,8 @@ pub struct Evaluation {
     pub stderr: BTreeMap<String, f64>,
     /// Whether more is better, where the metric says so.
     pub higher_is_better: BTreeMap<String, bool>,
+    /// How many samples a value is over, where the metric says so.
+    pub counted: BTreeMap<String, u64>,
     /// By metric.
     pub scoring_versions: BTreeMap<String, String>,
     /// By metric.
@@ -308,6 +310,9 @@ fn add_aggregate(out: &mut Evaluation, metric: &str, aggregate: Aggregate) {
     }
     if let Some(better) = aggregate.higher_is_better {
         out.higher_is_better.insert(name.clone(), better);
+    }
+    if let Some(samples) = aggregate.samples {
+        out.counted.insert(name.clone(), samples);
     }
     out.metrics.insert(name, aggregate.value);
 }

@@ -100,6 +100,9 @@ pub struct Report {
     pub stderr: BTreeMap<String, f64>,
     /// Whether more is better, for those metrics that say so.
     pub higher_is_better: BTreeMap<String, bool>,
+    /// How many samples a value is over, for those metrics that say so (`eval-metric` 0.2.0).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub counted: BTreeMap<String, u64>,
     /// Where several answers per row were drawn: `<metric>/<score>` to k to pass@k, the unbiased estimate.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub pass_at_k: BTreeMap<String, BTreeMap<String, f64>>,

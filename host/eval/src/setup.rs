@@ -444,6 +444,7 @@ impl Panel {
             metrics: Default::default(),
             stderr: Default::default(),
             higher_is_better: Default::default(),
+            counted: Default::default(),
             pass_at_k: Default::default(),
             scoring_versions: Default::default(),
             rows: Default::default(),
@@ -466,6 +467,7 @@ impl Panel {
         report.metrics = result.metrics;
         report.stderr = result.stderr;
         report.higher_is_better = result.higher_is_better;
+        report.counted = result.counted;
         report.pass_at_k = result.pass_at_k;
         report.scoring_versions = result.scoring_versions;
         report.rows = result.rows;
@@ -519,6 +521,7 @@ impl Panel {
             metrics: result.metrics,
             stderr: result.stderr,
             higher_is_better: result.higher_is_better,
+            counted: result.counted,
             pass_at_k: Default::default(),
             scoring_versions: result.scoring_versions,
             rows: result.rows,

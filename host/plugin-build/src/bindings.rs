@@ -98,12 +98,12 @@ pub fn write(wit: &Path, folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(changed)
 }
 
-fn push(resolve: &mut Resolve, wit: &Path, package: &str) -> Result<PackageId, Error> {
+pub(crate) fn push(resolve: &mut Resolve, wit: &Path, package: &str) -> Result<PackageId, Error> {
     let folder = wit.join(package).join(WIT_VERSION);
     let (id, _) = resolve.push_dir(&folder).map_err(|e| Error::invalid(folder.display().to_string(), e))?;
     Ok(id)
 }
 
-fn select_world(resolve: &Resolve, package: PackageId, name: &str) -> Result<WorldId, Error> {
+pub(crate) fn select_world(resolve: &Resolve, package: PackageId, name: &str) -> Result<WorldId, Error> {
     resolve.select_world(&[package], Some(name)).map_err(|e| Error::invalid(format!("world {name}"), e))
 }

@@ -1,10 +1,13 @@
 //! From a core module to a component that the host takes.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use wasmparser::{Parser, Payload};
-use wit_component::{ComponentEncoder, DecodedWasm};
+use wit_component::{ComponentEncoder, DecodedWasm, StringEncoding};
+use wit_parser::Resolve;
 
-use crate::Error;
+use crate::{Error, adapter};
 
 /// The custom section that holds a plugin's manifest: in the module, where the SDK puts it, and at the component's top level, where the
 /// host reads it.
@@ -78,6 +81,19 @@ pub fn encode_without_manifest(module: &[u8], adapters: &[(&str, &[u8])]) -> Res
         return Err(Error::invalid("the module", reason));
     }
     wrap(&module, adapters)
+}
+
+/// Wraps a module that another language's compiler made into a component without manifest. `wit` is a folder with one package and its
+/// dependencies below `deps/`, and `world` a world of it that the module implements. Imports of WASI's first preview are met by an empty world
+/// inside the component: see [`adapter`].
+pub fn encode_foreign(module: &[u8], wit: &Path, world: &str) -> Result<Vec<u8>, Error> {
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_dir(wit).map_err(|e| Error::invalid(wit.display().to_string(), format!("{e:#}")))?;
+    let world = crate::bindings::select_world(&resolve, package, world)?;
+    let (mut module, _) = take_manifest(module)?;
+    wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
+        .map_err(|e| Error::invalid("the component type", e))?;
+    wrap(&module, &[(adapter::MODULE, adapter::EMPTY_WORLD)])
 }
 
 fn wrap(module: &[u8], adapters: &[(&str, &[u8])]) -> Result<Vec<u8>, Error> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use trainer_plugin_build::{Error, bindings, official};
+use trainer_plugin_build::{Error, bindings, foreign, official};
 
 #[derive(Parser)]
 #[command(name = "trainer-plugin-build", about = "Builds the official plugins into components and checks those that are checked in")]
@@ -32,7 +32,7 @@ enum Command {
         #[arg(long)]
         keep: Option<PathBuf>,
     },
-    /// Writes the SDK's bindings from wit/.
+    /// Writes the bindings from wit/: those of the SDK, and those of new projects in other languages.
     Bindings {
         /// Only says whether the checked-in ones are those of wit/.
         #[arg(long)]
@@ -66,18 +66,22 @@ fn run(cli: Cli) -> Result<bool, Error> {
             Ok(report.passed())
         }
         Command::Bindings { check } => {
-            let (wit, folder) = (root.join("wit"), root.join("plugins/sdk/src/bindings"));
+            let wit = root.join("wit");
+            let (sdk, scaffold) = (root.join("plugins/sdk/src/bindings"), root.join("host/plugin-dev/scaffold"));
             if check {
+                let of_sdk = bindings::generate(&wit)?.into_iter().map(|(name, content)| (sdk.join(name), content));
+                let of_scaffold = foreign::generate(&wit)?.into_iter().map(|(name, content)| (scaffold.join(name), content));
                 let mut same = true;
-                for (name, content) in bindings::generate(&wit)? {
-                    if std::fs::read(folder.join(&name)).ok() != Some(content) {
-                        println!("{name} is not what wit/ gives: run `cargo run --release -p trainer-plugin-build -- bindings`");
+                for (path, content) in of_sdk.chain(of_scaffold) {
+                    if std::fs::read(&path).ok() != Some(content) {
+                        let path = path.display();
+                        println!("{path} is not what wit/ gives: run `cargo run --release -p trainer-plugin-build -- bindings`");
                         same = false;
                     }
                 }
                 return Ok(same);
             }
-            for path in bindings::write(&wit, &folder)? {
+            for path in bindings::write(&wit, &sdk)?.into_iter().chain(foreign::write(&wit, &scaffold)?) {
                 println!("wrote {}", path.display());
             }
             Ok(true)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use trainer_plugin_build::{bindings, component, official};
+use trainer_plugin_build::{adapter, bindings, component, foreign, official};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -16,6 +16,28 @@ fn the_bindings_are_those_of_the_contract() {
         let same = std::fs::read(&path).unwrap() == content;
         assert!(same, "{name} is not what wit/ gives: run `cargo run --release -p trainer-plugin-build -- bindings`");
     }
+}
+
+#[test]
+fn the_scaffolds_bindings_are_those_of_the_contract() {
+    for (name, content) in foreign::generate(&root().join("wit")).unwrap() {
+        let path = root().join("host/plugin-dev/scaffold").join(&name);
+        let same = std::fs::read(&path).ok() == Some(content);
+        assert!(same, "{} is not what wit/ gives: run `cargo run --release -p trainer-plugin-build -- bindings`", path.display());
+    }
+}
+
+/// `UPDATE=1 cargo test -p trainer-plugin-build --test checked_in` writes the adapter anew.
+#[test]
+fn the_adapter_is_made_from_its_text() {
+    let folder = root().join("host/plugin-build/adapter");
+    let module = wat::parse_file(folder.join("empty-world.wat")).unwrap();
+    let made = adapter::with_type(module, &root().join("wit")).unwrap();
+    let path = folder.join("empty-world.wasm");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    assert!(std::fs::read(&path).unwrap() == made, "{} is not what its text gives: run this test with UPDATE=1", path.display());
 }
 
 #[test]

@@ -1,4 +1,6 @@
-//! The WIT packages as Rust, made by wasmtime's `bindgen!` from `wit/`. One module per kind; the types that kinds share exist once.
+//! The WIT packages as Rust, made by wasmtime's `bindgen!` from `wit/`. One module per kind, of its newest version, and one for each older version that the
+//! host still runs; the types that kinds share exist once.
+
 /// `trainer:conversation/types` and `trainer:host/log`.
 /// See the WIT package of the kind.
 pub mod shared {
@@ -78,6 +80,19 @@ pub mod executor {
 
 /// See the WIT package of the kind.
 pub mod metric {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/host/0.1.0", "../../wit/conversation/0.1.0", "../../wit/eval-metric/0.2.0"],
+        world: "trainer:eval-metric/plugin@0.2.0",
+        with: {
+            "trainer:conversation/types@0.1.0": super::shared::trainer::conversation::types,
+            "trainer:host/log@0.1.0": super::shared::trainer::host::log,
+        },
+        additional_derives: [PartialEq, serde::Serialize, serde::Deserialize],
+    });
+}
+
+/// The first version of `eval-metric`, which the host adapts to the newest.
+pub mod metric_0_1 {
     wasmtime::component::bindgen!({
         path: ["../../wit/host/0.1.0", "../../wit/conversation/0.1.0", "../../wit/eval-metric/0.1.0"],
         world: "trainer:eval-metric/plugin@0.1.0",

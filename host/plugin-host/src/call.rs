@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wasmtime::component::{ComponentType, Lift, Linker, WasmStr};
+use wasmtime::component::{Component, ComponentType, Lift, Linker, WasmStr};
 use wasmtime::{Engine, ResourceLimiter, Store, StoreContextMut, Trap};
 
 use crate::bindings::shared::trainer::host::log::Level;
@@ -13,6 +13,7 @@ use crate::error::{Place, PluginError};
 use crate::inspect::LOG;
 use crate::limits::{ByteSize, Limits};
 use crate::manifest::Manifest;
+use crate::wasi::{self, Output, Stopped, World};
 
 /// Component handles that a guest may hold: parsers, sessions and mixers, of which the host makes one per store.
 const MAX_HANDLES: usize = 1024;
@@ -21,7 +22,7 @@ const MAX_HANDLES: usize = 1024;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Bytes of log text that the host looks at in one call, however they are cut into lines.
-const LOG_BYTES: usize = 256 << 10;
+pub(crate) const LOG_BYTES: usize = 256 << 10;
 
 pub(crate) fn place(manifest: &Manifest, export: &str) -> Arc<Place> {
     Arc::new(Place { plugin: manifest.name.clone(), version: manifest.version.clone(), export: export.to_owned() })
@@ -76,6 +77,10 @@ pub(crate) struct State {
     /// The bytes that the last allowed growth added, taken back if it fails after all.
     growing: usize,
     log: Log,
+    /// What it finds where it asks for WASI.
+    pub(crate) world: World,
+    /// Unfinished lines of standard output and standard error.
+    output: [Output; 2],
 }
 
 #[derive(Default)]
@@ -88,8 +93,9 @@ struct Log {
 
 impl State {
     fn new(plugin: Arc<Manifest>, limits: Arc<Limits>, capabilities: Arc<Capabilities>, transport: Arc<dyn Transport>) -> Self {
+        let world = World::new(capabilities.may_read_clock(), capabilities.may_draw_random());
         let connection = Connection { capabilities, transport, requests: 0, deadline: Instant::now() };
-        Self { plugin, limits, connection, memory: 0, growing: 0, log: Log::default() }
+        Self { plugin, limits, connection, memory: 0, growing: 0, log: Log::default(), world, output: Default::default() }
     }
 
     /// Bytes in all linear memories.
@@ -108,16 +114,70 @@ impl State {
         let limit = state.limits.log_line_size.bytes();
         let text = message.to_str(&store)?;
         let length = text.len();
-        let mut line: String = text[..text.floor_char_boundary(limit)].chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        if line.len() < length {
-            line.push_str(" [cut]");
-        }
+        let line = state.tidy(&text, length > limit);
         drop(text);
         let state = store.data_mut();
-        let line = state.connection.capabilities.scrub(line);
-        state.log.lines += 1;
         state.log.bytes = state.log.bytes.saturating_add(length);
-        let (plugin, version) = (state.plugin.name.as_str(), state.plugin.version.as_str());
+        state.tell(level, &line);
+        if level == Level::Error {
+            state.log.last_error = Some(line);
+        }
+        Ok(())
+    }
+
+    /// Bytes that a guest writes to its standard output or error: lines of its log. The last line of standard error is what it says if it fails.
+    pub(crate) fn print(&mut self, error: bool, bytes: &[u8]) {
+        if self.log.bytes >= LOG_BYTES || (!error && self.log.lines >= self.limits.log_lines) {
+            self.log.dropped += 1;
+            return;
+        }
+        self.log.bytes = self.log.bytes.saturating_add(bytes.len());
+        let mut lines = Vec::new();
+        let limit = self.limits.log_line_size.bytes();
+        if let Some(output) = self.output.get_mut(usize::from(error)) {
+            output.take(bytes, limit, |line| lines.push(line.to_owned()));
+        }
+        lines.iter().for_each(|line| self.printed(error, line));
+    }
+
+    fn printed(&mut self, error: bool, line: &str) {
+        if line.is_empty() {
+            return;
+        }
+        let line = self.tidy(line, line.len() > self.limits.log_line_size.bytes());
+        if self.log.lines < self.limits.log_lines {
+            self.tell(if error { Level::Warn } else { Level::Info }, &line);
+        } else {
+            self.log.dropped += 1;
+        }
+        if error {
+            self.log.last_error = Some(line);
+        }
+    }
+
+    /// Ends the lines that a call did not end.
+    fn finish_output(&mut self) {
+        for error in [false, true] {
+            if let Some(line) = self.output.get_mut(usize::from(error)).and_then(Output::rest) {
+                self.printed(error, &line);
+            }
+        }
+    }
+
+    /// A line as it is shown: of bounded length, without control characters and secrets.
+    fn tidy(&self, text: &str, cut: bool) -> String {
+        let text = &text[..text.floor_char_boundary(self.limits.log_line_size.bytes())];
+        let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if cut {
+            line.push_str(" [cut]");
+        }
+        self.connection.capabilities.scrub(line)
+    }
+
+    /// Writes a line.
+    fn tell(&mut self, level: Level, line: &str) {
+        self.log.lines += 1;
+        let (plugin, version) = (self.plugin.name.as_str(), self.plugin.version.as_str());
         match level {
             Level::Trace => tracing::trace!(target: "plugin", plugin, version, "{line}"),
             Level::Debug => tracing::debug!(target: "plugin", plugin, version, "{line}"),
@@ -125,10 +185,6 @@ impl State {
             Level::Warn => tracing::warn!(target: "plugin", plugin, version, "{line}"),
             Level::Error => tracing::error!(target: "plugin", plugin, version, "{line}"),
         }
-        if level == Level::Error {
-            state.log.last_error = Some(line);
-        }
-        Ok(())
     }
 }
 
@@ -178,8 +234,9 @@ impl ResourceLimiter for State {
     }
 }
 
-/// A linker with all that plugins can be given: the log, and what [`crate::inspect`] lets only those import that declare it.
-pub(crate) fn linker(engine: &Engine) -> Result<Linker<State>, PluginError> {
+/// A linker with all that plugins can be given: the log, what [`crate::inspect`] lets only those import that declare it, and the empty world
+/// for what the component imports of WASI.
+pub(crate) fn linker(engine: &Engine, component: &Component) -> Result<Linker<State>, PluginError> {
     let host = |e: wasmtime::Error| PluginError::Host(format!("{e:#}"));
     let mut linker = Linker::new(engine);
     linker
@@ -188,6 +245,7 @@ pub(crate) fn linker(engine: &Engine) -> Result<Linker<State>, PluginError> {
         .func_wrap("write", |store: StoreContextMut<'_, State>, (level, message): (Level, WasmStr)| State::write(store, level, &message))
         .map_err(host)?;
     capability::link(&mut linker).map_err(host)?;
+    wasi::link(&mut linker, component).map_err(host)?;
     Ok(linker)
 }
 
@@ -233,10 +291,12 @@ pub(crate) fn enter<R>(
     let started = Instant::now();
     let state = store.data_mut();
     state.log = Log::default();
+    state.world.enter();
     state.connection.requests = 0;
     // A deadline that no clock can hold is none.
     state.connection.deadline = started.checked_add(deadline).unwrap_or_else(|| started + DAY);
     let result = store.set_fuel(fuel).and_then(|()| call(store));
+    store.data_mut().finish_output();
     let state = store.data();
     if state.log.dropped > 0 {
         let (plugin, version) = (state.plugin.name.as_str(), state.plugin.version.as_str());
@@ -251,6 +311,9 @@ fn explain(error: &wasmtime::Error, state: &State, export: &str, fuel: u64, elap
     let at = place(&state.plugin, export);
     if let Some(hit) = error.downcast_ref::<Hit>() {
         return limit_error(&at, hit.limit, hit.current.clone(), Some(hit.requested.clone()), hit.raise_to.clone());
+    }
+    if let Some(Stopped(words)) = error.downcast_ref::<Stopped>() {
+        return PluginError::Trap { at, trap: words.clone(), panic: state.log.last_error.clone() };
     }
     let doubled = |size: ByteSize| format!("\"{}\"", ByteSize(size.0.saturating_mul(2)));
     match error.downcast_ref::<Trap>() {

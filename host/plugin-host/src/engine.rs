@@ -13,6 +13,7 @@ use wasmtime::{
 };
 
 use crate::error::PluginError;
+use crate::features::features;
 
 /// How often the epoch advances: the resolution of deadlines.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
@@ -46,26 +47,6 @@ impl Layout {
             _ => None,
         }
     }
-}
-
-/// The WebAssembly features that plugins may use; all others are off. Those are what today's toolchains for components emit. SIMD is
-/// deterministic (relaxed SIMD is not), and threads, 64-bit memories, garbage collection, exceptions and everything asynchronous only
-/// widen what has to be trusted.
-pub(crate) fn features() -> WasmFeatures {
-    WasmFeatures::MUTABLE_GLOBAL
-        | WasmFeatures::SATURATING_FLOAT_TO_INT
-        | WasmFeatures::SIGN_EXTENSION
-        | WasmFeatures::REFERENCE_TYPES
-        | WasmFeatures::CALL_INDIRECT_OVERLONG
-        | WasmFeatures::MULTI_VALUE
-        | WasmFeatures::BULK_MEMORY
-        | WasmFeatures::BULK_MEMORY_OPT
-        | WasmFeatures::SIMD
-        | WasmFeatures::EXTENDED_CONST
-        | WasmFeatures::TAIL_CALL
-        | WasmFeatures::MULTI_MEMORY
-        | WasmFeatures::FLOATS
-        | WasmFeatures::COMPONENT_MODEL
 }
 
 /// The configuration that decides the compiled code, equal in the host and in the compiler's process.
@@ -235,16 +216,5 @@ mod tests {
         let other_stack = on_demand(engines.layout, 256 << 10).unwrap();
         assert_eq!(compatibility(&other_stack), engines.compatibility, "the stack size is no part of compiled code");
         assert_ne!(compatibility(&on_demand(Layout::Wide, 1 << 19).unwrap()), compatibility(&on_demand(Layout::Compact, 1 << 19).unwrap()));
-    }
-
-    #[test]
-    fn the_features_are_exactly_those_named() {
-        let off = WasmFeatures::all() - features();
-        for feature in [WasmFeatures::THREADS, WasmFeatures::MEMORY64, WasmFeatures::GC, WasmFeatures::CM_ASYNC, WasmFeatures::RELAXED_SIMD]
-        {
-            assert!(off.contains(feature));
-        }
-        let engine = on_demand(Layout::Compact, 1 << 19).unwrap();
-        assert_eq!(engine.get_wasm_features(), features());
     }
 }

@@ -257,7 +257,12 @@ fn limit_numbers(limit: &str, current: &str, requested: &Option<String>, hint: &
 }
 
 fn list_or(items: &[String], none: &str) -> String {
-    if items.is_empty() { none.to_owned() } else { items.join(", ") }
+    const LISTED: usize = 8;
+    match items {
+        [] => none.to_owned(),
+        few if few.len() <= LISTED => few.join(", "),
+        many => format!("{}, ... ({} in all)", many[..LISTED].join(", "), many.len()),
+    }
 }
 
 fn kinds(has: &[KindVersion]) -> String {
@@ -265,5 +270,5 @@ fn kinds(has: &[KindVersion]) -> String {
 }
 
 fn known_kinds() -> String {
-    Kind::ALL.iter().map(|k| format!("`{}`", k.export())).collect::<Vec<_>>().join(", ")
+    Kind::ALL.iter().map(|k| format!("`{}@{}`", k.interface(), k.versions().join("` or `@"))).collect::<Vec<_>>().join(", ")
 }

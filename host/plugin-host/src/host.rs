@@ -183,6 +183,14 @@ impl PluginHost {
                 reason: "its manifest says `deterministic: false`, which only a plugin of nothing but tools may".to_owned(),
             });
         }
+        if let Some(need) = needs.iter().find(|need| manifest.deterministic && matches!(need, Need::Clock | Need::Random)) {
+            return Err(PluginError::Manifest {
+                plugin: manifest.name,
+                reason: format!(
+                    "its manifest says that it needs `{need}` and that it is deterministic: it also has to say `deterministic: false`"
+                ),
+            });
+        }
         if !(MIN_WASM_STACK..=MAX_WASM_STACK).contains(&limits.wasm_stack.0) {
             return Err(PluginError::Host(format!(
                 "limit wasm_stack = \"{}\" of plugin `{}` is out of range: it lies on the host's own thread, so {} to {} are possible",
@@ -197,7 +205,7 @@ impl PluginHost {
         let engines = self.engines(limits.wasm_stack.0)?;
         let component = self.component(&engines, &manifest, &limits, &digest, &bytes)?;
         let interface = |e: wasmtime::Error| interface_error(&manifest, &e);
-        let pre = linker(component.engine())?.instantiate_pre(&component).map_err(interface)?;
+        let pre = linker(component.engine(), &component)?.instantiate_pre(&component).map_err(interface)?;
         Ok(Arc::new(Plugin {
             manifest: Arc::new(manifest),
             limits: Arc::new(limits),
@@ -339,6 +347,14 @@ impl Plugin {
         self.kinds.iter().any(|k| k.kind == kind)
     }
 
+    /// The newest version of a kind's interface that it exports.
+    pub(crate) fn version_of(&self, kind: Kind) -> Result<&str, PluginError> {
+        self.require(kind)?;
+        let newest = kind.versions().iter().rev().find(|v| self.kinds.iter().any(|k| k.kind == kind && k.version == **v));
+        // Loading has seen to it that the versions are known ones.
+        newest.copied().ok_or_else(|| PluginError::Host(format!("no known version of {kind}")))
+    }
+
     /// What it imports.
     pub fn imports(&self) -> &[String] {
         &self.imports
@@ -380,9 +396,12 @@ impl Plugin {
         let needs = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let (name, version) = (self.name(), self.version());
         let flags = flags.join(" ");
-        Some(format!(
-            "plugin `{name}` {version} asks for {needs}, which it was not granted: what needs it will be refused; grant it with {flags}"
-        ))
+        let without = if missing.iter().all(|need| matches!(need, Need::Log | Need::Clock | Need::Random)) {
+            "clocks stand still, and random bytes follow from the seed"
+        } else {
+            "what needs it will be refused"
+        };
+        Some(format!("plugin `{name}` {version} asks for {needs}, which it was not granted: {without}; grant it with {flags}"))
     }
 
     /// What carries its requests: the gate, which checks them and goes to the network. To record or replay an episode, wrap it in a
@@ -425,7 +444,7 @@ impl Plugin {
             let engine = &self.engines.on_demand;
             let code = self.pre.component().serialize().map_err(|e| self.instantiate_error(&format!("{e:#}")))?;
             let component = deserialize(engine, &code).map_err(|e| self.instantiate_error(&format!("{e:#}")))?;
-            linker(engine)?.instantiate_pre(&component).map_err(|e| self.interface_error(&e))
+            linker(engine, &component)?.instantiate_pre(&component).map_err(|e| self.interface_error(&e))
         });
         made.as_ref().map_err(Clone::clone)
     }

@@ -3,14 +3,17 @@
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use wasmparser::{Encoding, Parser, Payload, Validator};
+use wasmparser::{BinaryReaderError, Encoding, Parser, Payload, Validator};
 
 use crate::capability::{CLIENT, Need, SECRETS};
-use crate::engine::{features, hex};
+use crate::engine::hex;
 use crate::error::PluginError;
+use crate::features::features;
+use crate::instance::{bounded, shown};
 use crate::kind::{Kind, KindVersion};
 use crate::limits::Limits;
 use crate::manifest::{Manifest, SECTION};
+use crate::wasi;
 
 /// The interfaces that every component may import: logging, and those that hold nothing but types.
 const GRANTED_IMPORTS: [&str; 2] = [LOG, "trainer:conversation/types@0.1.0"];
@@ -33,6 +36,10 @@ pub struct Inspection {
     pub imports: Vec<String>,
     /// The imports that nothing offers, or that its manifest does not declare: with any of them, the plugin is refused.
     pub refused_imports: Vec<String>,
+    /// The imports of WASI: the host meets them with an empty world, without arguments, environment, files and network, with clocks that stand
+    /// still and random bytes from a fixed seed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub empty_world: Vec<String>,
     /// The capabilities that its manifest asks for.
     pub needs: Vec<String>,
     /// How a user would grant them on the command line.
@@ -69,6 +76,7 @@ pub(crate) fn inspect_named(file: &str, bytes: &[u8], manifest_file: Option<&[u8
     // A need that this host does not know is shown as it stands; loading refuses it.
     let needs: Vec<Need> = manifest.needs.iter().filter_map(|n| Need::parse(n).ok().flatten()).collect();
     let refused_imports = scan.imports.iter().filter(|i| !may_import(i, &needs)).cloned().collect();
+    let empty_world = scan.imports.iter().filter(|i| wasi::knows(i)).cloned().collect();
     let grant_with = needs.iter().filter_map(|n| n.flag(&manifest.name)).collect();
     Ok(Inspection {
         name: manifest.name,
@@ -77,6 +85,7 @@ pub(crate) fn inspect_named(file: &str, bytes: &[u8], manifest_file: Option<&[u8
         kinds,
         imports: scan.imports,
         refused_imports,
+        empty_world,
         needs: manifest.needs,
         grant_with,
         deterministic: manifest.deterministic,
@@ -91,7 +100,7 @@ fn may_import(import: &str, needs: &[Need]) -> bool {
     match import {
         CLIENT => needs.iter().any(|n| matches!(n, Need::Http(_))),
         SECRETS => needs.iter().any(|n| matches!(n, Need::Secret(_))),
-        other => GRANTED_IMPORTS.contains(&other),
+        other => GRANTED_IMPORTS.contains(&other) || wasi::knows(other),
     }
 }
 
@@ -102,10 +111,47 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
 
 /// Validates the whole component, function bodies included, under the features that plugins may use.
 pub(crate) fn validate(file: &str, bytes: &[u8]) -> Result<(), PluginError> {
-    Validator::new_with_features(features())
-        .validate_all(bytes)
-        .map(|_| ())
-        .map_err(|e| PluginError::Invalid { plugin: file.to_owned(), reason: e.to_string() })
+    check_head(file, bytes)?;
+    Validator::new_with_features(features()).validate_all(bytes).map(|_| ()).map_err(|e| invalid(file, &e))
+}
+
+/// What the parser or validator says, in one line, which may quote what stands in the component.
+fn invalid(file: &str, error: &BinaryReaderError) -> PluginError {
+    let words = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    let off =
+        ["must be enabled", "not enabled", "to be enabled", "requires the component model", "requires the shared", "requires the `cm"];
+    let hint = if off.iter().any(|sign| words.contains(sign)) {
+        "; plugins run without this feature of WebAssembly: build without it"
+    } else {
+        ""
+    };
+    PluginError::Invalid {
+        plugin: file.to_owned(),
+        reason: format!("{} (at offset {:#x}){hint}", bounded(&shown_words(&words)), error.offset()),
+    }
+}
+
+fn shown_words(words: &str) -> String {
+    words.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// Tells files that are something else by their first bytes.
+fn check_head(file: &str, bytes: &[u8]) -> Result<(), PluginError> {
+    let reason = if bytes.is_empty() {
+        "the file is empty"
+    } else if !bytes.starts_with(b"\0asm") {
+        let text = bytes.trim_ascii_start();
+        if text.starts_with(b"(component") || text.starts_with(b"(module") || text.starts_with(b";;") {
+            "it is WebAssembly in its text form; `wasm-tools parse FILE.wat -o FILE.wasm` makes the binary form of it"
+        } else {
+            "it does not begin as WebAssembly does, with the bytes \\0asm: it is some other file"
+        }
+    } else if bytes.len() < 8 {
+        "it ends within its first bytes"
+    } else {
+        return Ok(());
+    };
+    Err(PluginError::Invalid { plugin: file.to_owned(), reason: reason.to_owned() })
 }
 
 /// The outer parts of a component.
@@ -121,28 +167,31 @@ pub(crate) struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// Reads the section structure: no function bodies, so it is quick.
     pub(crate) fn of(file: &str, bytes: &'a [u8]) -> Result<Self, PluginError> {
-        let invalid = |reason: String| PluginError::Invalid { plugin: file.to_owned(), reason };
-        let parse = |e: wasmparser::BinaryReaderError| invalid(e.to_string());
+        check_head(file, bytes)?;
+        let parse = |e: BinaryReaderError| invalid(file, &e);
         let mut scan = Scan { imports: Vec::new(), exports: Vec::new(), sections: Vec::new(), core_instances: 0 };
         // `parse_all` descends into nested modules and components; the depth says whose section it is.
         let mut depth = 0usize;
         for payload in Parser::new(0).parse_all(bytes) {
             match payload.map_err(parse)? {
                 Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
-                    return Err(invalid(
-                        "it is a core module, not a component; `trainer plugin build` and `wasm-tools component new` make one of it".into(),
-                    ));
+                    return Err(PluginError::Invalid {
+                        plugin: file.to_owned(),
+                        reason:
+                            "it is a core module, not a component; `trainer plugin build` and `wasm-tools component new` make one of it"
+                                .to_owned(),
+                    });
                 }
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) => depth = depth.saturating_sub(1),
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
-                        scan.imports.push(import.map_err(parse)?.name.name.to_owned());
+                        scan.imports.push(shown(import.map_err(parse)?.name.name));
                     }
                 }
                 Payload::ComponentExportSection(section) if depth == 0 => {
                     for export in section {
-                        scan.exports.push(export.map_err(parse)?.name.name.to_owned());
+                        scan.exports.push(shown(export.map_err(parse)?.name.name));
                     }
                 }
                 Payload::InstanceSection(section) => scan.core_instances += u64::from(section.count()),
@@ -167,9 +216,7 @@ impl<'a> Scan<'a> {
         let mut kinds = Vec::new();
         for export in &self.exports {
             let Some((package, version)) = export.split_once('@') else { continue };
-            let Some(kind) = Kind::ALL.into_iter().find(|k| k.export().split_once('@').is_some_and(|(p, _)| p == package)) else {
-                continue;
-            };
+            let Some(kind) = Kind::ALL.into_iter().find(|k| k.interface() == package) else { continue };
             if !kind.versions().contains(&version) {
                 return Err(PluginError::UnknownKindVersion {
                     plugin: plugin.to_owned(),
@@ -192,9 +239,10 @@ impl<'a> Scan<'a> {
     pub(crate) fn check_imports(&self, manifest: &Manifest, needs: &[Need]) -> Result<(), PluginError> {
         let Some(import) = self.imports.iter().find(|i| !may_import(i, needs)) else { return Ok(()) };
         let hint = if import.starts_with("wasi:") {
-            "plugins get no WASI; build the component without it (target wasm32-unknown-unknown, or your toolchain's option that stubs \
-             WASI, such as `--stub-wasi`)"
-                .to_owned()
+            format!(
+                "of WASI the host has an empty world, which knows the interfaces of {}; build the component without the others",
+                wasi::PACKAGES
+            )
         } else if import.starts_with("trainer:host/log@") || import.starts_with("trainer:conversation/") {
             format!("this host offers {}; build the plugin against that version of the interfaces", GRANTED_IMPORTS.join(" and "))
         } else if import == CLIENT {

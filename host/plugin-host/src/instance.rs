@@ -286,6 +286,21 @@ impl<B: Configure> Pool<B> {
     }
 }
 
+/// A name in a component as messages and reports have it: it may be of any length and hold any characters, until it is validated.
+pub(crate) fn shown(name: &str) -> String {
+    const LIMIT: usize = 200;
+    let plain =
+        |c: char| !c.is_control() && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    if name.len() <= LIMIT && name.chars().all(plain) {
+        return name.to_owned();
+    }
+    let mut out: String = name[..name.floor_char_boundary(LIMIT)].chars().flat_map(|c| c.escape_debug()).collect();
+    if name.len() > LIMIT {
+        out.push_str(" [cut]");
+    }
+    out
+}
+
 /// A guest's words, cut to what fits a message.
 pub(crate) fn bounded(text: &str) -> String {
     const LIMIT: usize = 2000;

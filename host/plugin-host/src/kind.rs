@@ -47,12 +47,26 @@ impl Kind {
         }
     }
 
-    /// The versions of the kind's WIT package that this host knows.
+    /// The versions of the kind's WIT package that this host runs, the newest last.
     pub const fn versions(self) -> &'static [&'static str] {
-        &["0.1.0"]
+        match self {
+            Kind::EvalMetric => &["0.1.0", "0.2.0"],
+            _ => &["0.1.0"],
+        }
     }
 
-    /// The export by which a component shows that it is of this kind, in the newest version.
+    /// The interface by whose export a component shows that it is of this kind, without the version.
+    pub const fn interface(self) -> &'static str {
+        match self {
+            Kind::DatasetFormatter => "trainer:dataset-formatter/formatter",
+            Kind::ChatTemplate => "trainer:chat-template/template",
+            Kind::MixingPolicy => "trainer:mixing-policy/policy",
+            Kind::ToolExecutor => "trainer:tool-executor/executor",
+            Kind::EvalMetric => "trainer:eval-metric/metric",
+        }
+    }
+
+    /// That export in the version that the guest SDK and new projects are built against; see [`Kind::versions`] for the others.
     pub const fn export(self) -> &'static str {
         match self {
             Kind::DatasetFormatter => "trainer:dataset-formatter/formatter@0.1.0",

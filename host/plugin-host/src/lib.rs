@@ -16,8 +16,9 @@
 //!
 //! # What a plugin can reach
 //! Nothing. The one import that every plugin has is `trainer:host/log@0.1.0`, whose lines go to `tracing`, counted and cut. Tools that
-//! declare it may also send requests to servers that the user granted, with secrets that they never see ([`Grants`]). A component that
-//! imports anything else is refused before it is compiled.
+//! declare it may also send requests to servers that the user granted, with secrets that they never see ([`Grants`]). Components of language
+//! runtimes that import WASI get an empty world: no files, no network, clocks that stand still, random bytes from a fixed seed. A component
+//! that imports anything else is refused before it is compiled.
 //!
 //! # What stops a plugin
 //! [`Limits`]: memory, tables, stack, fuel (deterministic: about one unit per instruction), wall-clock deadline, size of what it returns.
@@ -39,6 +40,7 @@ pub mod confine;
 pub mod dynamic;
 mod engine;
 mod error;
+mod features;
 mod host;
 mod inspect;
 mod instance;
@@ -47,6 +49,7 @@ mod limits;
 mod manifest;
 pub mod schema;
 mod settings;
+mod wasi;
 
 pub use cache::make_private;
 pub use capability::{

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::PluginError;
+use crate::instance::bounded;
 
 /// The custom section's name.
 pub const SECTION: &str = "trainer:plugin";
@@ -25,7 +26,7 @@ pub struct Manifest {
     /// JSON Schema of the settings, as a rule of an object. Without one the plugin takes no settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings_schema: Option<Value>,
-    /// Capabilities that it needs and the user has to grant: `http: SERVER`, `secret: NAME`.
+    /// Capabilities that it needs and the user has to grant: `http: SERVER`, `secret: NAME`, `clock`, `random`.
     #[serde(default)]
     pub needs: Vec<String>,
     /// Whether equal arguments give equal results. Only a tool may say no; it then has no fuel limit, only a deadline.
@@ -45,12 +46,17 @@ impl Manifest {
             return Err(wrong(format!("its manifest has {} bytes; at most {MAX_SIZE} are allowed", json.len())));
         }
         let manifest: Manifest =
-            serde_json::from_slice(json).map_err(|e| wrong(format!("its manifest (section `{SECTION}`) cannot be read: {e}")))?;
+            serde_json::from_slice(json).map_err(|e| wrong(format!("its manifest (section `{SECTION}`) cannot be read: {}", plain(&e))))?;
         if !is_name(&manifest.name) {
-            return Err(wrong(format!("the name {:?} in its manifest is not of the form [a-z0-9_]{{1,64}}", manifest.name)));
+            return Err(wrong(format!("the name {} in its manifest is not of the form [a-z0-9_]{{1,64}}", quoted(&manifest.name))));
         }
         if !is_semver(&manifest.version) {
-            return Err(wrong(format!("the version {:?} in its manifest is no semantic version such as 1.2.3", manifest.version)));
+            return Err(wrong(format!("the version {} in its manifest is no semantic version such as 1.2.3", quoted(&manifest.version))));
+        }
+        if let Some(c) = manifest.description.chars().chain(manifest.needs.iter().flat_map(|n| n.chars())).find(|c| c.is_control()) {
+            return Err(wrong(format!(
+                "`description` or `needs` in its manifest holds the control character {c:?}; write one line of text"
+            )));
         }
         if let Some(schema) = &manifest.settings_schema
             && !schema.is_object()
@@ -96,6 +102,15 @@ impl Manifest {
             ),
         }
     }
+}
+
+/// An error of the reader, which may quote what is written there.
+fn plain(error: &serde_json::Error) -> String {
+    bounded(&error.to_string().chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect::<String>())
+}
+
+fn quoted(text: &str) -> String {
+    format!("{:?}", bounded(text))
 }
 
 fn is_name(name: &str) -> bool {
@@ -150,6 +165,9 @@ mod tests {
             (r#"{"name": "a", "version": "0.1.0", "grants": []}"#, "unknown field `grants`"),
             (r#"{"name": "a", "version": "0.1.0", "settings_schema": true}"#, "no JSON object"),
             (r#"{"name": "a"}"#, "missing field `version`"),
+            (r#"{"name": "a", "version": "0.1.0", "description": "\u001b[2J"}"#, "control character '\\u{1b}'"),
+            (r#"{"name": "a", "version": "0.1.0", "needs": ["a\nb"]}"#, "control character '\\n'"),
+            (r#"{"name": "a", "version": "0.1.0", "\u001b[2J": 1}"#, "unknown field `\\u{1b}[2J`"),
             ("[", "cannot be read"),
         ] {
             let error = read(text).unwrap_err();

@@ -1,6 +1,8 @@
 //! Tools that try to reach what nobody granted, against real servers: each denial with its golden text, and secrets that stay secret.
 
 mod common;
+#[path = "common/logged.rs"]
+mod logged;
 #[path = "common/server.rs"]
 mod server;
 
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{compiler, host, prebuilt};
+use logged::logged;
 use serde_json::{Value, json};
 use server::{Names, Server, answer};
 use trainer_plugin_host::http::{Error, Request, Response};
@@ -392,27 +395,6 @@ fn names_are_resolved_once_and_their_addresses_checked() {
     // A name without an address.
     let words = with(&[&format!("http=http://nowhere.test:{port}")], &changing).fetch(&format!("http://nowhere.test:{port}/")).unwrap_err();
     assert_eq!(words, "unreachable: plugin `evil_tools`: the name nowhere.test does not resolve: no such name");
-}
-
-/// Everything that is written to the log while something runs.
-fn logged<R>(run: impl FnOnce() -> R) -> (R, String) {
-    #[derive(Clone, Default)]
-    struct Buffer(Arc<Mutex<Vec<u8>>>);
-    impl Write for Buffer {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let buffer = Buffer::default();
-    let writer = buffer.clone();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
-    let result = tracing::subscriber::with_default(subscriber, run);
-    let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
-    (result, text)
 }
 
 /// No form of the secret or of its placeholder.

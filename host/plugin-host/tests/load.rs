@@ -21,9 +21,10 @@ fn golden_refusals() {
     let import = |name: &str| format!("(component {section} (import {name:?} (instance)) {FORMATTER})");
     let cases = [
         (
-            import("wasi:cli/environment@0.2.6"),
-            "plugin `rogue` 1.2.3 imports `wasi:cli/environment@0.2.6`, and nothing grants it: plugins get no WASI; build the component \
-             without it (target wasm32-unknown-unknown, or your toolchain's option that stubs WASI, such as `--stub-wasi`)",
+            import("wasi:http/outgoing-handler@0.2.6"),
+            "plugin `rogue` 1.2.3 imports `wasi:http/outgoing-handler@0.2.6`, and nothing grants it: of WASI the host has an empty world, \
+             which knows the interfaces of wasi:cli, wasi:clocks, wasi:filesystem, wasi:io, wasi:random and wasi:sockets in versions 0.2; \
+             build the component without the others",
         ),
         (
             import("trainer:host/http@0.1.0"),
@@ -59,7 +60,7 @@ fn golden_refusals() {
             format!(r#"(component {section} (instance $i) (export "some:thing/else@1.0.0" (instance $i)))"#),
             "plugin `rogue` exports no plugin kind (it exports: some:thing/else@1.0.0); this host knows \
              `trainer:dataset-formatter/formatter@0.1.0`, `trainer:chat-template/template@0.1.0`, `trainer:mixing-policy/policy@0.1.0`, \
-             `trainer:tool-executor/executor@0.1.0`, `trainer:eval-metric/metric@0.1.0`",
+             `trainer:tool-executor/executor@0.1.0`, `trainer:eval-metric/metric@0.1.0` or `@0.2.0`",
         ),
         (
             format!("(component {FORMATTER})"),
@@ -67,8 +68,8 @@ fn golden_refusals() {
              it; without the SDK put the same JSON ({\"name\", \"version\", \"description\", ...}) into a file NAME.plugin.json beside NAME.wasm",
         ),
         (
-            format!("(component {} {FORMATTER})", manifest(r#"{"name": "greedy", "version": "0.1.0", "needs": ["log", "clock"]}"#)),
-            "plugin `greedy` 0.1.0 declares that it needs `clock`, which this version of trainer cannot grant",
+            format!("(component {} {FORMATTER})", manifest(r#"{"name": "greedy", "version": "0.1.0", "needs": ["log", "files"]}"#)),
+            "plugin `greedy` 0.1.0 declares that it needs `files`, which this version of trainer cannot grant",
         ),
         (
             format!("(component {} {FORMATTER})", manifest(r#"{"name": "greedy", "version": "0.1.0", "needs": ["http: https://a.bc"]}"#)),
@@ -153,8 +154,12 @@ fn inspection_as_json() {
     assert_eq!(report["refused_imports"], json!([]));
     assert_eq!(report["size"], rogue().len());
     assert_eq!(report["digest"].as_str().unwrap().len(), 64);
-    let wasi = component(&format!("(component {} (import \"wasi:cli/exit@0.2.6\" (instance)) {FORMATTER})", manifest(MANIFEST)));
-    assert_eq!(inspect(&wasi).unwrap().refused_imports, ["wasi:cli/exit@0.2.6"]);
+    assert!(report.get("empty_world").is_none());
+    let wasi = |import: &str| component(&format!("(component {} (import {import:?} (instance)) {FORMATTER})", manifest(MANIFEST)));
+    let about = inspect(&wasi("wasi:http/types@0.2.6")).unwrap();
+    assert_eq!((about.refused_imports, about.empty_world), (vec!["wasi:http/types@0.2.6".to_owned()], vec![]));
+    let about = inspect(&wasi("wasi:cli/exit@0.2.6")).unwrap();
+    assert_eq!((about.refused_imports, about.empty_world), (vec![], vec!["wasi:cli/exit@0.2.6".to_owned()]));
 }
 
 #[test]

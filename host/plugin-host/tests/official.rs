@@ -136,6 +136,7 @@ fn a_metric_from_question_to_aggregate() {
             calls: Vec::new(),
             malformed: Vec::new(),
             finish: Finish::Stop,
+            tokens: None,
         }]),
     };
     let scores: Vec<_> = metric.score(&[item("so \\boxed{42}"), item("\\boxed{41}")]).unwrap().into_iter().map(Result::unwrap).collect();

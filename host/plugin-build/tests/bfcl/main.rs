@@ -78,6 +78,7 @@ fn item(row: &str, calls: &[(String, String)]) -> Item {
         calls: calls.iter().map(call).collect(),
         malformed: Vec::new(),
         finish: Finish::Stop,
+        tokens: None,
     };
     Item { row: row.to_owned(), response: Response::Answers(vec![answer]) }
 }

@@ -1,5 +1,9 @@
 //! How each language makes a component.
 
+mod c;
+mod go;
+mod js;
+mod python;
 mod rust;
 
 use std::ffi::{OsStr, OsString};
@@ -17,9 +21,9 @@ pub enum Language {
     Rust,
     /// Python, by componentize-py.
     Python,
-    /// JavaScript, by jco.
+    /// JavaScript, by componentize-qjs.
     JavaScript,
-    /// C, by clang or zig.
+    /// C, by zig or clang.
     C,
     /// Go, by its own compiler.
     Go,
@@ -45,7 +49,10 @@ impl Language {
     pub(crate) fn build(self, project: &Project, work: &Path, shared: Option<&Path>) -> Result<Vec<u8>, Error> {
         match self {
             Language::Rust => rust::build(project, work, shared),
-            other => Err(Error::Argument(format!("this version of trainer cannot build plugins in {other}"))),
+            Language::Python => python::build(project, work, shared),
+            Language::JavaScript => js::build(project, work, shared),
+            Language::C => c::build(project, work, shared),
+            Language::Go => go::build(project, work, shared),
         }
     }
 }
@@ -74,6 +81,30 @@ impl FromStr for Language {
             other => return Err(UnknownLanguage(other.to_owned())),
         })
     }
+}
+
+/// Where a program that pip can install may be: in the project's own environments, then on PATH.
+fn candidates(project: &Project, names: &[&str]) -> Vec<PathBuf> {
+    let environments = [".trainer/venv/bin", ".venv/bin"];
+    let own = environments.iter().flat_map(|folder| names.iter().map(|name| project.root.join(folder).join(name)));
+    own.chain(names.iter().map(PathBuf::from)).collect()
+}
+
+/// Major and minor version, the first that stands in what a program says of itself.
+fn version(text: &str) -> Option<(u32, u32)> {
+    text.split_whitespace().find_map(|word| {
+        let mut parts = word.trim_start_matches(|c: char| !c.is_ascii_digit()).split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    })
+}
+
+/// Bindings that are checked in are those of one kind.
+fn one_kind(project: &Project) -> Result<(), Error> {
+    if project.kinds.len() == 1 {
+        return Ok(());
+    }
+    let reason = format!("[build] kinds: a project in {} has one kind; make a project of its own for each other one", project.language);
+    Err(Error::file(project.root.join(crate::PROJECT_FILE), reason))
 }
 
 /// A program of a language's tools.
@@ -126,5 +157,23 @@ impl Tool {
         // The end says what went wrong.
         let output = both.get(both.ceil_char_boundary(both.len().saturating_sub(LIMIT))..).unwrap_or_default().to_owned();
         Err(Error::Failed { command, status: out.status.to_string(), output })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_programs_say() {
+        for (said, expected) in [
+            ("componentize-py 0.25.1", Some((0, 25))),
+            ("go1.27.3", Some((1, 27))),
+            ("go version go1.19.8 linux/amd64", Some((1, 19))),
+            ("go1.28-devel_abc", None),
+            ("", None),
+        ] {
+            assert_eq!(version(said), expected, "{said}");
+        }
     }
 }

@@ -106,5 +106,6 @@ fn answer(text: &str) -> Answer {
         calls: Vec::new(),
         malformed: Vec::new(),
         finish: Finish::Stop,
+        tokens: None,
     }
 }

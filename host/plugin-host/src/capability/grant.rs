@@ -26,12 +26,16 @@ pub struct Grants {
     pub(crate) http: Vec<ServerPattern>,
     /// Addresses that a server's name may have although they are not of the public internet.
     pub(crate) networks: Vec<Network>,
+    /// Whether `wasi:clocks` tells this machine's time.
+    pub(crate) clock: bool,
+    /// Whether `wasi:random` gives this machine's random bytes.
+    pub(crate) random: bool,
     /// Secrets by name.
     pub(crate) secrets: BTreeMap<String, SecretGrant>,
 }
 
 impl Grants {
-    /// Reads what a recipe says of a plugin: `grants`, each `http=SERVER` or `network=ADDRESSES`, and `secrets`, a source by name.
+    /// Reads what a recipe says of a plugin: `grants`, each `http=SERVER`, `network=ADDRESSES`, `clock` or `random`, and `secrets`, a source by name.
     ///
     /// # Errors
     /// A grant that does not read, or a secret for servers that are not granted or not clear.
@@ -46,10 +50,12 @@ impl Grants {
                 Some(("network", range)) => {
                     out.networks.push(range.trim().parse().map_err(|e: String| GrantError::new(format!("network={e}")))?);
                 }
+                None if grant.trim() == "clock" => out.clock = true,
+                None if grant.trim() == "random" => out.random = true,
                 _ => {
                     return Err(GrantError::new(format!(
-                        "`{grant}` is no grant; there are http=SERVER, such as http=https://api.example.com, and network=ADDRESSES, such as \
-                         network=10.0.0.0/8; secrets are named apart, as KEY=env:NAME"
+                        "`{grant}` is no grant; there are http=SERVER, such as http=https://api.example.com, network=ADDRESSES, such as \
+                         network=10.0.0.0/8, clock and random; secrets are named apart, as KEY=env:NAME"
                     )));
                 }
             }
@@ -84,7 +90,7 @@ impl Grants {
 
     /// Whether nothing is granted.
     pub fn is_empty(&self) -> bool {
-        self.http.is_empty() && self.networks.is_empty() && self.secrets.is_empty()
+        self.http.is_empty() && self.networks.is_empty() && !self.clock && !self.random && self.secrets.is_empty()
     }
 
     /// The servers that may be sent a secret.
@@ -97,12 +103,13 @@ impl Grants {
     pub fn describe(&self) -> Vec<String> {
         let http = self.http.iter().map(|p| format!("http={p}"));
         let networks = self.networks.iter().map(|n| format!("network={n}"));
+        let own = [(self.clock, "clock"), (self.random, "random")].into_iter().filter(|(is, _)| *is).map(|(_, name)| name.to_owned());
         let secrets = self.secrets.iter().map(|(name, grant)| {
             let servers = self.servers_of(grant).iter().map(ServerPattern::servers).collect::<Vec<_>>().join(", ");
             let to = if servers.is_empty() { String::new() } else { format!(" to {servers}") };
             format!("secret={name} from {}{to}", grant.source.kind())
         });
-        http.chain(networks).chain(secrets).collect()
+        http.chain(networks).chain(own).chain(secrets).collect()
     }
 }
 
@@ -117,7 +124,14 @@ mod tests {
     #[test]
     fn grants_are_described_without_values_and_places() {
         let grants = parse(
-            &["network=10.0.0.0/8", "http=POST,GET https://b.example.com", "http=https://A.example.com/", "http=https://a.example.com"],
+            &[
+                "random",
+                "network=10.0.0.0/8",
+                "clock",
+                "http=POST,GET https://b.example.com",
+                "http=https://A.example.com/",
+                "http=https://a.example.com",
+            ],
             &[("KEY", "env:SOME_VARIABLE to https://a.example.com"), ("TOKEN", "file:/run/secrets/t to https://b.example.com")],
         )
         .unwrap();
@@ -127,6 +141,8 @@ mod tests {
                 "http=https://a.example.com",
                 "http=GET,POST https://b.example.com",
                 "network=10.0.0.0/8",
+                "clock",
+                "random",
                 "secret=KEY from env to https://a.example.com",
                 "secret=TOKEN from file to https://b.example.com",
             ]
@@ -140,10 +156,10 @@ mod tests {
     fn what_does_not_hold_is_refused() {
         for (grants, secrets, golden) in [
             (
-                &["clock"][..],
+                &["files"][..],
                 &[][..],
-                "`clock` is no grant; there are http=SERVER, such as http=https://api.example.com, and network=ADDRESSES, such as \
-                 network=10.0.0.0/8; secrets are named apart, as KEY=env:NAME",
+                "`files` is no grant; there are http=SERVER, such as http=https://api.example.com, network=ADDRESSES, such as \
+                 network=10.0.0.0/8, clock and random; secrets are named apart, as KEY=env:NAME",
             ),
             (
                 &["http=ftp://a.bc"],

@@ -1,4 +1,5 @@
-//! What a plugin may do beyond computing: requests to servers that the user granted, with secrets that the plugin never sees.
+//! What a plugin may do beyond computing: requests to servers that the user granted, with secrets that the plugin never sees; and this machine's
+//! clock and randomness, where WASI's are asked for.
 //!
 //! Two keys are needed. The plugin's manifest declares what it needs ([`Need`]); the user grants it ([`Grants`]). What is neither declared
 //! nor granted is refused with words that say how to grant it.
@@ -118,8 +119,14 @@ impl Capabilities {
     pub(crate) fn new(manifest: &Manifest, grants: Grants) -> Result<Self, PluginError> {
         let needs = needs(manifest)?;
         let refuse = |reason: String| PluginError::Grant { plugin: manifest.name.clone(), version: manifest.version.clone(), reason };
+        for (granted, need) in [(grants.clock, Need::Clock), (grants.random, Need::Random)] {
+            if granted && !needs.contains(&need) {
+                return Err(refuse(format!("is granted {need}, but its manifest does not ask for it: remove the grant")));
+            }
+        }
         let declares_http = needs.iter().any(|n| matches!(n, Need::Http(_)));
-        if let Some(grant) = grants.describe().into_iter().find(|g| !g.starts_with("secret=")).filter(|_| !declares_http) {
+        let of_http = |g: &String| g.starts_with("http=") || g.starts_with("network=");
+        if let Some(grant) = grants.describe().into_iter().find(of_http).filter(|_| !declares_http) {
             return Err(refuse(format!("is granted {grant}, but its manifest does not ask for http: remove the grant")));
         }
         let declared = |name: &str| needs.iter().any(|n| matches!(n, Need::Secret(own) if own == name));
@@ -162,7 +169,19 @@ impl Capabilities {
             // Any server will do: the settings may name another one than the manifest.
             Need::Http(_) => self.grants.http.is_empty(),
             Need::Secret(name) => !self.grants.secrets.contains_key(name),
+            Need::Clock => !self.grants.clock,
+            Need::Random => !self.grants.random,
         })
+    }
+
+    /// Whether it may know the time.
+    pub(crate) fn may_read_clock(&self) -> bool {
+        self.grants.clock
+    }
+
+    /// Whether it may have random bytes that follow from nothing.
+    pub(crate) fn may_draw_random(&self) -> bool {
+        self.grants.random
     }
 
     /// Strikes secrets and placeholders out of a text.

@@ -14,6 +14,10 @@ pub enum Need {
     Http(Option<ServerPattern>),
     /// `secret: NAME`.
     Secret(String),
+    /// `clock`: this machine's time through `wasi:clocks`, which otherwise stands still.
+    Clock,
+    /// `random`: this machine's random bytes through `wasi:random`, which otherwise follow from a seed.
+    Random,
 }
 
 impl Need {
@@ -22,6 +26,8 @@ impl Need {
         let (kind, value) = text.split_once(':').map_or((text, None), |(kind, value)| (kind, Some(value.trim())));
         Ok(match (kind.trim(), value) {
             ("log", None) => Some(Self::Log),
+            ("clock", None) => Some(Self::Clock),
+            ("random", None) => Some(Self::Random),
             ("http", None) => Some(Self::Http(None)),
             ("http", Some(server)) => Some(Self::Http(Some(server.parse().map_err(|e| format!("its need http: {e}"))?))),
             ("secret", Some(name)) if is_name(name) => Some(Self::Secret(name.to_owned())),
@@ -38,6 +44,7 @@ impl Need {
             Self::Log => None,
             Self::Http(server) => Some(http_flag(plugin, &server.as_ref().map_or_else(|| "https://HOST".to_owned(), ToString::to_string))),
             Self::Secret(name) => Some(format!("--secret {plugin}:{name}=env:{name}")),
+            Self::Clock | Self::Random => Some(format!("--grant {plugin}:{self}")),
         }
     }
 
@@ -49,6 +56,7 @@ impl Need {
                 Some(http_recipe(plugin, &server.as_ref().map_or_else(|| "https://HOST".to_owned(), ToString::to_string)))
             }
             Self::Secret(name) => Some(format!("[plugins.{plugin}.secrets] {name} = \"env:{name}\"")),
+            Self::Clock | Self::Random => Some(format!("[plugins.{plugin}] grants = [\"{self}\"]")),
         }
     }
 }
@@ -60,6 +68,8 @@ impl fmt::Display for Need {
             Self::Http(None) => f.write_str("http"),
             Self::Http(Some(server)) => write!(f, "http: {server}"),
             Self::Secret(name) => write!(f, "secret: {name}"),
+            Self::Clock => f.write_str("clock"),
+            Self::Random => f.write_str("random"),
         }
     }
 }
@@ -86,12 +96,15 @@ mod tests {
             ("http: https://a.bc", Some("--grant p:http=https://a.bc")),
             ("http: GET,POST https://*.a.bc", Some("--grant 'p:http=GET,POST https://*.a.bc'")),
             ("secret: A_KEY", Some("--secret p:A_KEY=env:A_KEY")),
+            ("clock", Some("--grant p:clock")),
+            ("random", Some("--grant p:random")),
         ] {
             let need = Need::parse(text).unwrap().unwrap();
             assert_eq!(need.to_string(), text);
             assert_eq!(need.flag("p").as_deref(), flag);
         }
-        assert_eq!(Need::parse("clock"), Ok(None));
+        assert_eq!(Need::parse("files"), Ok(None));
+        assert_eq!(Need::parse("clock: fast"), Ok(None));
         assert_eq!(Need::parse("log: loudly"), Ok(None));
         assert!(Need::parse("http: nowhere").unwrap_err().starts_with("its need http: `nowhere`"));
         assert!(Need::parse("secret: a b").is_err() && Need::parse("secret").is_err());

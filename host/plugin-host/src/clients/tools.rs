@@ -97,6 +97,7 @@ impl Plugin {
         let load = Load { rows: 1, bytes: settings.len() };
         let raw = Context { settings, seed: context.seed, now_ms: context.now_ms };
         let mut guest = Factory::<World>::through(self, transport)?.make()?;
+        guest.store.data_mut().world.begin(context.seed, context.now_ms);
         let opened = guest.call(OPEN, load, |b, s| b.trainer_tool_executor_executor().session().call_open(s, &raw))?;
         let refused =
             |words: String| PluginError::Refused { at: place(self.manifest(), OPEN), message: bounded(&self.capabilities().scrub(words)) };

@@ -99,7 +99,7 @@ impl Parts {
     /// Makes the artifact of a component.
     pub(super) fn new(component: &[u8], about: &Inspection, signature: Option<&str>) -> Result<Self, StoreError> {
         let digest = Digest::of(component).to_string();
-        let exports: Vec<String> = about.kinds.iter().map(|k| export(k.kind.export(), &k.version)).collect();
+        let exports: Vec<String> = about.kinds.iter().map(|k| format!("{}@{}", k.kind.interface(), k.version)).collect();
         let config = json!({
             "created": CREATED,
             "author": null,
@@ -135,12 +135,6 @@ impl Parts {
             .map_err(|e| StoreError::Artifact { reference: about.name.clone(), message: format!("its manifest cannot be written: {e}") })?;
         Ok(Self { config, manifest })
     }
-}
-
-/// An export's name with the version that the component has of it.
-fn export(name: &str, version: &str) -> String {
-    let package = name.split_once('@').map_or(name, |(package, _)| package);
-    format!("{package}@{version}")
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ pub enum Command {
 #[derive(Clone, Debug, Default, Args)]
 pub struct GrantArgs {
     /// Let a plugin do more than compute: PLUGIN:http=https://HOST for requests that read, 'PLUGIN:http=GET,POST https://HOST' for others,
-    /// PLUGIN:network=10.0.0.0/8 for addresses beyond the public internet. May be repeated.
+    /// PLUGIN:network=10.0.0.0/8 for addresses beyond the public internet, PLUGIN:clock and PLUGIN:random for this machine's. May be repeated.
     #[arg(long, value_name = "PLUGIN:GRANT")]
     pub grant: Vec<String>,
     /// Lend a plugin a secret for the server that it was granted, without showing it: PLUGIN:KEY=env:NAME, or file:PATH. May be repeated.

@@ -104,7 +104,8 @@ fn show(judged: &Judged, folder: &Path) {
     let report: &Report = &judged.report;
     for (name, value) in &report.metrics {
         let stderr = report.stderr.get(name).map_or_else(String::new, |s| format!(" ± {s:.4}"));
-        say!("{name}  {value:.4}{stderr}");
+        let over = report.counted.get(name).map_or_else(String::new, |n| format!("  over {n} samples"));
+        say!("{name}  {value:.4}{stderr}{over}");
     }
     for (name, table) in &report.pass_at_k {
         let mut table: Vec<(u32, f64)> = table.iter().filter_map(|(k, v)| Some((k.parse().ok()?, *v))).collect();

@@ -62,7 +62,8 @@ impl Metric for Contains {
                 } else {
                     text.contains(&expected)
                 };
-                (Value::Boolean(found), format!("looked for {expected}"))
+                let verdict = if found { "is in the answer" } else { "is not in the answer" };
+                (Value::Boolean(found), format!("\"{expected}\" {verdict}"))
             }
             (Response::Failed(words), _) => (Value::Unscored, words.clone()),
             (Response::Answers(answers), Err(_)) if !answers.is_empty() => (Value::Unscored, "the row has no string `expected`".to_owned()),
@@ -73,7 +74,7 @@ impl Metric for Contains {
 
     /// Sums up all samples.
     fn aggregate(&self, samples: &[Vec<Score>]) -> Result<Vec<Aggregate>, String> {
-        let scored = samples.iter().flatten().filter_map(|score| match score.value {
+        let scored = samples.iter().flatten().filter(|score| score.name == "contains").filter_map(|score| match score.value {
             Value::Boolean(yes) => Some(f64::from(u8::from(yes))),
             _ => None,
         });

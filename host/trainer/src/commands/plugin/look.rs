@@ -25,6 +25,11 @@ pub fn inspect(plugin: &str, json: Option<&Path>) -> Result<ExitCode> {
     say!("  {}", about.description);
     say!("  kinds    {}", list(about.kinds.iter().map(|k| format!("{}@{}", k.kind, k.version)).collect()));
     say!("  imports  {}", list(about.imports.clone()));
+    if !about.empty_world.is_empty() {
+        say!(
+            "  wasi     met by an empty world: no arguments, environment, files, network; clocks stand still, random bytes from a fixed seed"
+        );
+    }
     say!("  needs    {}", list(about.needs.clone()));
     for (i, flag) in about.grant_with.iter().enumerate() {
         say!("  {:<8} {flag}", if i == 0 { "grant" } else { "" });

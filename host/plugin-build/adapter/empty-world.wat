@@ -1,0 +1,178 @@
+;; An empty world for language runtimes that expect WASI's first preview: no arguments, no environment, no files, no sockets, a clock that moves
+;; only while the guest sleeps, and the same random numbers each time. What is written to standard output and standard error goes to the host's
+;; log. The encoder links it to a module that imports `wasi_snapshot_preview1`; functions that the module does not use are dropped.
+;;
+;; empty-world.wasm is made from this file by `trainer-plugin-build adapter`, and a test compares them.
+(module
+  (import "trainer:host/log@0.1.0" "write" (func $log (param $level i32) (param $text i32) (param $len i32)))
+  (import "env" "memory" (memory 0))
+
+  ;; The time in nanoseconds: a second (Go refuses a clock that shows zero), and what the guest has slept.
+  (global $now (mut i64) (i64.const 1000000000))
+  ;; State of a xorshift generator; any number but 0.
+  (global $random (mut i64) (i64.const 0x2545f4914f6cdd1d))
+
+  (func $no_strings (param $count i32) (param $size i32) (result i32)
+    (i32.store (local.get $count) (i32.const 0))
+    (i32.store (local.get $size) (i32.const 0))
+    (i32.const 0))
+  (func (export "args_sizes_get") (param i32 i32) (result i32) (call $no_strings (local.get 0) (local.get 1)))
+  (func (export "environ_sizes_get") (param i32 i32) (result i32) (call $no_strings (local.get 0) (local.get 1)))
+  (func (export "args_get") (param i32 i32) (result i32) (i32.const 0))
+  (func (export "environ_get") (param i32 i32) (result i32) (i32.const 0))
+
+  (func (export "clock_res_get") (param $clock i32) (param $out i32) (result i32)
+    (i64.store (local.get $out) (i64.const 1))
+    (i32.const 0))
+  (func (export "clock_time_get") (param $clock i32) (param $precision i64) (param $out i32) (result i32)
+    (i64.store (local.get $out) (global.get $now))
+    (i32.const 0))
+
+  (func (export "random_get") (param $at i32) (param $len i32) (result i32)
+    (local $end i32)
+    (local.set $end (i32.add (local.get $at) (local.get $len)))
+    (block $done
+      (loop $more
+        (br_if $done (i32.eq (local.get $at) (local.get $end)))
+        (global.set $random (i64.xor (global.get $random) (i64.shl (global.get $random) (i64.const 13))))
+        (global.set $random (i64.xor (global.get $random) (i64.shr_u (global.get $random) (i64.const 7))))
+        (global.set $random (i64.xor (global.get $random) (i64.shl (global.get $random) (i64.const 17))))
+        (i32.store8 (local.get $at) (i32.wrap_i64 (i64.shr_u (global.get $random) (i64.const 32))))
+        (local.set $at (i32.add (local.get $at) (i32.const 1)))
+        (br $more)))
+    (i32.const 0))
+
+  ;; Sleeping ends at once, and the clock shows the end of it. Other events than those of a clock never come.
+  (func (export "poll_oneoff") (param $subscriptions i32) (param $events i32) (param $count i32) (param $fired i32) (result i32)
+    (local $until i64)
+    (i32.store (local.get $fired) (i32.const 0))
+    (block $done
+      (loop $more
+        (br_if $done (i32.eqz (local.get $count)))
+        (if (i32.eqz (i32.load8_u offset=8 (local.get $subscriptions)))
+          (then
+            (local.set $until (i64.load offset=24 (local.get $subscriptions)))
+            ;; Without the flag, the time counts from now.
+            (if (i32.eqz (i32.and (i32.load16_u offset=40 (local.get $subscriptions)) (i32.const 1)))
+              (then (local.set $until (i64.add (local.get $until) (global.get $now)))))
+            (if (i64.gt_u (local.get $until) (global.get $now))
+              (then (global.set $now (local.get $until))))
+            (i64.store (local.get $events) (i64.load (local.get $subscriptions)))
+            (i64.store offset=8 (local.get $events) (i64.const 0))
+            (i64.store offset=16 (local.get $events) (i64.const 0))
+            (i64.store offset=24 (local.get $events) (i64.const 0))
+            (local.set $events (i32.add (local.get $events) (i32.const 32)))
+            (i32.store (local.get $fired) (i32.add (i32.load (local.get $fired)) (i32.const 1)))))
+        (local.set $subscriptions (i32.add (local.get $subscriptions) (i32.const 48)))
+        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+        (br $more)))
+    (i32.const 0))
+  (func (export "sched_yield") (result i32) (i32.const 0))
+  (func (export "proc_exit") (param $code i32) (unreachable))
+
+  ;; The three standard streams are terminals; there are no other files.
+  (func (export "fd_fdstat_get") (param $fd i32) (param $out i32) (result i32)
+    (if (i32.gt_u (local.get $fd) (i32.const 2)) (then (return (i32.const 8))))
+    (i64.store (local.get $out) (i64.const 2))
+    (i64.store offset=8 (local.get $out) (i64.const 0x42))
+    (i64.store offset=16 (local.get $out) (i64.const 0))
+    (i32.const 0))
+  (func (export "fd_close") (param $fd i32) (result i32)
+    (select (i32.const 8) (i32.const 0) (i32.gt_u (local.get $fd) (i32.const 2))))
+  (func (export "fd_seek") (param $fd i32) (param $offset i64) (param $whence i32) (param $out i32) (result i32)
+    (select (i32.const 8) (i32.const 70) (i32.gt_u (local.get $fd) (i32.const 2))))
+  (func (export "fd_read") (param $fd i32) (param $parts i32) (param $count i32) (param $read i32) (result i32)
+    (if (local.get $fd) (then (return (i32.const 8))))
+    (i32.store (local.get $read) (i32.const 0))
+    (i32.const 0))
+  (func (export "fd_write") (param $fd i32) (param $parts i32) (param $count i32) (param $written i32) (result i32)
+    (local $at i32) (local $len i32)
+    (if (i32.gt_u (i32.sub (local.get $fd) (i32.const 1)) (i32.const 1)) (then (return (i32.const 8))))
+    (i32.store (local.get $written) (i32.const 0))
+    (block $done
+      (loop $more
+        (br_if $done (i32.eqz (local.get $count)))
+        (local.set $at (i32.load (local.get $parts)))
+        (local.set $len (i32.load offset=4 (local.get $parts)))
+        (i32.store (local.get $written) (i32.add (i32.load (local.get $written)) (local.get $len)))
+        ;; The log's levels 2 and 3 are info and warn.
+        (call $line (i32.add (local.get $fd) (i32.const 1)) (local.get $at) (local.get $len))
+        (local.set $parts (i32.add (local.get $parts) (i32.const 8)))
+        (local.set $count (i32.sub (local.get $count) (i32.const 1)))
+        (br $more)))
+    (i32.const 0))
+
+  ;; Logs a text without its last newline, unless nothing is left or it is no UTF-8, which a component must not hand out.
+  (func $line (param $level i32) (param $at i32) (param $len i32)
+    (if (i32.eqz (local.get $len)) (then (return)))
+    (if (i32.eq (i32.load8_u (i32.sub (i32.add (local.get $at) (local.get $len)) (i32.const 1))) (i32.const 10))
+      (then (local.set $len (i32.sub (local.get $len) (i32.const 1)))))
+    (if (i32.eqz (local.get $len)) (then (return)))
+    (if (call $is_utf8 (local.get $at) (i32.add (local.get $at) (local.get $len)))
+      (then (call $log (local.get $level) (local.get $at) (local.get $len)))))
+
+  (func $is_utf8 (param $at i32) (param $end i32) (result i32)
+    (local $first i32) (local $more i32) (local $low i32) (local $high i32) (local $byte i32)
+    (loop $characters
+      (if (i32.eq (local.get $at) (local.get $end)) (then (return (i32.const 1))))
+      (local.set $first (i32.load8_u (local.get $at)))
+      (local.set $at (i32.add (local.get $at) (i32.const 1)))
+      (br_if $characters (i32.lt_u (local.get $first) (i32.const 0x80)))
+      (if (i32.or (i32.lt_u (local.get $first) (i32.const 0xc2)) (i32.gt_u (local.get $first) (i32.const 0xf4)))
+        (then (return (i32.const 0))))
+      (local.set $more
+        (i32.add (i32.const 1)
+          (i32.add (i32.ge_u (local.get $first) (i32.const 0xe0)) (i32.ge_u (local.get $first) (i32.const 0xf0)))))
+      ;; Bounds of the second byte, which rule out overlong forms, halves of surrogate pairs and what lies beyond U+10FFFF.
+      (local.set $low (i32.const 0x80))
+      (local.set $high (i32.const 0xbf))
+      (if (i32.eq (local.get $first) (i32.const 0xe0)) (then (local.set $low (i32.const 0xa0))))
+      (if (i32.eq (local.get $first) (i32.const 0xed)) (then (local.set $high (i32.const 0x9f))))
+      (if (i32.eq (local.get $first) (i32.const 0xf0)) (then (local.set $low (i32.const 0x90))))
+      (if (i32.eq (local.get $first) (i32.const 0xf4)) (then (local.set $high (i32.const 0x8f))))
+      (loop $bytes
+        (if (i32.eq (local.get $at) (local.get $end)) (then (return (i32.const 0))))
+        (local.set $byte (i32.load8_u (local.get $at)))
+        (if (i32.or (i32.lt_u (local.get $byte) (local.get $low)) (i32.gt_u (local.get $byte) (local.get $high)))
+          (then (return (i32.const 0))))
+        (local.set $low (i32.const 0x80))
+        (local.set $high (i32.const 0xbf))
+        (local.set $at (i32.add (local.get $at) (i32.const 1)))
+        (local.set $more (i32.sub (local.get $more) (i32.const 1)))
+        (br_if $bytes (local.get $more)))
+      (br $characters))
+    (i32.const 0))
+
+  ;; There are no such files, folders and sockets; the numbers are WASI's for a bad descriptor and for what is not there at all.
+  (func (export "fd_advise") (param i32 i64 i64 i32) (result i32) (i32.const 8))
+  (func (export "fd_allocate") (param i32 i64 i64) (result i32) (i32.const 8))
+  (func (export "fd_datasync") (param i32) (result i32) (i32.const 8))
+  (func (export "fd_fdstat_set_flags") (param i32 i32) (result i32) (i32.const 8))
+  (func (export "fd_fdstat_set_rights") (param i32 i64 i64) (result i32) (i32.const 8))
+  (func (export "fd_filestat_get") (param i32 i32) (result i32) (i32.const 8))
+  (func (export "fd_filestat_set_size") (param i32 i64) (result i32) (i32.const 8))
+  (func (export "fd_filestat_set_times") (param i32 i64 i64 i32) (result i32) (i32.const 8))
+  (func (export "fd_pread") (param i32 i32 i32 i64 i32) (result i32) (i32.const 8))
+  (func (export "fd_prestat_dir_name") (param i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "fd_prestat_get") (param i32 i32) (result i32) (i32.const 8))
+  (func (export "fd_pwrite") (param i32 i32 i32 i64 i32) (result i32) (i32.const 8))
+  (func (export "fd_readdir") (param i32 i32 i32 i64 i32) (result i32) (i32.const 8))
+  (func (export "fd_renumber") (param i32 i32) (result i32) (i32.const 8))
+  (func (export "fd_sync") (param i32) (result i32) (i32.const 8))
+  (func (export "fd_tell") (param i32 i32) (result i32) (i32.const 8))
+  (func (export "path_create_directory") (param i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_filestat_get") (param i32 i32 i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_filestat_set_times") (param i32 i32 i32 i32 i64 i64 i32) (result i32) (i32.const 8))
+  (func (export "path_link") (param i32 i32 i32 i32 i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_open") (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_readlink") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_remove_directory") (param i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_rename") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_symlink") (param i32 i32 i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "path_unlink_file") (param i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "sock_accept") (param i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "sock_recv") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "sock_send") (param i32 i32 i32 i32 i32) (result i32) (i32.const 8))
+  (func (export "sock_shutdown") (param i32 i32) (result i32) (i32.const 8))
+  (func (export "proc_raise") (param i32) (result i32) (i32.const 52))
+)

@@ -1,0 +1,3 @@
+module trainer_plugin
+
+go 1.24
