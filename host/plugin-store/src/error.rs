@@ -152,6 +152,14 @@ pub enum StoreError {
         /// Why.
         source: PluginError,
     },
+    /// A file that is to be shared is no plugin.
+    #[error("{what} is no plugin that could be shared: {source}")]
+    NoPlugin {
+        /// The file.
+        what: String,
+        /// Why not.
+        source: PluginError,
+    },
     /// A plugin that would be refused when it is loaded, or whose name is taken.
     #[error("{what} is not installed: {message}")]
     Refused {

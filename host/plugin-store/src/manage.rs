@@ -1,4 +1,4 @@
-//! Adding, updating, removing, signing and pushing.
+//! Adding, updating and removing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,12 @@ use std::time::SystemTime;
 use serde::Serialize;
 use trainer_plugin_host::{ByteSize, Inspection, Limits, inspect};
 
-use crate::fetch::{Fetched, beside, fetch};
+use crate::fetch::{Fetched, fetch};
 use crate::http::Client;
 use crate::keys::{KeyRing, SignerKey, Verdict};
-use crate::oci::Registry;
 use crate::pins::{Pin, Pins};
 use crate::store::{Entry, Store, utc};
-use crate::{Digest, Policy, Reference, Settings, StoreError, files};
+use crate::{Digest, Policy, Reference, Settings, StoreError};
 
 /// What an addition may and must be.
 #[derive(Clone, Debug)]
@@ -85,25 +84,6 @@ pub struct Removed {
     pub component: Option<Digest>,
     /// The file that pins it no longer.
     pub unpinned_in: Option<PathBuf>,
-}
-
-/// What a push came to.
-#[derive(Clone, Debug, Serialize)]
-pub struct Pushed {
-    /// The plugin's name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// Where it is.
-    pub reference: Reference,
-    /// SHA-256 of the component.
-    pub digest: Digest,
-    /// The digest of the artifact's manifest.
-    pub manifest: Digest,
-    /// Whether a signature went with it.
-    pub signed: bool,
-    /// Bytes that were sent.
-    pub sent: u64,
 }
 
 /// The store with everything that decides what comes into it.
@@ -188,16 +168,6 @@ impl Manager {
             (false, true) => Err(wrong(format!("{message}{help}"))),
             (false, false) => Err(wrong(format!("{message}{help}; --ignore-signature installs it as if it were not signed"))),
         }
-    }
-
-    /// A component file and the signature beside it.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn read_signed(path: &Path) -> Result<(Vec<u8>, Option<String>), StoreError> {
-        let missing = || StoreError::io("read", path)(std::io::ErrorKind::NotFound.into());
-        let bytes = files::read(path, ByteSize::mib(4096).0)?.ok_or_else(missing)?;
-        Ok((bytes, files::read_text(&beside(path), crate::keys::MAX_TEXT)?))
     }
 
     fn requires(&self, pins: Option<&Pins>) -> bool {
@@ -485,74 +455,6 @@ impl Manager {
         }
         Ok(gone)
     }
-
-    /// Signs a component with a key of the ring; the signature goes beside it, as `FILE.minisig`.
-    ///
-    /// # Errors
-    /// It is no plugin; there is no such key.
-    pub fn sign(&self, path: &Path, key: &str) -> Result<PathBuf, StoreError> {
-        let (bytes, about) = self.component(path)?;
-        let signature = self.keys.sign(key, &bytes, &comment(&about))?;
-        let target = beside(path);
-        files::write(&target, signature.as_bytes(), false)?;
-        Ok(target)
-    }
-
-    /// A component file that is a plugin.
-    fn component(&self, path: &Path) -> Result<(Vec<u8>, Inspection), StoreError> {
-        let missing = || StoreError::io("read", path)(std::io::ErrorKind::NotFound.into());
-        let bytes = files::read(path, ByteSize::mib(4096).0)?.ok_or_else(missing)?;
-        let about = inspect(&bytes).map_err(|source| StoreError::Plugin { what: path.display().to_string(), source })?;
-        Ok((bytes, about))
-    }
-
-    /// Sends a component file, or an installed plugin, to a registry. Its signature goes with it: a new one if a key is given, else the one that is
-    /// beside the file or in the store, which must be good where its key is known.
-    ///
-    /// # Errors
-    /// It is no plugin, its signature is bad, or the registry refuses.
-    pub fn push(&self, source: &str, reference: &Reference, sign_with: Option<&str>) -> Result<Pushed, StoreError> {
-        let Reference::Oci(oci) = reference else {
-            return Err(StoreError::Reference {
-                text: reference.to_string(),
-                message: "a push goes to a registry: oci://HOST/REPOSITORY:TAG".to_owned(),
-            });
-        };
-        let path = Path::new(source);
-        let (bytes, about, kept) = if path.is_file() || source.contains(['/', '.']) {
-            let (bytes, about) = self.component(path)?;
-            (bytes, about, files::read_text(&beside(path), crate::keys::MAX_TEXT)?)
-        } else {
-            let entry = self.store.entry(source)?;
-            let (bytes, about) = self.component(&self.store.path(&entry.digest))?;
-            (bytes, about, self.store.signature(&entry.digest)?)
-        };
-        let signature = match sign_with {
-            Some(key) => Some(self.keys.sign(key, &bytes, &comment(&about))?),
-            None => kept,
-        };
-        if let Some(signature) = &signature
-            && let Verdict::Bad(_) | Verdict::Unreadable = self.keys.verify(&bytes, signature)?
-        {
-            let message = "its signature is not one of this component; sign it anew with `trainer plugin sign` or --key".to_owned();
-            return Err(StoreError::Signature { what: source.to_owned(), message });
-        }
-        let done = Registry::new(&self.http()?, oci, self.docker.clone())?.push(&bytes, &about, signature.as_deref())?;
-        Ok(Pushed {
-            name: about.name,
-            version: about.version,
-            reference: reference.clone(),
-            digest: Digest::of(&bytes),
-            manifest: done.manifest,
-            signed: signature.is_some(),
-            sent: done.sent,
-        })
-    }
-}
-
-/// What is signed beside the component: for people, since the component says it too.
-fn comment(about: &Inspection) -> String {
-    format!("plugin {} {} sha256:{}", about.name, about.version, about.digest)
 }
 
 /// What is pinned is what there is.

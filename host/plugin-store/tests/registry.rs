@@ -220,6 +220,9 @@ fn a_push_that_fails_says_so() {
     assert!(push().contains("answered 413"), "{}", push());
     on("PUT", "/manifests/", Reply::new(201).with("docker-content-digest", sha256(b"other")));
     assert!(push().contains("it took sha256:"), "{}", push());
+    let text = user.write("text.wasm", "x");
+    let error = user.manager().push(text.to_str().unwrap(), &reference(&place), None).unwrap_err().to_string();
+    assert!(error.contains("text.wasm is no plugin that could be shared"), "{error}");
     // A signature of something else is not sent along.
     let other = user.write("other.wasm", plugin("other", "1.0.0"));
     let signature = user.manager().sign(&other, "me").unwrap();
