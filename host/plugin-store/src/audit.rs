@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use semver::Version;
 use serde::Serialize;
-use trainer_plugin_host::{ByteSize, Inspection, inspect};
+use trainer_plugin_host::{ByteSize, Inspection};
 
-use crate::fetch::fetch;
+use crate::fetch::{describe, fetch};
 use crate::http::Client;
 use crate::keys::{SignerKey, Verdict};
 use crate::manage::Manager;
@@ -151,7 +151,7 @@ impl Manager {
             report.note(name, "an official plugin has its name and is used in its place");
         }
         self.look_at_signature(name, &bytes, &entry.digest, entry.signer.as_ref(), self.policy.require_signatures, report)?;
-        let about = match inspect(&bytes) {
+        let about = match describe(name, &bytes) {
             Ok(about) => about,
             // Such as a kind in a version that this program does not know.
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use trainer_plugin_host::ByteSize;
+use trainer_plugin_host::{ByteSize, Inspection, Limits, PluginError, PluginSource};
 
 use crate::http::{Ask, Client};
 use crate::keys::MAX_TEXT;
@@ -51,6 +51,14 @@ pub(crate) fn fetch(
             Ok(Fetched { bytes: pulled.bytes, signature: pulled.signature, manifest: Some(pulled.manifest) })
         }
     }
+}
+
+/// What a component says of itself; in errors it is called by the last part of where it came from.
+pub(crate) fn describe(place: &str, bytes: &[u8]) -> Result<Inspection, PluginError> {
+    let name = place.rsplit(['/', '\\']).next().unwrap_or(place).to_owned();
+    // Its size was limited when it came.
+    let limits = Limits { component_size: ByteSize(u64::MAX), ..Limits::default() };
+    PluginSource::Bytes { name, bytes: bytes.to_vec() }.inspect(&limits)
 }
 
 /// Where the signature of a file is: minisign's own name for it.

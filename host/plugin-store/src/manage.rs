@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Serialize;
-use trainer_plugin_host::{ByteSize, Inspection, Limits, inspect};
+use trainer_plugin_host::{ByteSize, Inspection, Limits};
 
-use crate::fetch::{Fetched, fetch};
+use crate::fetch::{Fetched, describe, fetch};
 use crate::http::Client;
 use crate::keys::{KeyRing, SignerKey, Verdict};
 use crate::pins::{Pin, Pins};
@@ -195,7 +195,7 @@ impl Manager {
                 help,
             });
         }
-        let about = inspect(&fetched.bytes).map_err(|source| StoreError::Plugin { what: what.clone(), source })?;
+        let about = describe(&what, &fetched.bytes).map_err(|source| StoreError::Plugin { what: what.clone(), source })?;
         let refuse = |message: String| StoreError::Refused { what: what.clone(), message };
         if options.reserved.contains(&about.name) {
             return Err(refuse(format!("`{}` is the name of an official plugin; it can only be used by the path of its file", about.name)));
@@ -266,7 +266,7 @@ impl Manager {
                 Some(bytes) if good(&bytes)? => {
                     let signature = self.store.signature(&pin.digest)?;
                     let signer = self.check_signature(&pin.name, &bytes, signature.as_deref(), true, self.requires(Some(&pins)))?;
-                    let about = inspect(&bytes).map_err(|source| StoreError::Plugin { what: pin.name.clone(), source })?;
+                    let about = describe(&pin.name, &bytes).map_err(|source| StoreError::Plugin { what: pin.name.clone(), source })?;
                     let entry = Entry {
                         version: pin.version.clone(),
                         digest: pin.digest.clone(),

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use trainer_plugin_host::{ByteSize, Inspection, inspect};
+use trainer_plugin_host::{ByteSize, Inspection};
 
-use crate::fetch::beside;
+use crate::fetch::{beside, describe};
 use crate::keys::{MAX_TEXT, Verdict};
 use crate::manage::Manager;
 use crate::oci::Registry;
@@ -47,7 +47,7 @@ impl Manager {
     /// It is no plugin; there is no such key.
     pub fn sign(&self, path: &Path, key: &str) -> Result<PathBuf, StoreError> {
         let (bytes, _) = Self::read_signed(path)?;
-        let about = described(&path.display().to_string(), &bytes)?;
+        let about = describe_shared(&path.display().to_string(), &bytes)?;
         let signature = self.keys.sign(key, &bytes, &comment(&about))?;
         let target = beside(path);
         files::write(&target, signature.as_bytes(), false)?;
@@ -78,7 +78,7 @@ impl Manager {
             };
             (self.store.read(&digest)?.ok_or_else(gone)?, self.store.signature(&digest)?)
         };
-        let about = described(source, &bytes)?;
+        let about = describe_shared(source, &bytes)?;
         let signature = match sign_with {
             Some(key) => Some(self.keys.sign(key, &bytes, &comment(&about))?),
             None => kept,
@@ -102,9 +102,9 @@ impl Manager {
     }
 }
 
-/// What a component says of itself.
-fn described(what: &str, bytes: &[u8]) -> Result<Inspection, StoreError> {
-    inspect(bytes).map_err(|source| StoreError::NoPlugin { what: what.to_owned(), source })
+/// What a component that is to be shared says of itself.
+fn describe_shared(what: &str, bytes: &[u8]) -> Result<Inspection, StoreError> {
+    describe(what, bytes).map_err(|source| StoreError::NoPlugin { what: what.to_owned(), source })
 }
 
 /// What is signed beside the component: for people, since the component says it too.

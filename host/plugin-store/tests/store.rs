@@ -55,7 +55,7 @@ fn another_one_of_the_same_name_needs_an_update() {
 fn what_is_no_plugin_stays_out() {
     let user = User::new();
     for (name, bytes, word) in [
-        ("text.wasm", b"not WebAssembly".to_vec(), "text.wasm is not installed"),
+        ("text.wasm", b"not WebAssembly".to_vec(), "plugin `text.wasm` is not a valid WebAssembly component"),
         ("module.wasm", b"\0asm\x01\0\0\0".to_vec(), "core module"),
         ("cut.wasm", plugin("cut", "1.0.0")[..5000].to_vec(), "not installed"),
         ("manifest.wasm", with_manifest(r#"{"name": "../x", "version": "1.0.0"}"#), "not of the form"),
