@@ -97,8 +97,11 @@ fn two_processes_at_once_lose_nothing() {
     assert_eq!(user.manager().store.components().unwrap().len(), 8);
 }
 
-/// Serves paths from a map that the test may change.
-fn web(files: &[(&str, Vec<u8>)]) -> (Server, Arc<Mutex<Vec<(String, Vec<u8>)>>>) {
+/// Paths with what lies there.
+type Files = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
+/// Serves files that the test may change.
+fn web(files: &[(&str, Vec<u8>)]) -> (Server, Files) {
     let files: Vec<(String, Vec<u8>)> = files.iter().map(|(p, b)| ((*p).to_owned(), b.clone())).collect();
     let files = Arc::new(Mutex::new(files));
     let served = Arc::clone(&files);
