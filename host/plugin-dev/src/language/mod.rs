@@ -85,9 +85,11 @@ impl FromStr for Language {
 
 /// Where a program that pip can install may be: in the project's own environments, then on PATH.
 fn candidates(project: &Project, names: &[&str]) -> Vec<PathBuf> {
-    let environments = [".trainer/venv/bin", ".venv/bin"];
-    let own = environments.iter().flat_map(|folder| names.iter().map(|name| project.root.join(folder).join(name)));
-    own.chain(names.iter().map(PathBuf::from)).collect()
+    let mut places = Vec::new();
+    for folder in [".trainer/venv/bin", ".venv/bin", ""] {
+        places.extend(names.iter().map(|name| if folder.is_empty() { name.into() } else { project.root.join(folder).join(name) }));
+    }
+    places
 }
 
 /// Major and minor version, the first that stands in what a program says of itself.
