@@ -77,7 +77,7 @@ fn missing_plugin() {
     insta::assert_snapshot!(refused(&["--plugin", "nosuch"]), @"error: there is no file nosuch and no official plugin of that name; official plugins are bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, tool_calls, weather");
     // A path whose file is missing never means the official plugin of that name.
     insta::assert_snapshot!(refused(&["--plugin", "folder/math_mix.wasm"]), @"error: there is no file folder/math_mix.wasm and no official plugin of that name; official plugins are bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, tool_calls, weather");
-    insta::assert_snapshot!(refused(&["--set", "template.plugin=\"nosuch\""]), @r#"error: template.plugin names the plugin `nosuch`, which is not an official one (bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, tool_calls, weather); say where it is: [plugins.nosuch] path = "...", or --plugin FILE"#);
+    insta::assert_snapshot!(refused(&["--set", "template.plugin=\"nosuch\""]), @r#"error: template.plugin names the plugin `nosuch`, which is not an official one (bfcl, boxed_answer, calculator, exact_match, math_equal, math_mix, perplexity, qwen3_chat, sharegpt, tool_calls, weather) and not installed; say where it is: [plugins.nosuch] path = "...", or --plugin FILE, or install it: trainer plugin add"#);
 }
 
 #[test]

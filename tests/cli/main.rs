@@ -23,7 +23,10 @@ mod main_job;
 mod models;
 mod own_template;
 mod plugin_author;
+#[path = "../../host/plugin-store/tests/common/mod.rs"]
+mod plugin_common;
 mod plugin_languages;
+mod plugin_store;
 mod plugins;
 mod predictions;
 mod prepared;

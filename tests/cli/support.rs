@@ -81,6 +81,10 @@ impl Sandbox {
         command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
         command.env("XDG_CACHE_HOME", self.path("cache")).env("HOME", self.path("home")).env_remove("TRAINER_LOG");
         command.env("CUDA_VISIBLE_DEVICES", "");
+        // The store of plugins, keys and credentials too are those below HOME.
+        for name in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG", "SSL_CERT_FILE"] {
+            command.env_remove(name);
+        }
         // Hubs are those that a test starts.
         for name in ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "MODELSCOPE_CACHE", "MODELSCOPE_API_TOKEN"] {
             command.env_remove(name);

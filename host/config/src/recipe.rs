@@ -524,8 +524,10 @@ section! {
 section! {
     /// A plugin by its name.
     pub struct Plugin {
-        /// The component's file. Absent: the official plugin of this name, which is embedded in the program.
+        /// The component's file. Absent: the official plugin of this name, which is embedded in the program, or else the one that `trainer plugin add` installed under this name.
         pub path: Option<PathBuf> = None;
+        /// SHA-256 that the component must have; an installed plugin is found by it. Absent: what `plugins.lock` beside the recipe pins, or else whatever is there.
+        pub sha256: Option<String> = None, |s| s.as_deref().is_none_or(is_sha256), "64 hexadecimal digits";
         /// Settings wherever the plugin is used.
         pub settings: Settings = Settings::default();
         /// Limits over the defaults, such as `memory = "64MiB"`; `trainer plugin inspect` shows them all.
@@ -559,6 +561,11 @@ section! {
         /// MLflow's server. Absent: what the environment's `MLFLOW_TRACKING_URI` says, else `http://127.0.0.1:5000`.
         pub mlflow_uri: Option<String> = None, |s| s.as_deref().is_none_or(is_http), "an http:// or https:// address";
     }
+}
+
+/// Whether a text is a SHA-256.
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// Whether a text can name something in a tracker.

@@ -202,6 +202,8 @@ impl Recipe {
         let entries = value.get_mut("plugins").and_then(serde_json::Value::as_object_mut);
         for plugin in entries.into_iter().flat_map(|m| m.values_mut()).filter_map(serde_json::Value::as_object_mut) {
             plugin.remove("path");
+            // The lock has the digest itself.
+            plugin.remove("sha256");
             // Where a secret lies decides nothing; that there is one, and where it may go, is among the plugin's grants in the lock.
             plugin.remove("secrets");
             // Wall-clock limits and the compiler's stop a run; they never decide what is in it. So they may be raised to continue one.

@@ -3,20 +3,23 @@
 use std::path::PathBuf;
 
 use trainer_plugin_host::{GrantError, Kind, PluginError};
+use trainer_plugin_store::{Digest, StoreError};
 
 /// An error while putting a command's parts together. Each names the recipe key or flag that can mend it.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// Neither a file nor an official plugin.
-    #[error("there is no file {argument} and no official plugin of that name; official plugins are {}", known.join(", "))]
+    #[error("there is no file {argument} and no official plugin of that name; official plugins are {}{}", known.join(", "), also(installed))]
     UnknownPlugin {
         /// What was asked for.
         argument: String,
         /// The official plugins.
         known: Vec<&'static str>,
+        /// The installed ones.
+        installed: Vec<String>,
     },
-    /// A recipe names a plugin that is neither official nor given a path.
-    #[error("{key} names the plugin `{name}`, which is not an official one ({}); say where it is: [plugins.{name}] path = \"...\", or --plugin FILE", known.join(", "))]
+    /// A recipe names a plugin that is neither official nor installed nor given a path.
+    #[error("{key} names the plugin `{name}`, which is not an official one ({}) and not installed; say where it is: [plugins.{name}] path = \"...\", or --plugin FILE, or install it: trainer plugin add", known.join(", "))]
     NoPath {
         /// The recipe's key.
         key: String,
@@ -56,6 +59,22 @@ pub enum RuntimeError {
     ModelTemplateTrains {
         /// The template plugin.
         plugin: String,
+    },
+    /// A plugin has another digest than the recipe or the pins want.
+    #[error("plugin `{name}` from {place} has sha256:{found}, but {wanted_by} {wanted}; {help}")]
+    WrongDigest {
+        /// The plugin.
+        name: String,
+        /// Where it was found.
+        place: String,
+        /// Its digest.
+        found: String,
+        /// What wants another: `plugins.lock pins`.
+        wanted_by: String,
+        /// That digest.
+        wanted: Digest,
+        /// What to do.
+        help: String,
     },
     /// Limits in the recipe that do not read.
     #[error("[plugins.{name}.limits]: {message}")]
@@ -143,6 +162,9 @@ pub enum RuntimeError {
         /// The setting that would make it fit.
         help: String,
     },
+    /// From the store of plugins.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// From the plugin host.
     #[error(transparent)]
     Plugin(#[from] PluginError),
@@ -169,6 +191,10 @@ pub enum RuntimeError {
 /// Bytes in GiB, for messages.
 pub(crate) fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+fn also(installed: &[String]) -> String {
+    if installed.is_empty() { String::new() } else { format!("; installed are {}", installed.join(", ")) }
 }
 
 fn kinds_text(kinds: &[Kind]) -> String {

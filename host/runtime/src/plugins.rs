@@ -9,14 +9,18 @@ use trainer_config::{PluginName, Recipe, Settings};
 use trainer_plugin_host::{CompilerCommand, Grants, HostOptions, Kind, Limits, Plugin, PluginHost, PluginSource, ProcessCommand};
 
 use crate::error::RuntimeError;
+use crate::installed::{self, Stored};
 
-/// A plugin as an argument of a command: an existing file wins, otherwise the name of an official plugin with or without `.wasm`.
+/// A plugin as an argument of a command: an existing file wins, otherwise the name of an official plugin with or without `.wasm`, otherwise that of an
+/// installed one.
 #[derive(Clone, Debug)]
 pub enum PluginArg {
     /// A component file.
     File(PathBuf),
     /// An embedded component.
     Official(&'static trainer_nano::PluginFile),
+    /// A component of the store.
+    Stored(Stored),
 }
 
 impl PluginArg {
@@ -25,6 +29,7 @@ impl PluginArg {
         match self {
             Self::File(path) => PluginSource::File(path.clone()),
             Self::Official(p) => PluginSource::Bytes { name: p.name.to_owned(), bytes: p.bytes.into() },
+            Self::Stored(s) => PluginSource::Bytes { name: s.name.clone(), bytes: s.bytes.clone() },
         }
     }
 }
@@ -32,20 +37,26 @@ impl PluginArg {
 /// Resolves the argument of `--plugin` and its like.
 ///
 /// # Errors
-/// There is neither such a file nor such an official plugin.
+/// There is neither such a file nor an official or installed plugin of that name.
 pub fn find_plugin(argument: &str) -> Result<PluginArg, RuntimeError> {
     let path = Path::new(argument);
     if path.is_file() {
         return Ok(PluginArg::File(path.to_owned()));
     }
-    // Only a bare name means an official plugin: `plugins/math_mix.wasm` is a path whose file is missing.
-    match (path.components().count(), trainer_nano::plugin(argument)) {
-        (1, Some(p)) => Ok(PluginArg::Official(p)),
-        _ => Err(RuntimeError::UnknownPlugin { argument: argument.to_owned(), known: official_names() }),
+    // Only a bare name means an official or installed plugin: `plugins/math_mix.wasm` is a path whose file is missing.
+    if path.components().count() == 1 {
+        if let Some(official) = trainer_nano::plugin(argument) {
+            return Ok(PluginArg::Official(official));
+        }
+        if let Some(stored) = installed::find(argument.strip_suffix(".wasm").unwrap_or(argument), None)? {
+            return Ok(PluginArg::Stored(stored));
+        }
     }
+    Err(RuntimeError::UnknownPlugin { argument: argument.to_owned(), known: official_names(), installed: installed::names() })
 }
 
-fn official_names() -> Vec<&'static str> {
+/// The names of the embedded plugins.
+pub fn official_names() -> Vec<&'static str> {
     trainer_nano::PLUGINS.iter().map(|p| p.name).collect()
 }
 
@@ -61,7 +72,7 @@ pub fn apply_plugin(recipe: &mut Recipe, argument: &str) -> Result<(), RuntimeEr
     let entry = recipe.plugins.entry(name.clone()).or_default();
     entry.path = match &arg {
         PluginArg::File(path) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
-        PluginArg::Official(_) => None,
+        PluginArg::Official(_) | PluginArg::Stored(_) => None,
     };
     for kind in about.kinds.iter().map(|k| k.kind) {
         match kind {
@@ -207,13 +218,23 @@ impl Plugins {
                 .map_err(|e| RuntimeError::Limits { name: name.to_string(), message: e.to_string() })?,
             None => Limits::default(),
         };
+        let wanted = installed::wanted(name.as_str(), entry)?;
         let arg = match entry.and_then(|e| e.path.as_ref()) {
-            Some(path) => PluginArg::File(path.clone()),
+            Some(path) => match &wanted {
+                // A file that is gone is no loss where the store has its bytes.
+                Some(wanted) if !path.is_file() => installed::find(name.as_str(), Some(&wanted.gone(path)))?
+                    .map_or_else(|| PluginArg::File(path.clone()), PluginArg::Stored),
+                _ => PluginArg::File(path.clone()),
+            },
             None => match trainer_nano::plugin(name.as_str()) {
                 Some(p) => PluginArg::Official(p),
-                None => return Err(RuntimeError::NoPath { key: key.to_owned(), name: name.to_string(), known: official_names() }),
+                None => match installed::find(name.as_str(), wanted.as_ref())? {
+                    Some(stored) => PluginArg::Stored(stored),
+                    None => return Err(RuntimeError::NoPath { key: key.to_owned(), name: name.to_string(), known: official_names() }),
+                },
             },
         };
+        let signed = installed::check_signature(&arg)?;
         let source = arg.source();
         let plugin = match entry.is_some_and(|e| e.isolated) {
             true => self.host.load_isolated(&source, limits, grants)?,
@@ -224,6 +245,7 @@ impl Plugins {
         {
             return Err(RuntimeError::WrongName { expected: name.to_string(), path: path.clone(), found: plugin.manifest().name.clone() });
         }
+        installed::check_digest(name.as_str(), &arg, plugin.digest(), wanted, signed)?;
         Ok(plugin)
     }
 

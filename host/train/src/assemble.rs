@@ -22,7 +22,7 @@ use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
     Base, DataParts, DeviceInfo, DeviceKind, EvaluationSizes, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest,
     choose_plan, compiler_command, default_workers, hub_pins, limit_in_bytes, load_base, model_texts, open_held_out, open_sources,
-    pin_hub_names, pipeline_spec, plan_again, source_digest,
+    pin_hub_names, pin_plugins, pipeline_spec, plan_again, source_digest,
 };
 
 use crate::error::TrainError;
@@ -122,6 +122,7 @@ impl<O: Ops> Assembly<O> {
     ) -> Result<Self, TrainError> {
         if let Some(before) = before {
             pin_hub_names(&mut recipe, &before.recorded.hub);
+            pin_plugins(&mut recipe, &before.plugin_digests());
         }
         let machine = MachineLock::of(ops.describe(), &device);
         let plan = before.filter(|lock| lock.machine == machine).map(|lock| &lock.plan);

@@ -351,6 +351,11 @@ impl Lock {
         Ok(write_atomically(&Disk, path, self.to_json()?.as_bytes())?)
     }
 
+    /// The SHA-256 of each plugin by its name.
+    pub fn plugin_digests(&self) -> BTreeMap<String, String> {
+        self.plugins.iter().map(|(name, plugin)| (name.clone(), plugin.sha256.clone())).collect()
+    }
+
     /// What identifies the run: the SHA-256 of everything that is compared.
     ///
     /// # Errors

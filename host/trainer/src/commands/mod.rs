@@ -28,7 +28,9 @@ use trainer_engine::{Adapter, Model};
 use trainer_kernels::ops::{Ops, WeightPlan};
 use trainer_model::{Adapter as HostAdapter, ModelFiles};
 use trainer_plugin_host::{Kind, Limits as PluginLimits};
-use trainer_runtime::{Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights, pin_hub_names};
+use trainer_runtime::{
+    Base, Plugins, apply_grants, apply_plugin, find_plugin, inference_weights, pin_hub_names, pin_plugins, use_pins_beside,
+};
 use trainer_tools::{Limits, ToolPlugin, Toolbox};
 use trainer_train::rundir::RunDir;
 
@@ -79,11 +81,15 @@ fn overrides(set: &[String], more: &[(&str, String)]) -> Result<Vec<Override>> {
     Ok(set.iter().cloned().chain(more).map(|text| Override::parse(&text)).collect::<Result<Vec<_>, _>>()?)
 }
 
-/// The recipe of a run with flags over it. Names of hubs mean the commits that the run used, whatever their branches are today.
+/// The recipe of a run with flags over it. Names of hubs mean the commits that the run used, whatever their branches are today, and names of installed
+/// plugins the components that it used.
 pub fn recipe_of(run: &RunDir, overrides: &[Override]) -> Result<Recipe> {
     let mut recipe = Recipe::load_with(&run.recipe_path(), overrides)?;
     match run.lock() {
-        Ok(lock) => pin_hub_names(&mut recipe, &lock.recorded.hub),
+        Ok(lock) => {
+            pin_hub_names(&mut recipe, &lock.recorded.hub);
+            pin_plugins(&mut recipe, &lock.plugin_digests());
+        }
         Err(error) => tracing::warn!("what the run was made of is not known: {error}"),
     }
     Ok(recipe)
@@ -102,6 +108,7 @@ pub fn recipe(file: Option<&Path>, args: &RecipeArgs) -> Result<Recipe> {
         Some(path) => Recipe::load_with(path, &overrides)?,
         None => Recipe::default_with(&overrides)?,
     };
+    use_pins_beside(file)?;
     for plugin in &args.plugin {
         apply_plugin(&mut recipe, plugin)?;
     }

@@ -33,7 +33,7 @@ pub fn run(args: &PluginBenchArgs) -> Result<ExitCode> {
     let fixtures = match (&args.input, &plugin) {
         (Some(input), _) => given(&about, input, &json_argument("--settings", &args.settings)?)?,
         (None, PluginArg::File(path)) => beside(path)?,
-        (None, PluginArg::Official(_)) => Vec::new(),
+        (None, PluginArg::Official(_) | PluginArg::Stored(_)) => Vec::new(),
     };
     let cache = tempfile::tempdir().context("cannot make a folder for compiled code")?;
     let span = Duration::from_secs_f64(args.seconds);

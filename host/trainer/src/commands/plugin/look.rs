@@ -1,12 +1,14 @@
-//! `trainer plugin`
+//! `trainer plugin inspect` and `trainer plugin list`
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use trainer_plugin_host::{Kind, Limits};
-use trainer_runtime::find_plugin;
+use anyhow::{Result, bail};
+use serde_json::json;
+use trainer_plugin_host::{ByteSize, Kind, Limits, PluginSource};
+use trainer_runtime::{find_plugin, plugin_manager};
 
+use super::store::signed;
 use crate::output::{check_json, write_json};
 use crate::ui::{bytes, count};
 
@@ -24,7 +26,9 @@ pub fn inspect(plugin: &str, json: Option<&Path>) -> Result<ExitCode> {
     say!("  kinds    {}", list(about.kinds.iter().map(|k| format!("{}@{}", k.kind, k.version)).collect()));
     say!("  imports  {}", list(about.imports.clone()));
     if !about.empty_world.is_empty() {
-        say!("  wasi     met by an empty world: no arguments, environment, files, network; clocks stand still, random bytes from a fixed seed");
+        say!(
+            "  wasi     met by an empty world: no arguments, environment, files, network; clocks stand still, random bytes from a fixed seed"
+        );
     }
     say!("  needs    {}", list(about.needs.clone()));
     for (i, flag) in about.grant_with.iter().enumerate() {
@@ -39,22 +43,50 @@ pub fn inspect(plugin: &str, json: Option<&Path>) -> Result<ExitCode> {
 }
 
 /// `trainer plugin list`
-pub fn list(kind: Option<Kind>, json: Option<&Path>) -> Result<ExitCode> {
+pub fn list(kind: Option<Kind>, only_installed: bool, json: Option<&Path>) -> Result<ExitCode> {
     check_json(json)?;
     let mut all = Vec::new();
-    for plugin in trainer_nano::PLUGINS {
+    let wanted = |kinds: &[trainer_plugin_host::KindVersion]| kind.is_none_or(|k| kinds.iter().any(|have| have.kind == k));
+    for plugin in trainer_nano::PLUGINS.iter().filter(|_| !only_installed) {
         let about = find_plugin(plugin.name)?.source().inspect(&Limits::default())?;
-        if kind.is_none_or(|k| about.kinds.iter().any(|have| have.kind == k)) {
-            all.push(about);
+        if wanted(&about.kinds) {
+            all.push((about, None));
+        }
+    }
+    let manager = plugin_manager()?;
+    let limits = Limits { component_size: ByteSize(u64::MAX), ..Limits::default() };
+    for (name, entry) in manager.store.index()?.plugins {
+        let Some(bytes) = manager.store.read(&entry.digest)? else {
+            bail!("the component {} of `{name}` is gone from the store; `trainer plugin remove {name}` and add it again", entry.digest);
+        };
+        let about = PluginSource::Bytes { name: name.clone(), bytes }.inspect(&limits)?;
+        if wanted(&about.kinds) {
+            all.push((about, Some(entry)));
         }
     }
     if let Some(target) = json {
-        write_json(target, &serde_json::json!({ "plugins": all }))?;
+        let mut plugins = Vec::new();
+        for (about, entry) in &all {
+            let mut value = serde_json::to_value(about)?;
+            if let Some(entry) = entry {
+                let by = entry.signer.as_ref().map(|key| manager.keys.name_of(key)).transpose()?.flatten();
+                value["installed"] = json!({ "reference": entry.reference, "manifest": entry.manifest, "added": entry.added, "signer": entry.signer, "signed_by": by });
+            }
+            plugins.push(value);
+        }
+        write_json(target, &json!({ "plugins": plugins }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    for about in all {
+    for (about, entry) in all {
         let kinds: Vec<String> = about.kinds.iter().map(|k| format!("{}@{}", k.kind, k.version)).collect();
-        say!("{:<14} {:<8} {}", about.name, about.version, kinds.join(", "));
+        let kinds = kinds.join(", ");
+        match entry {
+            None => say!("{:<14} {:<8} {kinds}", about.name, about.version),
+            Some(entry) => {
+                let by = entry.signer.as_ref().map(|key| manager.keys.name_of(key)).transpose()?.flatten();
+                say!("{:<14} {:<8} {kinds}; from {}, {}", about.name, about.version, entry.reference, signed(&entry, by.as_deref()));
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

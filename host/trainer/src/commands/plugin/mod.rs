@@ -1,9 +1,16 @@
-//! `trainer plugin`: an author's loop, and looking at plugins.
+//! `trainer plugin`: an author's loop, looking at plugins, and the store of other people's.
 
+pub mod add;
+pub mod audit;
 mod author;
 mod bench;
 mod call;
+pub mod keys;
 mod look;
+pub mod push;
+pub mod remove;
+mod store;
+pub mod update;
 
 use std::process::ExitCode;
 
@@ -28,7 +35,14 @@ pub fn run(command: PluginCommand) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         PluginCommand::Inspect { plugin, json } => look::inspect(&plugin, json.as_deref()),
-        PluginCommand::List { kind, json } => look::list(kind, json.as_deref()),
+        PluginCommand::List { kind, installed, json } => look::list(kind, installed, json.as_deref()),
+        PluginCommand::Add(args) => add::run(&args),
+        PluginCommand::Remove(args) => remove::run(&args),
+        PluginCommand::Update(args) => update::run(&args),
+        PluginCommand::Audit(args) => audit::run(&args),
+        PluginCommand::Push(args) => push::run(&args),
+        PluginCommand::Sign(args) => keys::sign(&args),
+        PluginCommand::Keys(command) => keys::run(command),
     }
 }
 
