@@ -69,10 +69,10 @@ fn a_trap_is_told_as_without_and_ends_the_process() {
     };
     assert!(words.contains("--secret evil_tools:KEY="), "{words}");
     let here = host(None).load(&source, Limits::default()).unwrap();
-    let mut limited = Limits { fuel_per_call: 1000, fuel_per_row: 1000, fuel_per_byte: 0, ..Limits::default() };
+    let mut limited = Limits { fuel_per_call: 1, fuel_per_row: 1, fuel_per_byte: 0, ..Limits::default() };
     limited.deadline = Span::seconds(20);
     let error = |plugin: &Arc<Plugin>| match plugin.tool_session(&context()) {
-        Ok(_) => panic!("a session began on a thousand instructions"),
+        Ok(_) => panic!("a session began on a handful of instructions"),
         Err(error) => error.to_string(),
     };
     let starved = host(None).load(&source, limited.clone()).unwrap();

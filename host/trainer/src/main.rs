@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Command::Dashboard(args) => commands::runs::dashboard(args),
         Command::Completions { shell } => commands::help::completions(shell),
         Command::Man { out } => commands::help::man(&out),
-        Command::CompileComponent { .. } | Command::RenderTemplate { .. } => Ok(ExitCode::SUCCESS),
+        Command::CompileComponent { .. } | Command::PluginProcess | Command::RenderTemplate { .. } => Ok(ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -156,7 +156,9 @@ impl Process {
     }
 
     fn checked<T>(&self, result: Result<T, wire::Failure>) -> Result<T, PluginError> {
-        result.map_err(|failure| failure.into_error(self.plugin.manifest()))
+        // The process knows no secrets, and so cannot strike out what stands for them.
+        let clean = |text: String| self.connection.capabilities.scrub(crate::instance::bounded(&text));
+        result.map_err(|failure| failure.into_error(self.plugin.manifest(), &clean))
     }
 
     fn unexpected(&self, said: Say) -> PluginError {

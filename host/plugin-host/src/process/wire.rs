@@ -106,32 +106,34 @@ impl Failure {
         }
     }
 
-    /// The error as the host's own plugin has it. Words come from the process and are cut.
-    pub(super) fn into_error(self, manifest: &Manifest) -> PluginError {
-        let cut = |text: String| crate::instance::bounded(&text);
-        let at = |export: String| place(manifest, &cut(export));
+    /// The error as the host's own plugin has it. Words come from the process: `clean` cuts them and strikes out what stands for secrets.
+    pub(super) fn into_error(self, manifest: &Manifest, clean: &dyn Fn(String) -> String) -> PluginError {
+        let at = |export: String| place(manifest, &clean(export));
+        let instantiate = |reason: String| PluginError::Instantiate {
+            plugin: manifest.name.clone(),
+            version: manifest.version.clone(),
+            reason: clean(reason),
+        };
         match self {
-            Self::Trap { export, trap, panic } => PluginError::Trap { at: at(export), trap: cut(trap), panic: panic.map(cut) },
+            Self::Trap { export, trap, panic } => PluginError::Trap { at: at(export), trap: clean(trap), panic: panic.map(clean) },
             Self::Limit { export, limit, current, requested, hint } => PluginError::Limit {
                 at: at(export),
                 limit: LIMITS.into_iter().find(|known| *known == limit).unwrap_or("limits"),
-                current: cut(current),
-                requested: requested.map(cut),
-                hint: cut(hint),
+                current: clean(current),
+                requested: requested.map(clean),
+                hint: clean(hint),
             },
             Self::Deadline { export, limit_ms, elapsed_ms, hint } => PluginError::Deadline {
                 at: at(export),
                 limit: std::time::Duration::from_millis(limit_ms),
                 elapsed: std::time::Duration::from_millis(elapsed_ms),
-                hint: cut(hint),
+                hint: clean(hint),
             },
-            Self::BadValue { export, field, message } => PluginError::BadValue { at: at(export), field: cut(field), message: cut(message) },
-            Self::Instantiate { reason } => {
-                PluginError::Instantiate { plugin: manifest.name.clone(), version: manifest.version.clone(), reason: cut(reason) }
+            Self::BadValue { export, field, message } => {
+                PluginError::BadValue { at: at(export), field: clean(field), message: clean(message) }
             }
-            Self::Other { message } => {
-                PluginError::Instantiate { plugin: manifest.name.clone(), version: manifest.version.clone(), reason: cut(message) }
-            }
+            Self::Instantiate { reason } => instantiate(reason),
+            Self::Other { message } => instantiate(message),
         }
     }
 }

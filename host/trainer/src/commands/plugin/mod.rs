@@ -55,6 +55,9 @@ fn host() -> Result<PluginHost> {
 
 /// What flags grant the one plugin in use. The plugin's name before a grant may be left out only in form: it is checked.
 fn grants(args: &GrantArgs, plugin: &str) -> Result<Grants> {
+    if !args.isolate.is_empty() {
+        anyhow::bail!("--isolate is for evaluation, chat and serving: an author's calls run in this process");
+    }
     let own = |flag: &'static str, text: &str| match text.split_once(':') {
         Some((name, grant)) if name == plugin => Ok(grant.to_owned()),
         _ => Err(anyhow::anyhow!("{flag} begins with the plugin's name, `{plugin}:`")),
