@@ -6,10 +6,16 @@ in a trap, which costs the row, the sample or the episode. `raise Err("words")` 
 foresees where a function may answer with one.
 
 Modules are loaded when the component is built. In the sandbox there are no files, so import at the top of a module and never in a function.
+What is printed goes to the host's log.
 """
 
 import functools
+import importlib.abc
+import importlib.machinery
 import inspect
+import io
+import sys
+import time
 
 from componentize_py_types import Err
 from wit_world.imports import log as _log
@@ -19,7 +25,8 @@ __all__ = ["Err", "interface", "resource", "info", "warn"]
 
 def interface(cls):
     """Marks the class of an interface. One object of it, made when the component is built, answers all calls of an instance."""
-    the_one = resource(cls)()
+    the_one = cls()
+    resource(cls)
     return lambda: the_one
 
 
@@ -43,6 +50,43 @@ def warn(message):
     _log.write(_log.Level.WARN, str(message))
 
 
+class _Lines(io.TextIOBase):
+    """A stream whose lines go to the log."""
+
+    def __init__(self, level):
+        self.level = level
+        self.line = ""
+
+    def writable(self):
+        return True
+
+    def write(self, text):
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            if line:
+                _log.write(self.level, line)
+        return len(text)
+
+
+class _Late(importlib.abc.MetaPathFinder):
+    """Answers for modules that were not loaded at build time, for which Python would look for files."""
+
+    def find_spec(self, name, path, target=None):
+        raise ModuleNotFoundError(f"{name} cannot be loaded in the sandbox: import it at the top of app.py", name=name)
+
+
+def _seal():
+    """Called once, when the host calls for the first time."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not importlib.machinery.PathFinder] + [_Late()]
+    sys.stdout, sys.stderr = _Lines(_log.Level.INFO), _Lines(_log.Level.WARN)
+    for name in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep"):
+        setattr(time, name, _no_clock)
+
+
+def _no_clock(*_):
+    raise RuntimeError("there is no clock in the sandbox")
+
+
 _depth = 0
 
 
@@ -50,6 +94,8 @@ def _reported(function):
     @functools.wraps(function)
     def call(*args, **kwargs):
         global _depth
+        if importlib.machinery.PathFinder in sys.meta_path:
+            _seal()
         _depth += 1
         try:
             return function(*args, **kwargs)
@@ -58,6 +104,7 @@ def _reported(function):
         except BaseException as error:
             if _depth == 1:
                 _log.write(_log.Level.ERROR, _described(error))
+                sys.stderr = io.StringIO()  # The interpreter would print the same again.
             raise
         finally:
             _depth -= 1
@@ -73,4 +120,4 @@ def _described(error):
         if code.co_filename != _reported.__code__.co_filename:
             places.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{step.tb_lineno} in {code.co_name}")
         step = step.tb_next
-    return f"{type(error).__name__}: {error} ({', '.join(reversed(places))})"
+    return f"{type(error).__name__}: {error} ({', '.join(places[:-5:-1])})"
