@@ -209,8 +209,8 @@ fn a_binary_of_the_first_version_runs_unchanged() {
             tokens: Some(1),
         };
         let item = Item { row: row.clone(), response: Response::Answers(vec![answer]) };
-        assert!(matches!(old.prepare(&[row.clone()]).unwrap().as_slice(), [Ok(Plan::Ask(_))]));
-        let scores = old.score(&[item.clone()]).unwrap().pop().unwrap().unwrap();
+        assert!(matches!(old.prepare(std::slice::from_ref(&row)).unwrap().as_slice(), [Ok(Plan::Ask(_))]));
+        let scores = old.score(std::slice::from_ref(&item)).unwrap().pop().unwrap().unwrap();
         assert_eq!(scores[0].value, Value::Boolean(right), "{scores:?}");
         let summary = old.aggregate(&[scores]).unwrap().remove(0);
         assert_eq!((summary.value, summary.samples), (f64::from(u8::from(right)), None));
