@@ -126,6 +126,31 @@ fn a_model_in_four_bits_is_the_one_that_loading_makes() {
     assert!(skip.contains(&Value::from("model.layers.1.mlp.up_proj")) && skip.len() == 1 + 3 + 6, "{skip:?}");
 }
 
+/// A model in 32 bits: in bfloat16 where nothing is said, else in the type that is asked for, from which the rest is quantized.
+#[test]
+fn dense_weights_are_written_in_the_type_that_is_asked_for() {
+    let sandbox = Sandbox::cold();
+    let folder = reference().join("model/tied_f32");
+    let folder = folder.to_str().unwrap();
+    for (dtype, form, name) in [(None, "BF16", "bfloat16"), (Some("f16"), "F16", "float16"), (Some("f32"), "F32", "float32")] {
+        let flag: Vec<&str> = dtype.into_iter().flat_map(|d| ["--dtype", d]).collect();
+        sandbox.ok(["model", "quantize", folder, "--out", form].iter().chain(&flag));
+        let text = sandbox.ok(["model", "inspect", form]);
+        assert!(text.lines().any(|l| l.contains("embed_tokens") && l.contains(&format!("# {form} "))), "{text}");
+        let config = crate::support::json_file(&sandbox.path(form).join("config.json"));
+        assert!(config["dtype"] == name || config["torch_dtype"] == name, "{config}");
+        let tensors = trainer_test_support::tensors_at(&sandbox.path(form).join("model.safetensors"));
+        let state = tensors.iter().find(|(name, _)| name.ends_with("quant_state.bitsandbytes__nf4")).unwrap().1;
+        let state: Value = serde_json::from_slice(&state.bytes).unwrap();
+        assert_eq!(state["dtype"], name);
+    }
+    // In 32 bits, what is merged with nothing is what was there.
+    sandbox.ok(["export", "merged-16bit", "--model", folder, "--out", "same", "--dtype", "f32"]);
+    let tensors = |folder: &std::path::Path| trainer_test_support::tensors_at(&folder.join("model.safetensors"));
+    let (ours, theirs) = (tensors(&sandbox.path("same")), tensors(&reference().join("model/tied_f32")));
+    assert!(!ours.is_empty() && ours.iter().all(|(name, tensor)| theirs[name].bytes == tensor.bytes));
+}
+
 #[test]
 fn what_cannot_be_inspected_or_quantized_is_refused_by_name() {
     let sandbox = Sandbox::cold();
