@@ -199,17 +199,17 @@ fn train() -> impl Strategy<Value = Train> {
 fn recipe() -> impl Strategy<Value = Recipe> {
     let thinking = prop_oneof![Just(Thinking::Template), any::<bool>().prop_map(Thinking::Given)];
     let limits = prop::collection::btree_map("[a-z_]{1,8}", 0..i64::MAX, 0..3);
-    let plugin =
-        (prop::option::of(path()), prop::option::of("[0-9a-f]{64}"), settings(), limits).prop_map(|(path, sha256, settings, limits)| {
-            Plugin {
-                path: path.map(Into::into),
-                sha256,
-                settings,
-                limits: limits.into_iter().map(|(k, v)| (k, v.into())).collect(),
-                grants: vec!["http=https://api.example.com".to_owned()],
-                secrets: [("KEY".to_owned(), "env:SOME_KEY".to_owned())].into(),
-            }
-        });
+    let plugin = (prop::option::of(path()), prop::option::of("[0-9a-f]{64}"), settings(), limits, any::<bool>()).prop_map(
+        |(path, sha256, settings, limits, isolated)| Plugin {
+            path: path.map(Into::into),
+            sha256,
+            settings,
+            limits: limits.into_iter().map(|(k, v)| (k, v.into())).collect(),
+            grants: vec!["http=https://api.example.com".to_owned()],
+            secrets: [("KEY".to_owned(), "env:SOME_KEY".to_owned())].into(),
+            isolated,
+        },
+    );
     let model = prop_oneof![
         Just(ModelSource::Nano),
         "(hf|ms)://[a-z]{1,5}/[a-zA-Z0-9.]{0,5}x(@refs/pr/1)?"
