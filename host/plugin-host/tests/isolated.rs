@@ -12,7 +12,7 @@ use std::sync::Arc;
 use common::{compiler, prebuilt, process};
 use serde_json::json;
 use trainer_plugin_host::tools::{Call, Outcome};
-use trainer_plugin_host::{Grants, HostOptions, Limits, Plugin, PluginError, PluginHost, PluginSource, ProcessCommand, Span, ToolContext};
+use trainer_plugin_host::{Grants, HostOptions, Limits, Plugin, PluginError, PluginHost, PluginSource, ProcessCommand, ToolContext};
 
 fn host(process: Option<ProcessCommand>) -> PluginHost {
     PluginHost::new(HostOptions { process, ..HostOptions::new(compiler()) }).unwrap()
@@ -58,7 +58,7 @@ fn a_session_gives_the_same_as_without() {
 }
 
 #[test]
-fn a_trap_is_told_as_without_and_ends_the_process() {
+fn refusals_and_limits_are_told_as_without() {
     let source = prebuilt("test/evil_tools");
     let plugin = isolated(&source, Limits::default());
     let mut session = plugin.tool_session(&context()).unwrap();
@@ -68,16 +68,13 @@ fn a_trap_is_told_as_without_and_ends_the_process() {
         Outcome::Ok(json) => panic!("{json}"),
     };
     assert!(words.contains("--secret evil_tools:KEY="), "{words}");
-    let here = host(None).load(&source, Limits::default()).unwrap();
-    let mut limited = Limits { fuel_per_call: 1, fuel_per_row: 1, fuel_per_byte: 0, ..Limits::default() };
-    limited.deadline = Span::seconds(20);
+    let limited = Limits { memory: "64KiB".parse().unwrap(), ..Limits::default() };
     let error = |plugin: &Arc<Plugin>| match plugin.tool_session(&context()) {
-        Ok(_) => panic!("a session began on a handful of instructions"),
+        Ok(_) => panic!("a session began in 64 KiB"),
         Err(error) => error.to_string(),
     };
     let starved = host(None).load(&source, limited.clone()).unwrap();
     assert_eq!(error(&isolated(&source, limited)), error(&starved));
-    drop(here);
 }
 
 #[test]

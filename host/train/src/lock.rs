@@ -406,6 +406,10 @@ impl Lock {
         // An entry that sets nothing only says where the component is, as `--plugin` does; its digest is compared.
         if let Some(plugins) = value.pointer_mut("/recipe/plugins").and_then(Value::as_object_mut) {
             let sets_nothing = |v: &Value| v.as_object().is_some_and(serde_json::Map::is_empty) || v.as_array().is_some_and(Vec::is_empty);
+            // In which process a tool runs changes nothing that it gives.
+            plugins.values_mut().filter_map(Value::as_object_mut).for_each(|entry| {
+                entry.remove("isolated");
+            });
             plugins.retain(|_, entry| !entry.as_object().is_some_and(|e| e.values().all(sets_nothing)));
         }
         Ok(value)

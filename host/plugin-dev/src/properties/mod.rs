@@ -85,8 +85,9 @@ impl Inputs<'_> {
 fn hostile_rows(rows: &[String]) -> Vec<String> {
     let mut hostile: Vec<String> = ["{}", "[]", "null", "\"text\"", "7", "true", "{\"\": {}}"].map(str::to_owned).to_vec();
     hostile.push(format!("{}{}", "[".repeat(100), "]".repeat(100)));
-    let object = rows.iter().find_map(|row| serde_json::from_str::<serde_json::Map<String, Value>>(row).ok());
-    let Some(object) = object else { return hostile };
+    // The row with the most columns: a fixture may begin with rows that lack some.
+    let objects = rows.iter().filter_map(|row| serde_json::from_str::<serde_json::Map<String, Value>>(row).ok());
+    let Some(object) = objects.max_by_key(serde_json::Map::len) else { return hostile };
     let wrong = [
         Value::Null,
         Value::Bool(true),
