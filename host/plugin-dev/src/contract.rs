@@ -50,7 +50,7 @@ fn resolve(kind: Kind) -> Result<Resolve, Error> {
     let mut groups = Vec::new();
     for (path, bytes) in wit(kind) {
         let text = String::from_utf8(bytes).map_err(|e| unread(&e))?;
-        groups.push(UnresolvedPackageGroup::parse(&path.display().to_string(), &text).map_err(|e| unread(&format!("{e:?}")))?);
+        groups.push(UnresolvedPackageGroup::parse(&path, &text).map_err(|e| unread(&format!("{e:?}")))?);
     }
     // The world comes first in the list and depends on the others; of those, the kind depends on the shared types and the log.
     let main = groups.remove(0);

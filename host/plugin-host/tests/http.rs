@@ -1,6 +1,6 @@
 //! Tools that try to reach what nobody granted, against real servers: each denial with its golden text, and secrets that stay secret.
 
-mod common;
+pub(crate) mod common;
 #[path = "common/logged.rs"]
 mod logged;
 #[path = "common/server.rs"]

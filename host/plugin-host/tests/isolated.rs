@@ -5,11 +5,9 @@
 #[path = "http.rs"]
 mod http;
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{compiler, prebuilt, process};
+use http::common::{compiler, prebuilt, process};
 use serde_json::json;
 use trainer_plugin_host::tools::{Call, Outcome};
 use trainer_plugin_host::{Grants, HostOptions, Limits, Plugin, PluginError, PluginHost, PluginSource, ProcessCommand, ToolContext};

@@ -150,7 +150,7 @@ pub enum StoreError {
         /// The reference.
         what: String,
         /// Why.
-        source: PluginError,
+        source: Box<PluginError>,
     },
     /// A file that is to be shared is no plugin.
     #[error("{what} is no plugin that could be shared: {source}")]
@@ -158,7 +158,7 @@ pub enum StoreError {
         /// The file.
         what: String,
         /// Why not.
-        source: PluginError,
+        source: Box<PluginError>,
     },
     /// A plugin that would be refused when it is loaded, or whose name is taken.
     #[error("{what} is not installed: {message}")]

@@ -195,7 +195,8 @@ impl Manager {
                 help,
             });
         }
-        let about = describe(&what, &fetched.bytes).map_err(|source| StoreError::Plugin { what: what.clone(), source })?;
+        let about =
+            describe(&what, &fetched.bytes).map_err(|source| StoreError::Plugin { what: what.clone(), source: Box::new(source) })?;
         let refuse = |message: String| StoreError::Refused { what: what.clone(), message };
         if options.reserved.contains(&about.name) {
             return Err(refuse(format!("`{}` is the name of an official plugin; it can only be used by the path of its file", about.name)));
@@ -266,7 +267,8 @@ impl Manager {
                 Some(bytes) if good(&bytes)? => {
                     let signature = self.store.signature(&pin.digest)?;
                     let signer = self.check_signature(&pin.name, &bytes, signature.as_deref(), true, self.requires(Some(&pins)))?;
-                    let about = describe(&pin.name, &bytes).map_err(|source| StoreError::Plugin { what: pin.name.clone(), source })?;
+                    let about = describe(&pin.name, &bytes)
+                        .map_err(|source| StoreError::Plugin { what: pin.name.clone(), source: Box::new(source) })?;
                     let entry = Entry {
                         version: pin.version.clone(),
                         digest: pin.digest.clone(),

@@ -104,7 +104,7 @@ impl Manager {
 
 /// What a component that is to be shared says of itself.
 fn describe_shared(what: &str, bytes: &[u8]) -> Result<Inspection, StoreError> {
-    describe(what, bytes).map_err(|source| StoreError::NoPlugin { what: what.to_owned(), source })
+    describe(what, bytes).map_err(|source| StoreError::NoPlugin { what: what.to_owned(), source: Box::new(source) })
 }
 
 /// What is signed beside the component: for people, since the component says it too.

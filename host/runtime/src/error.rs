@@ -64,17 +64,17 @@ pub enum RuntimeError {
     #[error("plugin `{name}` from {place} has sha256:{found}, but {wanted_by} {wanted}; {help}")]
     WrongDigest {
         /// The plugin.
-        name: String,
+        name: Box<str>,
         /// Where it was found.
-        place: String,
+        place: Box<str>,
         /// Its digest.
-        found: String,
+        found: Box<str>,
         /// What wants another: `plugins.lock pins`.
-        wanted_by: String,
+        wanted_by: Box<str>,
         /// That digest.
         wanted: Digest,
         /// What to do.
-        help: String,
+        help: Box<str>,
     },
     /// Limits in the recipe that do not read.
     #[error("[plugins.{name}.limits]: {message}")]

@@ -170,12 +170,12 @@ pub(crate) fn check_digest(
         PluginArg::Stored(_) => "the store".to_owned(),
     };
     Err(RuntimeError::WrongDigest {
-        name: name.to_owned(),
-        place,
-        found: found.to_owned(),
-        wanted_by: wanted.by,
+        name: name.into(),
+        place: place.into(),
+        found: found.into(),
+        wanted_by: wanted.by.into(),
         wanted: wanted.digest,
-        help: wanted.help,
+        help: wanted.help.into(),
     })
 }
 
