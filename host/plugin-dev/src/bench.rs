@@ -10,6 +10,7 @@ use trainer_plugin_host::{CompilerCommand, HostOptions, Kind, Limits, Plugin, Pl
 
 use crate::Error;
 use crate::fixtures::Fixture;
+use crate::properties::is_about;
 
 /// How many items go into a call, as in training.
 const BATCH: usize = 64;
@@ -147,11 +148,7 @@ fn texts(items: &[Value]) -> Vec<String> {
 fn inputs(plugin: &Arc<Plugin>, kind: Kind, fixtures: &[Fixture]) -> Vec<(Value, String, Vec<Value>)> {
     let mut found: Vec<(Value, String, Vec<Value>)> = Vec::new();
     let Ok(caller) = plugin.caller(kind, &serde_json::json!({})) else { return found };
-    let about = |f: &&Fixture| match &f.kind {
-        Some(named) => named.parse() == Ok(kind),
-        None => plugin.kinds().len() == 1,
-    };
-    for fixture in fixtures.iter().filter(about) {
+    for fixture in fixtures.iter().filter(|f| is_about(plugin, kind, f)) {
         for step in fixture.calls.iter().filter(|s| s.error.is_none()) {
             let fits = caller.function(&step.call).is_ok_and(|f| f.takes_rows && f.params.len() == 1 && !f.is_method());
             let Some(items) = step.args.first().and_then(Value::as_array).filter(|items| fits && !items.is_empty()) else { continue };

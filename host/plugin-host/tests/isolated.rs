@@ -28,16 +28,12 @@ fn call(name: &str, arguments: &str) -> Call {
     Call { name: name.to_owned(), arguments: arguments.to_owned() }
 }
 
-/// The processes that this one has started for tools.
-fn children() -> Vec<u32> {
-    let own = std::process::id();
-    let is_child = |pid: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let name = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        status.lines().any(|l| l.split_whitespace().eq(["PPid:", &own.to_string()])) && name.contains("trainer-plugin-process")
-    };
+/// The processes that run a program.
+fn running(program: &std::path::Path) -> Vec<u32> {
+    let name = program.to_str().unwrap();
+    let runs = |pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(name.as_bytes()));
     let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    all.filter(is_child).collect()
+    all.filter(runs).collect()
 }
 
 #[test]
@@ -77,21 +73,28 @@ fn refusals_and_limits_are_told_as_without() {
 
 #[test]
 fn the_process_has_given_up_its_rights_and_ends_with_the_session() {
-    let plugin = isolated(&prebuilt("calculator"), Limits::default());
-    let before = children();
+    // A program of this test alone, so that its one process is known among those of the others.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("tool-of-this-test");
+    std::fs::copy(env!("CARGO_BIN_EXE_trainer-plugin-process"), &program).unwrap();
+    let host = host(Some(ProcessCommand::new(&program, [""; 0])));
+    let plugin = host.load_isolated(&prebuilt("calculator"), Limits::default(), Grants::default()).unwrap();
+    assert!(running(&program).is_empty());
     let session = plugin.tool_session(&context()).unwrap();
-    let new: Vec<u32> = children().into_iter().filter(|pid| !before.contains(pid)).collect();
-    // Other tests have processes too; each of them is confined.
-    assert!(!new.is_empty());
-    let confined = new.iter().filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok()).filter(|status| {
-        let has = |field: &str, value: &str| status.lines().any(|l| l.split_whitespace().eq([field, value]));
-        has("Seccomp:", "2") && has("NoNewPrivs:", "1")
-    });
-    assert!(confined.count() >= 1, "no process of {new:?} is confined");
-    let open: Vec<u32> = new;
+    let processes = running(&program);
+    assert_eq!(processes.len(), 1, "{processes:?}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", processes[0])).unwrap();
+    let has = |field: &str, value: &str| status.lines().any(|l| l.split_whitespace().eq([field, value]));
+    assert!(has("Seccomp:", "2") && has("NoNewPrivs:", "1"), "{status}");
     drop(session);
-    let gone = open.iter().any(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists());
-    assert!(gone, "a process outlived its session");
+    assert!(running(&program).is_empty(), "the process outlived its session");
+}
+
+#[test]
+fn calls_by_name_do_not_leave_the_process() {
+    let plugin = isolated(&prebuilt("calculator"), Limits::default());
+    let error = plugin.caller(trainer_plugin_host::Kind::ToolExecutor, &json!({})).unwrap_err();
+    assert!(error.to_string().contains("is isolated"), "{error}");
 }
 
 #[test]

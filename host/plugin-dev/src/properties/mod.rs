@@ -42,7 +42,8 @@ pub fn check(plugin: &Arc<Plugin>, kind: Kind, fixtures: &[Fixture]) -> Vec<Prop
     results.into_iter().map(|(name, result)| Property { kind, name, failure: result.err() }).collect()
 }
 
-fn is_about(plugin: &Plugin, kind: Kind, fixture: &Fixture) -> bool {
+/// Whether a fixture is about a kind of the plugin.
+pub(crate) fn is_about(plugin: &Plugin, kind: Kind, fixture: &Fixture) -> bool {
     match &fixture.kind {
         Some(named) => named.parse() == Ok(kind),
         None => plugin.kinds().len() == 1,

@@ -116,6 +116,9 @@ impl Plugin {
     /// If the plugin is not of the kind, or the settings do not fit.
     pub fn caller(self: &Arc<Self>, kind: Kind, settings: &Value) -> Result<Caller, PluginError> {
         self.require(kind)?;
+        if self.process().is_some() {
+            return Err(self.instantiate_error("it is isolated, and calls by name run in this process"));
+        }
         let settings = self.check_settings(settings)?;
         let Some(found) = self.kinds().iter().filter(|k| k.kind == kind).max_by(|a, b| a.version.cmp(&b.version)).cloned() else {
             return Err(self.instantiate_error("its kind was found and is gone"));
