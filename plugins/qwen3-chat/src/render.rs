@@ -26,7 +26,8 @@ pub struct Writer {
 impl Writer {
     /// A writer at the beginning of a text.
     pub fn new() -> Self {
-        Self { weight: 1.0, ..Self::default() }
+        // Enough for a question and an answer.
+        Self { segments: Vec::with_capacity(16), weight: 1.0, ..Self::default() }
     }
 
     /// The text so far.
@@ -75,14 +76,22 @@ impl Writer {
     }
 
     /// The template's own words, in which the tokens of [`SPECIAL`] are tokens.
-    pub fn template(&mut self, mut words: &str) {
-        while let Some((at, token)) = SPECIAL.iter().filter_map(|t| words.find(t).map(|at| (at, *t))).min() {
-            let (before, after) = words.split_at(at);
-            self.text(before);
-            self.push(Piece::Special(token.to_owned()), self.weight);
-            words = after.get(token.len()..).unwrap_or_default();
+    pub fn template(&mut self, words: &str) {
+        // All of them begin with the same character, and none with another. Looking for that one costs a tenth of looking for each of them, which
+        // once was half of the template's time.
+        let (mut rest, mut from) = (words, 0);
+        while let Some(at) = rest.get(from..).and_then(|r| r.find('<')).map(|at| from + at) {
+            let (before, after) = rest.split_at(at);
+            match SPECIAL.iter().find_map(|token| Some((token, after.strip_prefix(token)?))) {
+                Some((token, after)) => {
+                    self.text(before);
+                    self.push(Piece::Special((*token).to_owned()), self.weight);
+                    (rest, from) = (after, 0);
+                }
+                None => from = at + 1,
+            }
         }
-        self.text(words);
+        self.text(rest);
     }
 
     /// A part of a message's text content, with the weights of the message's spans.
@@ -132,13 +141,20 @@ impl<'a> Part<'a> {
 
     /// What follows the last `mark`, all of it without one.
     fn after_last(self, mark: &str) -> Self {
-        self.map(|t| t.rfind(mark).and_then(|at| t.get(at + mark.len()..)).unwrap_or(t))
+        self.map(|t| tags(t, mark).last().and_then(|at| t.get(at + mark.len()..)).unwrap_or(t))
     }
 
     /// What stands before the first `mark`, all of it without one.
     fn before_first(self, mark: &str) -> Self {
-        self.map(|t| t.find(mark).and_then(|at| t.get(..at)).unwrap_or(t))
+        self.map(|t| tags(t, mark).next().and_then(|at| t.get(..at)).unwrap_or(t))
     }
+}
+
+/// Where `tag`, which begins with `<`, stands in a text. Most texts have no such character, and setting up a search for a whole word costs more than
+/// going through them.
+fn tags<'t>(text: &'t str, tag: &'t str) -> impl Iterator<Item = usize> + 't {
+    let places = text.match_indices('<').map(|(at, _)| at);
+    places.filter(move |at| text.get(*at..).is_some_and(|rest| rest.starts_with(tag)))
 }
 
 /// An assistant's message, taken apart as the template does.
@@ -331,7 +347,7 @@ pub fn turn(revision: Revision, index: usize, message: &Message) -> Result<Turn<
     if let Some(reasoning) = &message.reasoning_content {
         return Ok(Turn { reasoning: Part { text: reasoning, offset: None }, content });
     }
-    if !content.text.contains("</think>") {
+    if tags(content.text, "</think>").next().is_none() {
         return Ok(Turn { reasoning: Part { text: "", offset: None }, content });
     }
     let reasoning = content.before_first("</think>").rstrip().after_last("<think>").lstrip();

@@ -1,7 +1,6 @@
 //! Reading rows: JSON text in, values or an error with a pointer to the offending place out.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -65,7 +64,8 @@ pub fn parse_row<T: DeserializeOwned>(row: &str) -> Result<T, RowError> {
 #[derive(Debug)]
 pub struct Object<'a> {
     place: Pointer,
-    members: HashMap<Cow<'a, str>, &'a RawValue>,
+    /// Few, so that going through them is faster than a table.
+    members: Vec<(Cow<'a, str>, &'a RawValue)>,
 }
 
 impl<'a> Object<'a> {
@@ -94,12 +94,16 @@ impl<'a> Object<'a> {
 
     /// A member's JSON text; none if it is missing or null.
     pub fn get(&self, key: &str) -> Option<&'a str> {
-        self.members.get(key).map(|raw| raw.get()).filter(|raw| *raw != "null")
+        self.member(key).map(RawValue::get).filter(|raw| *raw != "null")
     }
 
     /// Whether the member is there, null or not.
     pub fn has(&self, key: &str) -> bool {
-        self.members.contains_key(key)
+        self.member(key).is_some()
+    }
+
+    fn member(&self, key: &str) -> Option<&'a RawValue> {
+        self.members.iter().find(|(name, _)| name == key).map(|(_, raw)| *raw)
     }
 
     /// A member that must be a string.
@@ -149,17 +153,21 @@ pub(crate) fn kind(json: &str) -> &'static str {
 struct Wanted<'w>(&'w [&'w str]);
 
 impl<'de> Visitor<'de> for Wanted<'_> {
-    type Value = HashMap<Cow<'de, str>, &'de RawValue>;
+    type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = HashMap::with_capacity(self.0.len());
+        let mut members = Vec::with_capacity(self.0.len());
         while let Some(Key(key)) = map.next_key::<Key<'de>>()? {
             if self.0.contains(&key.as_ref()) {
-                members.insert(key, map.next_value()?);
+                let value = map.next_value()?;
+                match members.iter_mut().find(|(name, _): &&mut (Cow<'_, str>, _)| *name == key) {
+                    Some((_, last)) => *last = value,
+                    None => members.push((key, value)),
+                }
             } else {
                 map.next_value::<IgnoredAny>()?;
             }

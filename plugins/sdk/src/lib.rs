@@ -28,6 +28,7 @@
 //! `#[serde(default, deny_unknown_fields)]` so that every setting is optional and a misspelt one is refused.
 
 pub mod adapter;
+pub mod allocator;
 pub mod bindings;
 pub mod http;
 mod json;
