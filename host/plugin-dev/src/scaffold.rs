@@ -32,6 +32,11 @@ edition = "2024"
 license = "Apache-2.0"
 publish = false
 
+[features]
+default = ["allocator"]
+# The SDK's allocator is the component's.
+allocator = []
+
 [dependencies]
 serde = { version = "1", features = ["derive"] }
 serde_json = { version = "1", features = ["raw_value"] }
