@@ -154,7 +154,7 @@ fn look_by_nvml(pci: &str) -> Option<impl FnMut() -> Option<CardReading> + use<>
     let look = move || -> Result<CardReading, NvmlError> {
         let card = nvml.device_by_pci_bus_id(pci.as_str())?;
         let memory = card.memory_info()?;
-        // A slice of a card (MIG) has memory and no load of its own.
+        // A card that is cut into slices (MIG) does not tell its load.
         let load = card.utilization_rates().ok().map(|u| f64::from(u.gpu));
         Ok(CardReading { load, memory: memory.used, memory_total: memory.total })
     };

@@ -154,7 +154,10 @@ fn what_cannot_be_served_is_said() {
     let taken = serve(options(d.folder.path().to_owned(), d.address.port()), |_| {}, std::future::pending()).unwrap_err();
     assert!(matches!(taken, DashboardError::Listen { .. }) && taken.to_string().contains("another --port"), "{taken}");
     let none = serve(options(d.folder.path().join("none"), 0), |_| {}, std::future::pending()).unwrap_err();
-    assert!(matches!(none, DashboardError::NoFolder { .. }));
+    assert!(
+        matches!(none, DashboardError::NoFolder { .. })
+            && none.to_string().ends_with("; give a run directory, or the folder that holds the runs")
+    );
 }
 
 /// Charts in a real browser: drawn, up to date, and usable with the keyboard. Needs `chromium`.
@@ -183,8 +186,8 @@ fn a_browser_shows_the_charts() {
     assert_eq!(browser.eval("document.body.textContent.includes('train.learning_rate')"), true);
 }
 
-/// Every page on every screen: nothing sticks out at the side, and text stands out from what is behind it. With `TRAINER_SCREENSHOTS` the
-/// pictures of docs/src/seeing.md are written into that folder.
+/// Pages on a desk's screen and a telephone's: nothing sticks out at the side, and text is large enough and stands out from what is behind it.
+/// With `TRAINER_SCREENSHOTS` the pictures of docs/src/seeing.md are written into that folder.
 #[test]
 #[ignore = "needs chromium"]
 fn pages_fit_every_screen() {
@@ -202,6 +205,8 @@ fn pages_fit_every_screen() {
     ] {
         browser.open(&d, path, screen);
         assert_eq!(browser.eval("document.documentElement.scrollWidth <= innerWidth"), true, "{path} sticks out of {screen:?}");
+        let small = "[...document.querySelectorAll('svg text')].filter((t) => t.getBoundingClientRect().height < 10).length";
+        assert_eq!(browser.eval(small), 0, "{path}: the charts' numbers are too small on {screen:?}");
         // WCAG's measure: 4.5 for text.
         let faint = browser.eval(include_str!("contrast.js"));
         assert_eq!(faint, json!([]), "{path} on {screen:?}");

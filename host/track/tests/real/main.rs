@@ -171,7 +171,8 @@ fn wandb_sync_uploads_the_offline_run() {
     std::thread::spawn(move || lines.for_each(|line| drop(tell.send(line))));
     let mut sync = Command::new(python.with_file_name("wandb"));
     sync.arg("sync").arg(&folder).env("WANDB_BASE_URL", format!("http://127.0.0.1:{port}")).env("WANDB_API_KEY", "a".repeat(40));
-    sync.env("HOME", run.dir.parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
+    // The client leaves logs where it is started.
+    sync.env("HOME", run.dir.parent().unwrap()).current_dir(run.dir.parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
     let _sync = Ended(sync.spawn().unwrap());
     let mut variables = Value::Null;
     let mut losses = Vec::new();
