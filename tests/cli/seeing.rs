@@ -107,6 +107,34 @@ fn runs_are_listed_shown_compared_reported_and_removed() {
     assert!(sandbox.path("runs/a/adapter").is_dir());
     sandbox.ok(["runs", "rm", "runs/a", "--yes"]);
     assert!(!sandbox.path("runs/a").exists() && sandbox.path("runs/b").exists());
+
+    // A run that is broken does not hide the others.
+    std::fs::create_dir(sandbox.path("runs/c")).unwrap();
+    std::fs::write(sandbox.path("runs/c/recipe.toml"), "").unwrap();
+    std::fs::write(sandbox.path("runs/c/lock.json"), "{").unwrap();
+    let output = sandbox.run(["runs", "list"]);
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success() && out.contains("runs/b  complete") && !out.contains("runs/c"), "{out}");
+    assert!(err.starts_with("warning: ") && err.contains("runs/c is left out: ") && err.contains("lock.json"), "{err}");
+}
+
+#[test]
+fn a_run_without_a_card_tells_the_memory_of_its_process() {
+    let sandbox = Sandbox::new();
+    let run = baseline().dir.to_str().unwrap();
+    let text = std::fs::read_to_string(baseline().dir.join("timings.jsonl")).unwrap();
+    let timings: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(timings.len() as u64, SHORT_STEPS);
+    for line in &timings {
+        assert!(line["memory"].as_u64().unwrap() > 1 << 20, "{line}");
+        assert!(line.as_object().unwrap().keys().all(|k| !k.starts_with("gpu")), "{line}");
+    }
+    sandbox.ok(["report", run, "--out", "page.html"]);
+    let page = std::fs::read_to_string(sandbox.path("page.html")).unwrap();
+    let chart = page.split("id=\"memory\"").nth(1).and_then(|p| p.split("</figure>").next()).unwrap();
+    assert!(chart.contains("Resident memory (GiB)") && chart.contains("<path class=\"line"), "{chart}");
+    assert!(!page.contains("id=\"gpu"), "there is no card to tell of");
+    assert!(sandbox.ok(["runs", "show", run]).lines().any(|l| l.starts_with("memory   ")));
 }
 
 #[test]
@@ -146,6 +174,11 @@ fn progress_can_be_log_lines_or_nothing() {
         assert_eq!((&logged["step"], &logged["loss"]), (&written["step"], &written["loss"]));
         assert!(logged["tokens_per_second"].as_f64().unwrap() > 0.0 && logged["timestamp"].is_string());
     }
+    // What goes wrong is a line of them as well.
+    let output = sandbox.run(["run", "none.toml", "--log-format", "json"]);
+    let line: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((output.status.code(), &line["level"]), (Some(1), &Value::from("ERROR")));
+    assert!(line["message"].as_str().unwrap().contains("none.toml"), "{line}");
     let output = sandbox.run(short(&["--out", "b", "--quiet"]));
     assert_eq!((output.status.code(), output.stdout.len(), output.stderr.len()), (Some(0), 0, 0));
 }

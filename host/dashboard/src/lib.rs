@@ -28,7 +28,7 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum DashboardError {
     /// Nothing to show.
-    #[error("{} is no folder", path.display())]
+    #[error("{} is no folder; give a run directory, or the folder that holds the runs", path.display())]
     NoFolder {
         /// The path.
         path: PathBuf,

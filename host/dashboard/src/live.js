@@ -33,7 +33,7 @@
     } catch {
       if (status) status.textContent = "the dashboard does not answer; is it still running?";
     }
-    // Long runs take longer to read: no more than a fifth of the time goes into that.
+    // Long runs take longer to draw: no more than a fifth of the time goes into that.
     setTimeout(tick, Math.max(1000, 5 * (performance.now() - began)));
   };
   const tick = () => document.hidden ? document.addEventListener("visibilitychange", update, { once: true }) : update();

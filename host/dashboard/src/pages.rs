@@ -13,7 +13,7 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::get;
 use trainer_runs::chart::{escape, number};
 use trainer_runs::html::{self, View};
-use trainer_runs::{Run, RunError, compare, find};
+use trainer_runs::{Run, RunError, Shelf, all_below, compare, find, for_people};
 
 use crate::Options;
 use crate::guard::guard;
@@ -24,10 +24,42 @@ const LIVE: &str = include_str!("live.js");
 /// A browser's table and colours end somewhere.
 const MOST_COMPARED: usize = 8;
 
-type Shared = State<Arc<Options>>;
+/// Bytes of journals whose records stay in memory between two requests: some runs of a million steps, or all of the usual ones.
+const KEPT: u64 = 256 << 20;
+
+/// What the pages are made from.
+struct Site {
+    options: Arc<Options>,
+    /// A page that is open asks every second or so: what it was told before is not read again.
+    shelf: Shelf,
+}
+
+impl Site {
+    /// The runs, the newest first.
+    fn runs(&self) -> Vec<Run> {
+        find(&self.options.folder).into_iter().map(|run| run.on(&self.shelf)).collect()
+    }
+
+    /// A run's name.
+    fn id(&self, run: &Run) -> String {
+        id(&self.options.folder, run)
+    }
+
+    fn lookup(&self, wanted: &str) -> Result<Run, Failure> {
+        let found = all_below(&self.options.folder).into_iter().find(|run| {
+            let id = self.id(run);
+            id == wanted || (id == "." && wanted == "self")
+        });
+        let found = found.map(|run| run.on(&self.shelf));
+        found.ok_or_else(|| Failure::Unknown(format!("There is no run {wanted:?} here (any more).")))
+    }
+}
+
+type Shared = State<Arc<Site>>;
 
 /// Every address.
 pub fn router(options: Arc<Options>) -> Router {
+    let site = Site { options: Arc::clone(&options), shelf: Shelf::new(KEPT) };
     Router::new()
         .route("/", get(index))
         .route("/run/{id}/", get(run))
@@ -43,8 +75,8 @@ pub fn router(options: Arc<Options>) -> Router {
         .route("/live.js", get(|| async { ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], LIVE) }))
         .route("/favicon.ico", get(|| async { StatusCode::NO_CONTENT }))
         .fallback(|| async { Failure::Unknown("There is no such page.".to_owned()) })
-        .layer(from_fn_with_state(Arc::clone(&options), guard))
-        .with_state(options)
+        .layer(from_fn_with_state(options, guard))
+        .with_state(Arc::new(site))
 }
 
 /// Why there is no page.
@@ -87,14 +119,6 @@ fn id(folder: &Path, run: &Run) -> String {
 /// The address of a run's page. A lone dot would be taken for the folder above.
 fn address(id: &str) -> String {
     format!("/run/{}/", if id == "." { "self".to_owned() } else { html::percent(id) })
-}
-
-fn lookup(options: &Options, wanted: &str) -> Result<Run, Failure> {
-    let found = find(&options.folder).into_iter().find(|run| {
-        let id = id(&options.folder, run);
-        id == wanted || (id == "." && wanted == "self")
-    });
-    found.ok_or_else(|| Failure::Unknown(format!("There is no run {wanted:?} here (any more).")))
 }
 
 fn page(title: &str, body: &str, live: Option<&str>) -> String {
@@ -166,20 +190,20 @@ fn row(id: &str, run: &Run) -> String {
     let loss = o.last_loss.map_or_else(|| "-".to_owned(), number);
     let evals = o.evaluations.iter().flat_map(|(name, m)| m.iter().take(1).map(move |(k, v)| format!("{k} {name}: {}", number(*v))));
     let evals = escape(&evals.collect::<Vec<_>>().join(", "));
-    let started = escape(o.started.as_deref().unwrap_or("-"));
+    let started = escape(&o.started.as_deref().map_or_else(|| "-".to_owned(), for_people));
     format!(
         "<tr>{chosen}<th><a href=\"{link}\">{name}</a></th><td class=\"{state}\">{state}</td><td>{started}</td><td>{steps}</td>\
          <td class=\"n\">{loss}</td><td>{evals}</td></tr>\n"
     )
 }
 
-async fn index(State(options): Shared) -> Result<Response, Failure> {
+async fn index(State(site): Shared) -> Result<Response, Failure> {
     reading(move || {
-        let runs = find(&options.folder);
-        if runs.first().is_some_and(|only| id(&options.folder, only) == ".") {
+        let runs = site.runs();
+        if runs.first().is_some_and(|only| site.id(only) == ".") {
             return Ok(Redirect::temporary(&address(".")).into_response());
         }
-        let rows: String = runs.iter().map(|run| row(&id(&options.folder, run), run)).collect();
+        let rows: String = runs.iter().map(|run| row(&site.id(run), run)).collect();
         let table = if rows.is_empty() {
             "<p class=\"none\">There is no run below this folder yet.</p>".to_owned()
         } else {
@@ -189,16 +213,18 @@ async fn index(State(options): Shared) -> Result<Response, Failure> {
                  <p><button>compare the chosen runs</button></p></form>"
             )
         };
-        let body =
-            format!("<main id=\"live\" tabindex=\"-1\"><h1>Runs in {}</h1>{table}</main>", escape(&options.folder.display().to_string()));
+        let body = format!(
+            "<main id=\"live\" tabindex=\"-1\"><h1>Runs in {}</h1>{table}</main>",
+            escape(&site.options.folder.display().to_string())
+        );
         Ok(Html(page("runs", &body, None)).into_response())
     })
     .await
 }
 
-async fn run(State(options): Shared, UrlPath(wanted): UrlPath<String>, RawQuery(raw): RawQuery) -> Result<Html<String>, Failure> {
+async fn run(State(site): Shared, UrlPath(wanted): UrlPath<String>, RawQuery(raw): RawQuery) -> Result<Html<String>, Failure> {
     reading(move || {
-        let run = lookup(&options, &wanted)?;
+        let run = site.lookup(&wanted)?;
         let view = view(&query(raw.clone()));
         let name = run.name();
         let body = format!(
@@ -251,22 +277,22 @@ fn fresh(headers: &HeaderMap, runs: &[Run], make: impl FnOnce() -> Result<String
 }
 
 async fn run_live(
-    State(options): Shared,
+    State(site): Shared,
     UrlPath(wanted): UrlPath<String>,
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     reading(move || {
-        let run = lookup(&options, &wanted)?;
+        let run = site.lookup(&wanted)?;
         fresh(&headers, std::slice::from_ref(&run), || run_body(&run, view(&query(raw))))
     })
     .await
 }
 
-async fn transcripts(State(options): Shared, UrlPath((wanted, name)): UrlPath<(String, String)>) -> Result<Html<String>, Failure> {
+async fn transcripts(State(site): Shared, UrlPath((wanted, name)): UrlPath<(String, String)>) -> Result<Html<String>, Failure> {
     const MOST: usize = 500;
     reading(move || {
-        let run = lookup(&options, &wanted)?;
+        let run = site.lookup(&wanted)?;
         // A name of the run's own, not one that leads elsewhere.
         let during = trainer_runs::records::EvalMetrics::step_of(&name).is_some_and(|_| run.evaluation(&name).is_some());
         if !during && !run.evaluations().iter().any(|e| e.name == name) {
@@ -284,12 +310,12 @@ async fn transcripts(State(options): Shared, UrlPath((wanted, name)): UrlPath<(S
 }
 
 /// The runs of a query, and their names.
-fn chosen(options: &Options, query: &[(String, String)]) -> Result<(Vec<Run>, Vec<String>), Failure> {
+fn chosen(site: &Site, query: &[(String, String)]) -> Result<(Vec<Run>, Vec<String>), Failure> {
     let names: Vec<String> = query.iter().filter(|(k, _)| k == "run").map(|(_, v)| v.clone()).collect();
     if names.len() < 2 || names.len() > MOST_COMPARED {
         return Err(Failure::Unknown(format!("Choose two to {MOST_COMPARED} runs to compare.")));
     }
-    let runs = names.iter().map(|name| lookup(options, name)).collect::<Result<_, _>>()?;
+    let runs = names.iter().map(|name| site.lookup(name)).collect::<Result<_, _>>()?;
     Ok((runs, names))
 }
 
@@ -301,10 +327,10 @@ fn comparison_body(runs: &[Run], view: View) -> Result<String, Failure> {
     ))
 }
 
-async fn comparison(State(options): Shared, RawQuery(raw): RawQuery) -> Result<Html<String>, Failure> {
+async fn comparison(State(site): Shared, RawQuery(raw): RawQuery) -> Result<Html<String>, Failure> {
     reading(move || {
         let query = query(raw.clone());
-        let (runs, names) = chosen(&options, &query)?;
+        let (runs, names) = chosen(&site, &query)?;
         let view = view(&query);
         let body = format!(
             "<nav><a href=\"/\">all runs</a></nav><h1>Comparison</h1>{}<main id=\"live\" tabindex=\"-1\">{}</main>",
@@ -316,10 +342,10 @@ async fn comparison(State(options): Shared, RawQuery(raw): RawQuery) -> Result<H
     .await
 }
 
-async fn comparison_live(State(options): Shared, RawQuery(raw): RawQuery, headers: HeaderMap) -> Result<Response, Failure> {
+async fn comparison_live(State(site): Shared, RawQuery(raw): RawQuery, headers: HeaderMap) -> Result<Response, Failure> {
     reading(move || {
         let query = query(raw);
-        let (runs, _) = chosen(&options, &query)?;
+        let (runs, _) = chosen(&site, &query)?;
         fresh(&headers, &runs, || comparison_body(&runs, view(&query)))
     })
     .await
@@ -330,30 +356,29 @@ fn json(value: &impl serde::Serialize) -> Result<Response, Failure> {
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
-async fn api_runs(State(options): Shared) -> Result<Response, Failure> {
+async fn api_runs(State(site): Shared) -> Result<Response, Failure> {
     reading(move || {
-        let runs = find(&options.folder);
-        let all: Vec<_> =
-            runs.iter().filter_map(|r| Some(serde_json::json!({ "id": id(&options.folder, r), "overview": r.overview().ok()? }))).collect();
+        let one = |r: &Run| Some(serde_json::json!({ "id": site.id(r), "overview": r.overview().ok()? }));
+        let all: Vec<_> = site.runs().iter().filter_map(one).collect();
         json(&all)
     })
     .await
 }
 
-async fn api_run(State(options): Shared, UrlPath(wanted): UrlPath<String>) -> Result<Response, Failure> {
+async fn api_run(State(site): Shared, UrlPath(wanted): UrlPath<String>) -> Result<Response, Failure> {
     reading(move || {
-        let run = lookup(&options, &wanted)?;
+        let run = site.lookup(&wanted)?;
         json(&serde_json::json!({
-            "overview": run.overview()?, "metrics": run.metrics()?, "timings": run.timings()?, "samples": run.samples()?,
-            "evaluations": run.evaluations(), "evals": run.evals()?, "recipe": run.recipe()?, "lock": run.lock()?,
+            "overview": run.overview()?, "metrics": *run.metrics()?, "timings": *run.timings()?, "samples": *run.samples()?,
+            "evaluations": run.evaluations(), "evals": *run.evals()?, "recipe": run.recipe()?, "lock": run.lock()?,
         }))
     })
     .await
 }
 
-async fn api_compare(State(options): Shared, RawQuery(raw): RawQuery) -> Result<Response, Failure> {
+async fn api_compare(State(site): Shared, RawQuery(raw): RawQuery) -> Result<Response, Failure> {
     reading(move || {
-        let (runs, _) = chosen(&options, &query(raw))?;
+        let (runs, _) = chosen(&site, &query(raw))?;
         json(&compare(&runs)?)
     })
     .await

@@ -67,7 +67,11 @@ pub fn number(x: f64) -> String {
     let text = match size {
         _ if x == 0.0 => return "0".to_owned(),
         s if !s.is_finite() => return "-".to_owned(),
-        s if !(1e-3..1e6).contains(&s) => return format!("{x:.2e}"),
+        s if !(1e-3..1e6).contains(&s) => {
+            let text = format!("{x:.2e}");
+            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+            return format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.'));
+        }
         s if s >= 1000.0 => return format!("{x:.0}"),
         s if s >= 100.0 => format!("{x:.1}"),
         s if s >= 1.0 => format!("{x:.3}"),
@@ -236,6 +240,8 @@ mod tests {
         assert_eq!(shown(-1.0, 1.0), "-1 -0.5 0 0.5 1");
         assert_eq!(shown(0.0, 123_456.0), "0 25000 50000 75000 100000");
         assert_eq!(shown(5.0, 5.0), "5");
+        assert_eq!(shown(0.0, 2e-4), "0 5e-5 1e-4 1.5e-4 2e-4");
+        assert_eq!(number(-1.234e-7), "-1.23e-7");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -9,6 +10,7 @@ use crate::chart::{Chart, Series, escape, number, smooth};
 use crate::overview::{Comparison, Difference, Overview};
 use crate::read::{Run, RunError};
 use crate::records::{EvalMetrics, SampleAnswer, StepMetrics, StepTimings};
+use crate::time::for_people;
 
 /// The pages' style.
 pub const CSS: &str = include_str!("page.css");
@@ -33,22 +35,22 @@ impl Default for View {
 /// A run's journals.
 struct Lines {
     name: String,
-    metrics: Vec<StepMetrics>,
-    timings: Vec<StepTimings>,
+    metrics: Arc<Vec<StepMetrics>>,
+    timings: Arc<Vec<StepTimings>>,
     evals: BTreeMap<String, Vec<(f64, f64)>>,
 }
 
 /// By number: its course over the evaluations before and during training. Empty where there were none during training.
 fn eval_courses(run: &Run) -> Result<BTreeMap<String, Vec<(f64, f64)>>, RunError> {
-    let during: Vec<EvalMetrics> = run.evals()?;
+    let during = run.evals()?;
     let mut out: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     if during.is_empty() {
         return Ok(out);
     }
-    let before = run.evaluation("before").map(|e| (0, e.metrics));
-    for (step, metrics) in before.into_iter().chain(during.into_iter().map(|e| (e.step, e.metrics))) {
+    let before = run.evaluation("before").map(|e| e.metrics);
+    for (step, metrics) in before.iter().map(|m| (0, m)).chain(during.iter().map(|e| (e.step, &e.metrics))) {
         for (name, value) in metrics {
-            out.entry(name).or_default().push((step as f64, value));
+            out.entry(name.clone()).or_default().push((step as f64, *value));
         }
     }
     Ok(out)
@@ -70,7 +72,7 @@ impl Lines {
     /// By source: a value of each step that drew from it.
     fn by_source(&self, value: impl Fn(&crate::records::SourceMetrics) -> f64) -> BTreeMap<String, Vec<(f64, f64)>> {
         let mut out: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-        for m in &self.metrics {
+        for m in self.metrics.iter() {
             for s in &m.sources {
                 out.entry(s.name.clone()).or_default().push((m.step as f64, value(s)));
             }
@@ -82,7 +84,7 @@ impl Lines {
     fn mix(&self) -> BTreeMap<String, Vec<(f64, f64)>> {
         let mut drawn: BTreeMap<&str, u64> = BTreeMap::new();
         let mut out: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-        for m in &self.metrics {
+        for m in self.metrics.iter() {
             for s in &m.sources {
                 *drawn.entry(&s.name).or_default() += s.samples;
             }
@@ -137,10 +139,13 @@ pub fn charts(runs: &[Run], view: View) -> Result<String, RunError> {
     charts.push(Chart { from_zero: true, ..chart("lr", "Learning rate", of_metric(|m| m.lr)) });
     charts.push(Chart { from_zero: true, ..chart("grad", "Gradient norm", of_metric(|m| m.grad_norm)) });
     charts.push(Chart { from_zero: true, ..chart("speed", "Tokens per second", of_timing(|t| Some(t.tokens_per_second))) });
-    charts.push(Chart {
-        from_zero: true,
-        ..chart("memory", "Resident memory (GiB)", of_timing(|t| t.memory.map(|m| m as f64 / (1u64 << 30) as f64)))
-    });
+    charts.push(Chart { from_zero: true, ..chart("memory", "Resident memory (GiB)", of_timing(|t| t.memory.map(gib))) });
+    let gpu = [
+        chart("gpu-load", "Load of the card (percent)", of_timing(|t| t.gpu_load)),
+        chart("gpu-memory", "Memory of the card in use (GiB)", of_timing(|t| t.gpu_memory.map(gib))),
+    ];
+    // Runs on the CPU have none.
+    charts.extend(gpu.into_iter().filter(|c| !c.is_empty()).map(|c| Chart { from_zero: true, ..c }));
     let waited = |t: &StepTimings| (t.seconds > 0.0).then(|| t.data_wait_seconds / t.seconds);
     charts.push(Chart { from_zero: true, ..chart("wait", "Share of the time spent waiting for data", of_timing(waited)) });
     if let [lines] = all.as_slice() {
@@ -152,6 +157,19 @@ pub fn charts(runs: &[Run], view: View) -> Result<String, RunError> {
         charts.push(chart("sources", "Loss by source", many(lines.by_source(|s| s.loss), view.smoothing)));
     }
     Ok(charts.iter().map(Chart::html).collect())
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// A number with its thousands apart.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let first = digits.len() % 3;
+    let (head, rest) = digits.split_at(first);
+    let groups = rest.as_bytes().chunks(3).map(|g| String::from_utf8_lossy(g).into_owned());
+    Some(head.to_owned()).filter(|h| !h.is_empty()).into_iter().chain(groups).collect::<Vec<_>>().join(",")
 }
 
 /// A duration for people.
@@ -177,11 +195,11 @@ fn cell(value: &Value) -> String {
 /// A line of the overview: a run's value of it.
 type Fact = fn(&Overview) -> Option<String>;
 
-/// What runs are and how far they are, with a column for each.
+/// What runs are and how far they are: a list for one, a table with a column for each of several.
 pub fn overview(runs: &[Overview]) -> String {
     let text = |v: Option<String>| v.map_or(Value::Null, Value::from);
-    let rows: [(&str, Fact); 13] = [
-        ("began (UTC)", |o| o.started.clone()),
+    let rows: [(&str, Fact); 15] = [
+        ("began (UTC)", |o| o.started.as_deref().map(for_people)),
         ("model", |o| o.model.clone()),
         ("device", |o| o.device.clone()),
         ("steps", |o| Some(o.steps.map_or_else(|| o.step.to_string(), |n| format!("{} of {n}", o.step)))),
@@ -189,20 +207,28 @@ pub fn overview(runs: &[Overview]) -> String {
         ("ended early", |o| o.stopped_early.clone()),
         ("first loss", |o| o.first_loss.map(number)),
         ("loss of the last ten steps", |o| o.last_loss.map(number)),
-        ("tokens", |o| Some(o.tokens.to_string())),
+        ("tokens", |o| Some(thousands(o.tokens))),
         ("training time", |o| Some(time(o.seconds))),
         ("tokens per second", |o| o.tokens_per_second.map(number)),
         ("waiting for data", |o| o.data_wait_share.map(|s| format!("{:.1} %", 100.0 * s))),
-        ("most memory", |o| o.memory.map(|m| format!("{:.2} GiB", m as f64 / (1u64 << 30) as f64))),
+        ("most memory", |o| o.memory.map(|m| format!("{:.2} GiB", gib(m)))),
+        ("load of the card", |o| o.gpu_load.map(|l| format!("{l:.0} %"))),
+        ("most memory of the card", |o| o.gpu_memory.map(|m| format!("{:.2} GiB", gib(m)))),
     ];
+    if let [only] = runs {
+        // Beside each other, so that the charts are not far down.
+        let state = format!("<div><dt>state</dt><dd class=\"{0}\">{0}</dd></div>", only.state.name());
+        let fact = |(name, value): (&str, Fact)| Some(format!("<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value(only)?)));
+        return format!("<dl class=\"facts\">{state}{}</dl>\n", rows.into_iter().filter_map(fact).collect::<String>());
+    }
     let mut out = "<div class=\"scroll\"><table><thead><tr><th></th>".to_owned();
     for o in runs {
         let _ = write!(out, "<th>{} <span class=\"{1}\">{1}</span></th>", escape(&o.name), o.state.name());
     }
     out += "</tr></thead><tbody>";
     for (name, value) in rows {
-        // What only some runs have would be a line of dashes for all others.
-        if matches!(name, "best step" | "ended early") && runs.iter().all(|o| value(o).is_none()) {
+        // What no run has would be a line of dashes.
+        if runs.iter().all(|o| value(o).is_none()) {
             continue;
         }
         let _ = write!(out, "<tr><th>{name}</th>{}</tr>", runs.iter().map(|o| cell(&text(value(o)))).collect::<String>());

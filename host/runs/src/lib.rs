@@ -6,10 +6,12 @@ pub mod html;
 mod overview;
 mod read;
 pub mod records;
+mod shelf;
 mod tail;
 mod time;
 
 pub use overview::{Comparison, Difference, Overview, compare, flat};
-pub use read::{Evaluation, Run, RunError, State, find};
-pub use tail::{Tail, read_lines};
-pub use time::stamp;
+pub use read::{Evaluation, Run, RunError, State, all_below, find};
+pub use shelf::Shelf;
+pub use tail::{Piece, Tail, read_lines};
+pub use time::{for_people, stamp};

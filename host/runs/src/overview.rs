@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::read::{Run, RunError, State};
+use crate::records::StepTimings;
 
 /// A run's last loss is the mean over so many steps, because a single step's says little.
 const LAST: usize = 10;
@@ -44,6 +45,12 @@ pub struct Overview {
     pub data_wait_share: Option<f64>,
     /// The most memory seen, in bytes.
     pub memory: Option<u64>,
+    /// The card's mean load over the time of the steps, in percent, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_load: Option<f64>,
+    /// The most memory of the card in use that was seen, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory: Option<u64>,
     /// Metrics by evaluation (`before`, `after`, ...).
     pub evaluations: BTreeMap<String, BTreeMap<String, f64>>,
     /// The step whose adapter is in `adapter-best`.
@@ -83,11 +90,20 @@ impl Run {
             tokens_per_second: (seconds > 0.0).then(|| tokens as f64 / seconds),
             data_wait_share: (seconds > 0.0).then(|| timings.iter().map(|t| t.data_wait_seconds).sum::<f64>() / seconds),
             memory: timings.iter().filter_map(|t| t.memory).max(),
+            gpu_load: gpu_load(&timings),
+            gpu_memory: timings.iter().filter_map(|t| t.gpu_memory).max(),
             evaluations: self.evaluations().into_iter().map(|e| (e.name, e.metrics)).collect(),
             best_step: evals.iter().rev().find(|e| e.best).map(|e| e.step),
             stopped_early: evals.last().and_then(|e| e.stopped.clone()),
         })
     }
+}
+
+/// The mean over the steps that have a load, each as long as it took.
+fn gpu_load(timings: &[StepTimings]) -> Option<f64> {
+    let loads = timings.iter().filter_map(|t| Some((t.gpu_load?, t.seconds)));
+    let (sum, seconds) = loads.fold((0.0, 0.0), |(sum, all), (load, seconds)| (sum + load * seconds, all + seconds));
+    (seconds > 0.0).then(|| sum / seconds)
 }
 
 /// A setting that is not the same in all runs.

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::records::{EvalMetrics, SampleAnswer, StepMetrics, StepTimings};
+use crate::shelf::{Journals, Kept, Shelf};
 use crate::tail::read_lines;
 
 /// How deep below a folder runs are looked for.
@@ -93,6 +95,8 @@ pub struct Evaluation {
 #[derive(Clone, Debug)]
 pub struct Run {
     root: PathBuf,
+    /// Where its journals stay in memory.
+    journals: Option<Arc<Journals>>,
 }
 
 impl Run {
@@ -107,7 +111,14 @@ impl Run {
             }
         }
         let root = std::path::absolute(root).map_err(|source| RunError::Read { path: root.to_owned(), source })?;
-        Ok(Self { root })
+        Ok(Self { root, journals: None })
+    }
+
+    /// The same run with its journals on a shelf: a later look at it reads only what was added.
+    #[must_use]
+    pub fn on(mut self, shelf: &Shelf) -> Self {
+        self.journals = Some(shelf.journals(&self.root));
+        self
     }
 
     /// The folder.
@@ -149,37 +160,41 @@ impl Run {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn metrics(&self) -> Result<Vec<StepMetrics>, RunError> {
-        self.lines("metrics.jsonl")
+    pub fn metrics(&self) -> Result<Arc<Vec<StepMetrics>>, RunError> {
+        self.lines("metrics.jsonl", |j| &j.metrics)
     }
 
     /// Their times.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn timings(&self) -> Result<Vec<StepTimings>, RunError> {
-        self.lines("timings.jsonl")
+    pub fn timings(&self) -> Result<Arc<Vec<StepTimings>>, RunError> {
+        self.lines("timings.jsonl", |j| &j.timings)
     }
 
     /// The sample answers so far.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn samples(&self) -> Result<Vec<SampleAnswer>, RunError> {
-        self.lines("samples.jsonl")
+    pub fn samples(&self) -> Result<Arc<Vec<SampleAnswer>>, RunError> {
+        self.lines("samples.jsonl", |j| &j.samples)
     }
 
     /// The evaluations during training so far.
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn evals(&self) -> Result<Vec<EvalMetrics>, RunError> {
-        self.lines("evals.jsonl")
+    pub fn evals(&self) -> Result<Arc<Vec<EvalMetrics>>, RunError> {
+        self.lines("evals.jsonl", |j| &j.evals)
     }
 
-    fn lines<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, RunError> {
+    fn lines<T: serde::de::DeserializeOwned + Clone>(&self, name: &str, kept: fn(&Journals) -> &Kept<T>) -> Result<Arc<Vec<T>>, RunError> {
         let path = self.file(name);
-        read_lines(&path).map_err(|source| RunError::Read { path, source })
+        let read = match &self.journals {
+            Some(journals) => kept(journals).records(),
+            None => read_lines(&path).map(Arc::new),
+        };
+        read.map_err(|source| RunError::Read { path, source })
     }
 
     /// The evaluation reports: `before` and `after` first, then others by name. One that is not whole is left out, and so are those of evaluations
@@ -252,9 +267,16 @@ fn small(path: &Path) -> Result<Vec<u8>, RunError> {
 
 /// The runs in and below a folder, the newest first. A run's own folders are not searched, links are not followed.
 pub fn find(folder: &Path) -> Vec<Run> {
+    let mut found = all_below(folder);
+    // Each lock is read once.
+    found.sort_by_cached_key(|run| std::cmp::Reverse((run.started(), run.name())));
+    found
+}
+
+/// The runs of [`find`] in no order, without reading any of their files.
+pub fn all_below(folder: &Path) -> Vec<Run> {
     let mut found = Vec::new();
     search(folder, DEPTH, &mut found);
-    found.sort_by_key(|run| std::cmp::Reverse((run.started(), run.name())));
     found
 }
 

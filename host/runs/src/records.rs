@@ -55,6 +55,15 @@ pub struct StepTimings {
     /// The process's resident memory after it, in bytes, where the system tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// The card's mean load since the step before, in percent, where the run computes on a card that tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_load: Option<f64>,
+    /// Memory of the card that is in use, by all processes, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory: Option<u64>,
+    /// All memory of the card, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_total: Option<u64>,
 }
 
 /// A sample answer: a line of `samples.jsonl`.

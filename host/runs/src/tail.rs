@@ -12,24 +12,46 @@ const PIECE: u64 = 1 << 20;
 /// A line that is longer is no line of a journal.
 const LONGEST_LINE: u64 = 64 << 20;
 
-/// A place in a journal. A file that is not there yet is empty; one that has become shorter (a run that was resumed from a checkpoint) is read
-/// from its beginning.
+/// Bytes before the place that are looked at again, to see that the file is still the one that was read.
+const MARK: usize = 512;
+
+/// A place in a journal. A file that is not there yet is empty; one that is no longer what was read up to here (a run that was resumed from a
+/// checkpoint, or removed and begun again under the same name) is read from its beginning.
 #[derive(Debug)]
 pub struct Tail<T> {
     path: PathBuf,
     offset: u64,
+    /// The last bytes before `offset`.
+    mark: Vec<u8>,
     records: PhantomData<fn() -> T>,
+}
+
+/// What [`Tail::piece`] found.
+#[derive(Debug)]
+pub struct Piece<T> {
+    /// Whether the file is another one than before, so that what was read earlier no longer counts.
+    pub anew: bool,
+    /// Whether there were further whole lines. Only then may there be more.
+    pub more: bool,
+    /// Their records.
+    pub records: Vec<T>,
 }
 
 impl<T: DeserializeOwned> Tail<T> {
     /// From the beginning of a file.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), offset: 0, records: PhantomData }
+        Self { path: path.to_owned(), offset: 0, mark: Vec::new(), records: PhantomData }
     }
 
     /// Goes back to the beginning.
     pub fn rewind(&mut self) {
         self.offset = 0;
+        self.mark.clear();
+    }
+
+    /// How many bytes were read.
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// The next records, of about a megabyte at most; none if there is no further whole line yet. Lines that are no record of this kind are
@@ -38,15 +60,28 @@ impl<T: DeserializeOwned> Tail<T> {
     /// # Errors
     /// If the file is there and cannot be read.
     pub fn read(&mut self) -> io::Result<Vec<T>> {
+        Ok(self.piece()?.records)
+    }
+
+    /// [`Tail::read`], with what a caller needs that keeps the records.
+    ///
+    /// # Errors
+    /// If the file is there and cannot be read.
+    pub fn piece(&mut self) -> io::Result<Piece<T>> {
+        let none = |anew| Piece { anew, more: false, records: Vec::new() };
+        let before = self.offset;
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.rewind();
+                return Ok(none(before > 0));
+            }
             Err(e) => return Err(e),
         };
-        let length = file.metadata()?.len();
-        if length < self.offset {
-            self.offset = 0;
+        if before > 0 && !self.is_as_read(&mut file)? {
+            self.rewind();
         }
+        let anew = self.offset < before;
         let mut limit = PIECE;
         loop {
             file.seek(SeekFrom::Start(self.offset))?;
@@ -54,14 +89,28 @@ impl<T: DeserializeOwned> Tail<T> {
             Read::by_ref(&mut file).take(limit).read_to_end(&mut bytes)?;
             if let Some(end) = bytes.iter().rposition(|b| *b == b'\n') {
                 self.offset += end as u64 + 1;
-                let lines = bytes.get(..end).unwrap_or_default().split(|b| *b == b'\n');
-                return Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect());
+                let lines = bytes.get(..=end).unwrap_or_default();
+                self.mark = lines.get(lines.len().saturating_sub(MARK)..).unwrap_or_default().to_vec();
+                let records = lines.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+                return Ok(Piece { anew, more: true, records });
             }
             if (bytes.len() as u64) < limit || limit >= LONGEST_LINE {
-                return Ok(Vec::new());
+                return Ok(none(anew));
             }
             limit *= 2;
         }
+    }
+
+    /// Whether the file still has what was read last at the place where it was read. Times and losses have so many digits that another run's
+    /// line is never the same by chance.
+    fn is_as_read(&self, file: &mut File) -> io::Result<bool> {
+        if file.metadata()?.len() < self.offset {
+            return Ok(false);
+        }
+        file.seek(SeekFrom::Start(self.offset.saturating_sub(self.mark.len() as u64)))?;
+        let mut bytes = Vec::new();
+        Read::by_ref(file).take(self.mark.len() as u64).read_to_end(&mut bytes)?;
+        Ok(bytes == self.mark)
     }
 }
 
@@ -73,9 +122,12 @@ pub fn read_lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
     let mut tail = Tail::new(path);
     let mut all = Vec::new();
     loop {
-        let before = tail.offset;
-        all.extend(tail.read()?);
-        if tail.offset == before {
+        let piece = tail.piece()?;
+        if piece.anew {
+            all.clear();
+        }
+        all.extend(piece.records);
+        if !piece.more {
             return Ok(all);
         }
     }
@@ -104,6 +156,31 @@ mod tests {
         assert_eq!(rest, [2, 3]);
         file.set_len(8).unwrap();
         assert_eq!(tail.read().unwrap().len(), 1, "a shorter file is read again");
+    }
+
+    #[test]
+    fn another_file_in_the_same_place_is_read_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("j");
+        let lines = |from: u32, to: u32| (from..to).map(|i| format!("{{\"a\":{i}}}\n")).collect::<String>();
+        let steps = |piece: Piece<Value>| piece.records.iter().map(|v| v["a"].as_u64().unwrap()).collect::<Vec<_>>();
+        std::fs::write(&path, lines(10, 12)).unwrap();
+        let mut tail = Tail::<Value>::new(&path);
+        assert_eq!(steps(tail.piece().unwrap()), [10, 11]);
+        // Longer than before, so that its length tells nothing.
+        std::fs::write(&path, lines(20, 25)).unwrap();
+        let piece = tail.piece().unwrap();
+        assert!(piece.anew);
+        assert_eq!(steps(piece), [20, 21, 22, 23, 24]);
+        // The same beginning, cut and grown again past the place where reading stood.
+        std::fs::write(&path, lines(20, 24) + &lines(30, 33)).unwrap();
+        let piece = tail.piece().unwrap();
+        assert!(piece.anew);
+        assert_eq!(steps(piece), [20, 21, 22, 23, 30, 31, 32]);
+        std::fs::remove_file(&path).unwrap();
+        let piece = tail.piece().unwrap();
+        assert!(piece.anew && piece.records.is_empty());
+        assert!(!tail.piece().unwrap().anew, "that it is gone is told once");
     }
 
     #[test]

@@ -94,6 +94,7 @@ fn a_report_is_whole_and_nothing_breaks_out_of_it() {
         assert!(page.contains(&format!("<figure class=\"chart\" id=\"{id}\"")), "no chart {id}");
     }
     assert!(page.contains("&lt;/pre&gt;&lt;script&gt;x") && page.contains("&lt;b&gt;m"));
+    assert!(page.contains("<dt>tokens</dt><dd>200</dd>") && page.contains("<dt>state</dt><dd class=\"stopped\">stopped</dd>"), "{page}");
     // 2 of 8 samples, at every step.
     assert!(page.contains("<i class=\"s0\"></i>&lt;b&gt;m <b>0.25</b>"), "{page}");
     // Nothing there yet is no error.
@@ -101,6 +102,46 @@ fn a_report_is_whole_and_nothing_breaks_out_of_it() {
     fs::remove_file(dir.path().join("timings.jsonl")).unwrap();
     let page = html::report(&Run::open(dir.path()).unwrap()).unwrap();
     assert!(page.contains("nothing yet"));
+}
+
+#[test]
+fn the_load_of_a_card_is_shown_where_there_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cpu, card) = (dir.path().join("cpu"), dir.path().join("card"));
+    make(&cpu, "x", 0.5, 4, 4);
+    make(&card, "x", 0.5, 4, 4);
+    let mut timings = String::new();
+    for (step, seconds, load, gib) in [(1, 3.0, Some(50.0), 10u64), (2, 1.0, Some(90.0), 40), (3, 1.0, None, 30), (4, 0.0, Some(0.0), 20)] {
+        let mut line =
+            json!({ "step": step, "seconds": seconds, "tokens_per_second": 20.0, "data_wait_seconds": 0.0, "memory": 1u64 << 30 });
+        line["gpu_memory"] = json!(gib << 30);
+        line["gpu_memory_total"] = json!(80u64 << 30);
+        if let Some(load) = load {
+            line["gpu_load"] = json!(load);
+        }
+        timings += &format!("{line}\n");
+    }
+    fs::write(card.join("timings.jsonl"), timings).unwrap();
+    let page = |path: &Path| html::report(&Run::open(path).unwrap()).unwrap();
+    let with = page(&card);
+    for part in [
+        "id=\"gpu-load\"",
+        "id=\"gpu-memory\"",
+        "<b>20</b>",
+        "<dt>load of the card</dt><dd>60 %</dd>",
+        "<dt>most memory of the card</dt><dd>40.00 GiB</dd>",
+    ] {
+        assert!(with.contains(part), "{part}: {with}");
+    }
+    let without = page(&cpu);
+    assert!(!without.contains("gpu") && !without.contains("of the card"), "a run on the CPU has no empty charts");
+    // Side by side the card's run has a line and the other none.
+    let both = html::charts(&[Run::open(&cpu).unwrap(), Run::open(&card).unwrap()], html::View::default()).unwrap();
+    let runs = [&cpu, &card].map(|path| Run::open(path).unwrap().overview().unwrap());
+    assert!(html::overview(&runs).contains("<tr><th>load of the card</th><td class=\"dim\">-</td><td>60 %</td></tr>"));
+    assert!(both.contains("id=\"gpu-load\"") && both.contains("</i>card <b>0</b>"), "{both}");
+    let shown = serde_json::to_value(Run::open(&cpu).unwrap().overview().unwrap()).unwrap();
+    assert!(shown.get("gpu_load").is_none());
 }
 
 #[test]

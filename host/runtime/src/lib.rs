@@ -3,6 +3,7 @@
 //! Training, evaluation and generation need the same things in the same way, so they are put together once, here.
 
 mod adapter;
+mod card;
 mod data_path;
 mod device;
 mod doctor;
@@ -15,6 +16,7 @@ mod plugins;
 mod sources;
 
 pub use adapter::adapter_digest;
+pub use card::{CardReading, CardUse, CardWatch};
 pub use data_path::{DataParts, DataSetup, default_workers, pipeline_spec, prepared_store, trains_by_plugin};
 pub use device::{
     Backend, DeviceInfo, DeviceKind, Gauge, KernelTime, Machine, MemoryUse, OpenDevice, Verdict, choose as choose_device, limit_in_bytes,

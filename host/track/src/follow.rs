@@ -7,7 +7,7 @@ use serde_json::Value;
 use trainer_runs::records::{EvalMetrics, SampleAnswer, StepMetrics, StepTimings};
 use trainer_runs::{Run, RunError, Tail};
 
-use crate::sink::{About, Item, SinkError};
+use crate::sink::{About, Item, Load, SinkError};
 use crate::state::State;
 
 /// At most so many items are delivered at once.
@@ -170,7 +170,13 @@ fn step_item(m: &StepMetrics, t: Option<&StepTimings>) -> Item {
         values.push(("perf/data_wait_share".to_owned(), if t.seconds > 0.0 { t.data_wait_seconds / t.seconds } else { 0.0 }));
         values.extend(t.memory.map(|m| ("perf/memory_gib".to_owned(), m as f64 / (1u64 << 30) as f64)));
     }
-    Item::Step { step: m.step, at: t.and_then(|t| t.ended).unwrap_or_else(now), values }
+    let load = t.map_or_else(Load::default, |t| Load {
+        memory: t.memory,
+        gpu: t.gpu_load,
+        gpu_memory: t.gpu_memory,
+        gpu_memory_total: t.gpu_memory_total,
+    });
+    Item::Step { step: m.step, at: t.and_then(|t| t.ended).unwrap_or_else(now), values, load }
 }
 
 /// A name with the characters that every tracker takes in a metric's name.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::follow::now;
 use crate::http::{Answer, Server, escape};
-use crate::sink::{About, Item, Sink, SinkError};
+use crate::sink::{About, Item, Load, Sink, SinkError};
 use crate::{Outcome, Setup};
 
 const DEFAULT: &str = "http://127.0.0.1:5000";
@@ -143,6 +143,21 @@ fn milliseconds(seconds: f64) -> i64 {
     (seconds * 1000.0) as i64
 }
 
+/// A value as `runs/log-batch` takes it.
+fn metric(key: &str, value: f64, at: f64, step: u64) -> Value {
+    json!({ "key": key, "value": value, "timestamp": milliseconds(at), "step": step })
+}
+
+/// What the card had to do, under the names of MLflow's own system metrics, which its page shows apart. A run has one card.
+fn system(load: &Load) -> Vec<(&'static str, f64)> {
+    let values = [
+        ("system/gpu_0_utilization_percentage", load.gpu),
+        ("system/gpu_0_memory_usage_percentage", load.gpu_memory_percent()),
+        ("system/gpu_0_memory_usage_megabytes", load.gpu_memory.map(|b| b as f64 / 1e6)),
+    ];
+    values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
 /// A setting as text.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
@@ -175,10 +190,12 @@ impl Sink for Mlflow {
         let mut metrics = Vec::new();
         for item in items {
             match item {
-                Item::Step { step, at, values } | Item::Evaluation { step, at, values, .. } => {
-                    let metric =
-                        |(key, value): &(String, f64)| json!({ "key": key, "value": value, "timestamp": milliseconds(*at), "step": step });
-                    metrics.extend(values.iter().map(metric));
+                Item::Step { step, at, values, load } => {
+                    metrics.extend(values.iter().map(|(key, value)| metric(key, *value, *at, *step)));
+                    metrics.extend(system(load).into_iter().map(|(key, value)| metric(key, value, *at, *step)));
+                }
+                Item::Evaluation { step, at, values, .. } => {
+                    metrics.extend(values.iter().map(|(key, value)| metric(key, *value, *at, *step)));
                 }
                 Item::Sample { step, prompt, text, .. } => {
                     let value = cut(&format!("user: {prompt}\nassistant: {text}"), TAG);

@@ -15,6 +15,8 @@ pub enum Item {
         at: f64,
         /// Names and values.
         values: Vec<(String, f64)>,
+        /// What the machine had to do, which each tracker shows under names of its own.
+        load: Load,
     },
     /// An evaluation.
     Evaluation {
@@ -38,6 +40,27 @@ pub enum Item {
         /// The answer.
         text: String,
     },
+}
+
+/// What the machine had to do in a step, as far as that is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// The process's resident memory, in bytes.
+    pub memory: Option<u64>,
+    /// The card's mean load, in percent.
+    pub gpu: Option<f64>,
+    /// Memory of the card in use, in bytes.
+    pub gpu_memory: Option<u64>,
+    /// All memory of the card, in bytes.
+    pub gpu_memory_total: Option<u64>,
+}
+
+impl Load {
+    /// Memory of the card in use, in percent.
+    pub fn gpu_memory_percent(&self) -> Option<f64> {
+        let (used, total) = (self.gpu_memory?, self.gpu_memory_total.filter(|t| *t > 0)?);
+        Some(100.0 * used as f64 / total as f64)
+    }
 }
 
 /// What a run is, for a tracker's overview.

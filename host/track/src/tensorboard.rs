@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::Outcome;
 use crate::proto::{Message, int_of, message_of};
-use crate::sink::{About, Item, Sink, SinkError};
+use crate::sink::{About, Item, Load, Sink, SinkError};
 use crate::tfrecord::{Records, frame};
 
 /// TensorBoard looks for `tfevents` in the name.
@@ -51,6 +51,13 @@ fn event(at: f64, step: u64) -> Message {
 fn scalars(values: &[(String, f64)]) -> Message {
     let value = |(tag, value): &(String, f64)| Message::default().text(1, tag).float(2, *value as f32);
     values.iter().fold(Message::default(), |summary, v| summary.message(1, value(v)))
+}
+
+/// What the card had to do; TensorBoard knows no names for that.
+fn system(load: &Load) -> Vec<(String, f64)> {
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let values = [("system/gpu_load", load.gpu), ("system/gpu_memory_gib", load.gpu_memory.map(gib))];
+    values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// A value of the text plugin: a string tensor of one entry, marked as text; TensorBoard shows it as Markdown.
@@ -103,9 +110,10 @@ impl Sink for TensorBoard {
         let mut bytes = Vec::new();
         for item in items {
             let event = match item {
-                Item::Step { step, at, values } | Item::Evaluation { step, at, values, .. } => {
-                    event(*at, *step).message(5, scalars(values))
+                Item::Step { step, at, values, load } => {
+                    event(*at, *step).message(5, scalars(&[values.as_slice(), &system(load)].concat()))
                 }
+                Item::Evaluation { step, at, values, .. } => event(*at, *step).message(5, scalars(values)),
                 Item::Sample { step, at, prompt, text: answer } => {
                     let shown = format!("user:\n\n{}\nassistant:\n\n{}", literal(prompt), literal(answer));
                     event(*at, *step).message(5, text("sample", &shown))

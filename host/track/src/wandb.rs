@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::follow::now;
 use crate::leveldb::{Records, file_head, frame};
 use crate::proto::{Message, int_of, message_of};
-use crate::sink::{About, Item, Sink, SinkError};
+use crate::sink::{About, Item, Load, Sink, SinkError};
 use crate::{Outcome, Setup};
 
 // Fields of `wandb_internal.Record`.
@@ -18,6 +18,7 @@ const NUMBER: u32 = 1;
 const HISTORY: u32 = 2;
 const SUMMARY: u32 = 3;
 const FILES: u32 = 6;
+const STATS: u32 = 7;
 const TELEMETRY: u32 = 11;
 const RUN: u32 = 17;
 const EXIT: u32 = 18;
@@ -93,8 +94,7 @@ impl Wandb {
         config.insert("_wandb".to_owned(), json!({}));
         let item = |key: &str, value: &Value| Message::default().text(1, key).text(16, &value.to_string());
         let config = config.iter().fold(Message::default(), |config, (key, value)| config.message(1, item(key, value)));
-        let seconds = self.began.trunc();
-        let start = Message::default().int(1, seconds as i64).int(2, ((self.began - seconds) * 1e9) as i64);
+        let start = timestamp(self.began);
         let run = Message::default().text(1, id).text(3, &self.project).message(4, config).text(8, &self.name).message(17, start);
         let files =
             Message::default().message(1, Message::default().text(1, "recipe.toml")).message(1, Message::default().text(1, "lock.json"));
@@ -128,6 +128,26 @@ fn item((key, value): &(String, Value)) -> Message {
 /// The last values, for the run's overview.
 fn summary(values: &[(String, Value)]) -> Message {
     Message::default().message(SUMMARY, values.iter().fold(Message::default(), |s, v| s.message(1, item(v))))
+}
+
+/// `google.protobuf.Timestamp` of seconds since 1970.
+fn timestamp(at: f64) -> Message {
+    let seconds = at.trunc();
+    Message::default().int(1, seconds as i64).int(2, ((at - seconds) * 1e9) as i64)
+}
+
+/// What the machine had to do, under the client's own names, which W&B's page shows apart with `system.` before them. A run has one card.
+fn stats(at: f64, load: &Load) -> Option<Message> {
+    let values = [
+        ("gpu.0.gpu", load.gpu),
+        ("gpu.0.memoryAllocated", load.gpu_memory_percent()),
+        ("gpu.0.memoryAllocatedBytes", load.gpu_memory.map(|b| b as f64)),
+        ("proc.memory.rssMB", load.memory.map(|b| b as f64 / f64::from(1 << 20))),
+    ];
+    let item = |(key, value): (&str, f64)| Message::default().text(1, key).text(16, &value.to_string());
+    let items: Vec<_> = values.into_iter().filter_map(|(key, value)| Some(item((key, value?)))).collect();
+    let begin = Message::default().message(2, timestamp(at));
+    (!items.is_empty()).then(|| Message::default().message(STATS, items.into_iter().fold(begin, |m, i| m.message(3, i))))
 }
 
 /// A project's name without what W&B refuses in one.
@@ -213,9 +233,11 @@ impl Sink for Wandb {
         for item in items {
             let number = |(key, value): &(String, f64)| (key.clone(), json!(value));
             let (step, at, values): (_, _, Vec<_>) = match item {
-                Item::Step { step, at, values } | Item::Evaluation { step, at, values, .. } => {
+                Item::Step { step, at, values, load } => {
+                    records.extend(stats(*at, load));
                     (*step, *at, values.iter().map(number).collect())
                 }
+                Item::Evaluation { step, at, values, .. } => (*step, *at, values.iter().map(number).collect()),
                 Item::Sample { step, at, prompt, text } => {
                     (*step, *at, vec![("sample".to_owned(), json!(format!("user: {prompt}\nassistant: {text}")))])
                 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use trainer_eval::Report;
 use trainer_runs::records::EvalMetrics;
-use trainer_runtime::{DeviceInfo, Machine};
+use trainer_runtime::{CardUse, DeviceInfo, Machine};
 
 /// A plugin of the run.
 #[derive(Clone, Debug, Serialize)]
@@ -103,6 +103,9 @@ pub struct StepInfo {
     /// The process's resident memory after it, in bytes, where the system tells.
     #[serde(skip)]
     pub memory: Option<u64>,
+    /// What the card had to do since the last step, where that is known.
+    #[serde(skip)]
+    pub card: CardUse,
 }
 
 /// Which evaluation.

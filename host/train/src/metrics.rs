@@ -7,10 +7,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::events::StepInfo;
 use crate::files::{FileError, parent, sync_dir};
 
 pub use trainer_runs::records::{EvalMetrics, SourceMetrics, StepMetrics, StepTimings};
@@ -100,6 +102,22 @@ pub enum MetricsError {
         /// The length at the checkpoint.
         needed: u64,
     },
+}
+
+/// A step's line of `timings.jsonl`; `ended`: when it was complete.
+pub(crate) fn step_timings(info: &StepInfo, ended: SystemTime) -> StepTimings {
+    let seconds = info.time.as_secs_f64();
+    StepTimings {
+        step: info.step,
+        seconds,
+        tokens_per_second: info.tokens as f64 / seconds.max(1e-9),
+        data_wait_seconds: info.waited.as_secs_f64(),
+        ended: ended.duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs_f64()),
+        memory: info.memory,
+        gpu_load: info.card.load,
+        gpu_memory: info.card.memory,
+        gpu_memory_total: info.card.memory_total,
+    }
 }
 
 /// A file of lines that grows at its end.
@@ -257,6 +275,10 @@ fn whole_lines(file: &mut File) -> std::io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use trainer_runtime::CardUse;
+
     use super::*;
 
     fn metrics(step: u64) -> StepMetrics {
@@ -273,7 +295,17 @@ mod tests {
     }
 
     fn timings(step: u64) -> StepTimings {
-        StepTimings { step, seconds: 0.5, tokens_per_second: 1e3, data_wait_seconds: 0.0, ended: Some(1.7e9), memory: Some(1 << 30) }
+        StepTimings {
+            step,
+            seconds: 0.5,
+            tokens_per_second: 1e3,
+            data_wait_seconds: 0.0,
+            ended: Some(1.7e9),
+            memory: Some(1 << 30),
+            gpu_load: Some(97.5),
+            gpu_memory: Some(40 << 30),
+            gpu_memory_total: Some(80 << 30),
+        }
     }
 
     #[test]
@@ -330,6 +362,28 @@ mod tests {
         assert_eq!(read_journal::<StepMetrics>(&path).unwrap().len(), 2);
         journal.truncate_to(0).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn figures_of_a_card_are_in_the_timings_and_only_where_there_are_any() {
+        let mut info = StepInfo {
+            step: 3,
+            total: 9,
+            loss: 1.0,
+            lr: 0.1,
+            grad_norm: 1.0,
+            tokens: 100,
+            time: Duration::from_millis(500),
+            waited: Duration::from_millis(125),
+            memory: Some(7),
+            card: CardUse::default(),
+        };
+        let line = |info: &StepInfo| serde_json::to_string(&step_timings(info, UNIX_EPOCH + Duration::from_secs(1))).unwrap();
+        let plain = r#"{"step":3,"seconds":0.5,"tokens_per_second":200.0,"data_wait_seconds":0.125,"ended":1.0,"memory":7"#;
+        assert_eq!(line(&info), format!("{plain}}}"));
+        info.card = CardUse { load: Some(87.5), memory: Some(40), memory_total: Some(80), engine_peak: Some(30) };
+        assert_eq!(line(&info), format!("{plain},\"gpu_load\":87.5,\"gpu_memory\":40,\"gpu_memory_total\":80}}"));
+        assert_eq!(serde_json::from_str::<StepTimings>(&line(&info)).unwrap().gpu_load, Some(87.5));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 use trainer_config::Recipe;
@@ -13,7 +13,7 @@ use trainer_engine::schedule::lr;
 use trainer_eval::Report;
 use trainer_kernels::ops::Ops;
 use trainer_runs::records::SampleAnswer;
-use trainer_runtime::{open_device_as, with_ops};
+use trainer_runtime::{CardWatch, open_device_as, with_ops};
 
 use crate::assemble::{Assembly, Work, host_batch};
 use crate::best;
@@ -21,7 +21,7 @@ use crate::error::TrainError;
 use crate::events::{Event, StepInfo, When};
 use crate::files::{FileError, resident_memory};
 use crate::lock::Lock;
-use crate::metrics::{EvalMetrics, Evals, Metrics, SourceMetrics, StepMetrics, StepTimings, Timings, read_journal};
+use crate::metrics::{EvalMetrics, Evals, Metrics, SourceMetrics, StepMetrics, Timings, read_journal, step_timings};
 use crate::rundir::{RunDir, RunDirError, default_path};
 use crate::state;
 use crate::watch::{self, BestStep};
@@ -96,12 +96,13 @@ pub fn run(start: Start, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>))
         }
     };
     let open = open_device_as(&recipe.device, recipe.train.precision)?;
+    let card = CardWatch::of(&open);
     let before = match &origin {
         Origin::Fresh { expected, .. } => expected.as_deref().cloned(),
         Origin::Resumed(dir) => Some(dir.lock()?),
     };
     with_ops!(open.backend, ops => {
-        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, stop, on_event)?.go(on_event)
+        start_on(Assembly::new(recipe, ops, open.threads, open.info, before.as_ref(), true)?, origin, card, stop, on_event)?.go(on_event)
     })
 }
 
@@ -116,6 +117,7 @@ enum Origin {
 fn start_on<'a, O: Ops>(
     assembly: Assembly<O>,
     origin: Origin,
+    card: CardWatch,
     stop: &'a AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Run<'a, O>, TrainError> {
@@ -126,12 +128,12 @@ fn start_on<'a, O: Ops>(
             }
             assembly.take_products()?;
             let dir = RunDir::create(&dir, &assembly.recipe().to_toml()?, assembly.lock())?;
-            Run::new(assembly, dir, false, stop, on_event)
+            Run::new(assembly, dir, card, false, stop, on_event)
         }
         Origin::Resumed(dir) => {
             dir.lock()?.check(assembly.lock())?;
             assembly.take_products()?;
-            Run::new(assembly, dir, true, stop, on_event)
+            Run::new(assembly, dir, card, true, stop, on_event)
         }
     }
 }
@@ -149,6 +151,7 @@ struct Run<'a, O: Ops> {
     /// What is in `evals`.
     measured: Vec<EvalMetrics>,
     losses: Vec<(u64, f64)>,
+    card: CardWatch,
     stop: &'a AtomicBool,
     resumed_after: Option<u64>,
     tokens: u64,
@@ -160,6 +163,7 @@ impl<'a, O: Ops> Run<'a, O> {
     fn new(
         assembly: Assembly<O>,
         dir: RunDir,
+        card: CardWatch,
         resumed: bool,
         stop: &'a AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
@@ -199,7 +203,23 @@ impl<'a, O: Ops> Run<'a, O> {
         };
         let losses = read_journal::<StepMetrics>(&dir.metrics_path())?.into_iter().map(|m| (m.step, m.loss)).collect();
         let (tokens, seconds, waited) = (0, 0.0, 0.0);
-        Ok(Self { assembly, dir, work, pipeline, metrics, timings, evals, measured, losses, stop, resumed_after, tokens, seconds, waited })
+        Ok(Self {
+            assembly,
+            dir,
+            work,
+            pipeline,
+            metrics,
+            timings,
+            evals,
+            measured,
+            losses,
+            card,
+            stop,
+            resumed_after,
+            tokens,
+            seconds,
+            waited,
+        })
     }
 
     fn go(mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<RunSummary, TrainError> {
@@ -397,6 +417,7 @@ impl<'a, O: Ops> Run<'a, O> {
             time: began.elapsed(),
             waited,
             memory: resident_memory(),
+            card: self.card.take(),
         };
         self.record(&info, target_weight, &sources)?;
         Ok(info)
@@ -424,14 +445,7 @@ impl<'a, O: Ops> Run<'a, O> {
             sources,
         })?;
         let seconds = info.time.as_secs_f64();
-        self.timings.append(&StepTimings {
-            step: info.step,
-            seconds,
-            tokens_per_second: info.tokens as f64 / seconds.max(1e-9),
-            data_wait_seconds: info.waited.as_secs_f64(),
-            ended: SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs_f64()),
-            memory: info.memory,
-        })?;
+        self.timings.append(&step_timings(info, SystemTime::now()))?;
         self.losses.push((info.step, info.loss));
         self.tokens += info.tokens;
         self.seconds += seconds;

@@ -31,6 +31,9 @@ fn main() -> ExitCode {
     }
     log(cli.verbose, cli.log_format);
     let json_lines = cli.log_format == LogFormat::Json;
+    if json_lines {
+        output::tell_as_log_lines();
+    }
     trainer_runtime::watch_downloads(Box::new(ui::Transfer::new(json_lines)));
     let result = match cli.command {
         Command::Run(args) => commands::run::run(args, json_lines),

@@ -19,12 +19,36 @@ macro_rules! say {
     ($($text:tt)*) => { $crate::output::put(format_args!("{}\n", format_args!($($text)*))) };
 }
 
-/// A line on standard error, under the same rule.
+/// A line on standard error, by [`tell`].
 macro_rules! note {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => { $crate::output::tell(format_args!($($text)*)) };
+}
+
+/// Set where log lines are JSON.
+static AS_LOG_LINES: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`tell`] writes log lines: a program that collects JSON must not meet anything else among it.
+pub fn tell_as_log_lines() {
+    AS_LOG_LINES.store(true, Ordering::Relaxed);
+}
+
+/// Says something on standard error, under the rule of [`put`]; where log lines are JSON, as one of them, with what the text begins with as its
+/// level.
+pub fn tell(text: std::fmt::Arguments<'_>) {
+    if AS_LOG_LINES.load(Ordering::Relaxed) {
+        let text = text.to_string();
+        match (text.strip_prefix("error: "), text.strip_prefix("warning: ")) {
+            // An error is told whatever the filter says.
+            (Some(error), _) if tracing::enabled!(target: "progress", tracing::Level::ERROR) => {
+                tracing::error!(target: "progress", "{error}")
+            }
+            (Some(_), _) => drop(writeln!(std::io::stderr(), "{text}")),
+            (_, Some(warning)) => tracing::warn!(target: "progress", "{warning}"),
+            _ => tracing::info!(target: "progress", "{}", text.trim_start()),
+        }
+    } else {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
 }
 
 /// Refuses a `--json` argument that can only be another argument in the wrong place, before anything is done.

@@ -143,6 +143,19 @@ impl Device {
         Ok(self.context.name()?)
     }
 
+    /// Where the card is plugged in, such as `00000000:1B:00.0`: the name by which other libraries know it, whatever `CUDA_VISIBLE_DEVICES`
+    /// makes of its number.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn pci(&self) -> Result<String> {
+        let attribute = |a| self.context.attribute(a);
+        let domain = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+        let bus = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+        let device = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+        Ok(format!("{domain:08X}:{bus:02X}:{device:02X}.0"))
+    }
+
     /// What the card sustains, for predictions: an H100's measured rates, scaled by multiprocessors and clock, and by the memory's width and clock.
     pub fn rates(&self) -> Rates {
         let attribute = |a| f64::from(self.context.attribute(a).unwrap_or(0));

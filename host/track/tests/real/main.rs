@@ -102,6 +102,7 @@ fn tensorboard_reads_the_event_file() {
     assert_near(&series(&shown["eval/boxed_answer/accuracy"])[..1], &[(0, 0.25)]);
     assert_eq!(series(&shown["mix/math_ _1_"]).len(), 40);
     assert_eq!(series(&shown["perf/data_wait_share"])[0], (1, 0.25));
+    assert_eq!((series(&shown["system/gpu_load"])[39], series(&shown["system/gpu_memory_gib"])[39]), ((40, 90.5), (40, 40.0)));
     assert!(shown["text:recipe"][0][1].as_str().unwrap().contains("    learning_rate = 0.002\n"), "{shown}");
     assert!(shown["text:sample"][0][1].as_str().unwrap().contains("    It is **4** <b>now</b>.\n"), "{shown}");
 }
@@ -127,6 +128,11 @@ fn the_wandb_client_reads_the_offline_run() {
         assert_eq!(shown["summary"]["eval/boxed_answer/accuracy"], 0.75);
         assert!(shown["summary"]["sample"].as_str().unwrap().ends_with("So \\boxed{4}."));
         assert_eq!(shown["exit"], 1);
+        let stats = json!({
+            "gpu.0.gpu": 90.5, "gpu.0.memoryAllocated": 50, "gpu.0.memoryAllocatedBytes": 40u64 << 30, "proc.memory.rssMB": 1024,
+        });
+        assert_eq!(shown["stats"].as_array().unwrap().len(), 40);
+        assert_eq!(shown["stats"][39], json!([support::BEGAN + 40.0, stats]));
         let numbers: Vec<_> = shown["numbers"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
         assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
     };
@@ -165,7 +171,8 @@ fn wandb_sync_uploads_the_offline_run() {
     std::thread::spawn(move || lines.for_each(|line| drop(tell.send(line))));
     let mut sync = Command::new(python.with_file_name("wandb"));
     sync.arg("sync").arg(&folder).env("WANDB_BASE_URL", format!("http://127.0.0.1:{port}")).env("WANDB_API_KEY", "a".repeat(40));
-    sync.env("HOME", run.dir.parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
+    // The client leaves logs where it is started.
+    sync.env("HOME", run.dir.parent().unwrap()).current_dir(run.dir.parent().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
     let _sync = Ended(sync.spawn().unwrap());
     let mut variables = Value::Null;
     let mut losses = Vec::new();
@@ -249,6 +256,10 @@ fn an_mlflow_server_has_everything() {
         let metrics = &shown["metrics"];
         assert_eq!(series(&metrics["train/loss"]), expected_loss());
         assert_eq!(series(&metrics["eval/boxed_answer/accuracy"]), [(0, 0.25), (40, 0.75)]);
+        for (name, value) in [("utilization_percentage", 90.5), ("memory_usage_percentage", 50.0), ("memory_usage_megabytes", 42949.67296)]
+        {
+            assert_eq!(series(&metrics[format!("system/gpu_0_{name}").as_str()])[39], (40, value));
+        }
         assert_eq!(shown["tags"]["sample.40"].as_str().unwrap().lines().next(), Some("user: 2 + 2?"));
     };
     check("FINISHED");

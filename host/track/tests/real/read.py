@@ -42,7 +42,7 @@ def wandb(path):
 
     store = DataStore()
     store.open_for_scan(path)
-    out = {"history": [], "summary": {}, "exit": 0, "numbers": []}
+    out = {"history": [], "summary": {}, "stats": [], "exit": 0, "numbers": []}
     while (data := store.scan_data()) is not None:
         record = pb.Record()
         record.ParseFromString(data)
@@ -58,6 +58,10 @@ def wandb(path):
             run = record.run
             config = {i.key: json.loads(i.value_json) for i in run.config.update}
             out["run"] = {"id": run.run_id, "project": run.project, "name": run.display_name, "config": config}
+        elif kind == "stats":
+            at = record.stats.timestamp
+            assert record.stats.stats_type == pb.StatsRecord.StatsType.SYSTEM
+            out["stats"].append([at.seconds + at.nanos / 1e9, {i.key: json.loads(i.value_json) for i in record.stats.item}])
         elif kind == "exit":
             out["exit"] += 1
     return out

@@ -50,6 +50,7 @@ impl Fake {
         append(&self.dir.join("metrics.jsonl"), &metrics.to_string());
         let timings = json!({
             "step": step, "seconds": 0.5, "tokens_per_second": 200.0, "data_wait_seconds": 0.125, "ended": BEGAN + step as f64, "memory": 1u64 << 30,
+            "gpu_load": 90.5, "gpu_memory": 40u64 << 30, "gpu_memory_total": 80u64 << 30,
         });
         append(&self.dir.join("timings.jsonl"), &timings.to_string());
     }

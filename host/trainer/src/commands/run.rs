@@ -150,6 +150,10 @@ fn log_event(event: &Event<'_>, pace: &mut Pace) {
                 data_wait_share = pace.waiting(),
                 eta_seconds = pace.eta(s.total.saturating_sub(s.step)).as_secs_f64(),
                 memory = s.memory,
+                gpu_load = s.card.load,
+                gpu_memory = s.card.memory,
+                gpu_memory_total = s.card.memory_total,
+                gpu_engine_peak = s.card.engine_peak,
                 "step"
             );
         }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use trainer_dashboard::Options;
-use trainer_runs::{Comparison, Difference, Overview, Run, State, compare, find, html};
+use trainer_runs::{Comparison, Difference, Overview, Run, State, compare, find, for_people, html};
 
 use crate::cli::{DashboardArgs, RunsCommand};
 use crate::output::{check_json, json_on_stdout, write_json};
@@ -28,7 +28,14 @@ fn list(dir: &Path, json: Option<&Path>) -> Result<ExitCode> {
     if !dir.is_dir() {
         bail!("{} is no folder; give the folder that holds the runs", dir.display());
     }
-    let runs = find(dir).iter().map(Run::overview).collect::<Result<Vec<_>, _>>()?;
+    let mut runs = Vec::new();
+    for run in find(dir) {
+        // One that is broken does not hide the others.
+        match run.overview() {
+            Ok(overview) => runs.push(overview),
+            Err(e) => note!("warning: {} is left out: {e}", run.root().display()),
+        }
+    }
     if let Some(target) = json {
         write_json(target, &serde_json::json!({ "runs": runs }))?;
     }
@@ -74,14 +81,14 @@ fn show(path: &Path, json: Option<&Path>) -> Result<ExitCode> {
     let run = Run::open(path)?;
     let o = run.overview()?;
     if let Some(target) = json {
-        let value = serde_json::json!({ "overview": o, "evaluations": run.evaluations(), "samples": run.samples()?, "recipe": run.recipe()?, "lock": run.lock()? });
+        let value = serde_json::json!({ "overview": o, "evaluations": run.evaluations(), "samples": *run.samples()?, "recipe": run.recipe()?, "lock": run.lock()? });
         write_json(target, &value)?;
     }
     if json_on_stdout(json) {
         return Ok(ExitCode::SUCCESS);
     }
     let mut rows = vec![("run", o.path.display().to_string()), ("state", o.state.name().to_owned())];
-    rows.extend(o.started.clone().map(|s| ("began", format!("{s} UTC"))));
+    rows.extend(o.started.clone().map(|s| ("began", format!("{} UTC", for_people(&s)))));
     rows.extend(o.model.clone().map(|m| ("model", m)));
     rows.extend(o.device.clone().map(|d| ("device", d)));
     rows.push(("steps", o.steps.map_or_else(|| o.step.to_string(), |n| format!("{} of {n}", o.step))));
@@ -95,6 +102,9 @@ fn show(path: &Path, json: Option<&Path>) -> Result<ExitCode> {
     rows.extend(o.best_step.map(|s| ("best", format!("after step {s}; its adapter is in adapter-best"))));
     rows.extend(o.stopped_early.clone().map(|why| ("ended", format!("early: {why}"))));
     rows.extend(o.memory.map(|m| ("memory", format!("{} at the most", bytes(m)))));
+    let card = [o.gpu_load.map(|l| format!("{l:.0} % load")), o.gpu_memory.map(|m| format!("{} of memory in use at the most", bytes(m)))];
+    let card: Vec<_> = card.into_iter().flatten().collect();
+    rows.extend((!card.is_empty()).then(|| ("card", card.join(", "))));
     for (name, value) in rows {
         say!("{name:<8} {value}");
     }

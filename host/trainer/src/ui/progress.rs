@@ -69,6 +69,16 @@ impl Pace {
     }
 }
 
+/// What the card has to do and what memory holds, each with two spaces before it; nothing where nothing is known.
+fn memory(s: &StepInfo) -> String {
+    let mut card = Vec::new();
+    card.extend(s.card.load.map(|l| format!("{l:.0} %")));
+    card.extend(s.card.memory.map(|m| s.card.memory_total.map_or_else(|| bytes(m), |total| format!("{} of {}", bytes(m), bytes(total)))));
+    card.extend(s.card.engine_peak.map(|m| format!("engine {}", bytes(m))));
+    let card = if card.is_empty() { String::new() } else { format!("  card {}", card.join(", ")) };
+    card + &s.memory.map_or_else(String::new, |m| format!("  {}", bytes(m)))
+}
+
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
@@ -92,7 +102,7 @@ impl Progress {
         self.pace.add(s);
         let eta = self.pace.eta(s.total.saturating_sub(s.step));
         let speed = s.tokens as f64 / s.time.as_secs_f64().max(1e-9);
-        let memory = s.memory.map_or_else(String::new, |m| format!("  {}", bytes(m)));
+        let memory = memory(s);
         let line = format!(
             "step {:>w$}/{}  loss {:.4}  lr {:.2e}  grad {:.3}  {speed:.0} tokens/s  eta {}  waiting {:.0} %{memory}",
             s.step,
@@ -166,11 +176,25 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use trainer_runtime::CardUse;
+
     use super::*;
 
     fn step(step: u64, loss: f64, seconds: f64, waited: f64) -> StepInfo {
         let (time, waited) = (Duration::from_secs_f64(seconds), Duration::from_secs_f64(waited));
-        StepInfo { step, total: 1000, loss, lr: 0.1, grad_norm: 1.0, tokens: 10, time, waited, memory: None }
+        StepInfo { step, total: 1000, loss, lr: 0.1, grad_norm: 1.0, tokens: 10, time, waited, memory: None, card: CardUse::default() }
+    }
+
+    #[test]
+    fn what_is_known_of_the_card_is_in_the_line() {
+        let mut s = step(1, 1.0, 1.0, 0.0);
+        assert_eq!(memory(&s), "");
+        s.memory = Some(3 << 30);
+        assert_eq!(memory(&s), "  3.0 GiB");
+        s.card.engine_peak = Some(32 << 30);
+        assert_eq!(memory(&s), "  card engine 32.0 GiB  3.0 GiB");
+        s.card = CardUse { load: Some(96.6), memory: Some(40 << 30), memory_total: Some(80 << 30), ..s.card };
+        assert_eq!(memory(&s), "  card 97 %, 40.0 GiB of 80.0 GiB, engine 32.0 GiB  3.0 GiB");
     }
 
     #[test]
