@@ -73,7 +73,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             "train" => train::measure(&place, info.kind == DeviceKind::Cpu && threads > 1)?,
             "decode" => decode::measure(&place)?,
             "data" => match args.rows {
-                Some(rows) => scale::measure(rows, threads)?,
+                Some(rows) => scale::measure(rows, args.times, threads)?,
                 None => data::measure()?,
             },
             _ => plugins::measure()?,

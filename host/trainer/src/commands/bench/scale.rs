@@ -36,11 +36,12 @@ enum Way {
     Prepared,
 }
 
-/// `rows` rows of maths through source, mixing policy, formatter, template, tokenizer and packer, with all limits on.
-pub fn measure(rows: u64, threads: usize) -> Result<Vec<Figure>> {
+/// `rows` rows of maths, which think `times` times as long as the embedded ones, through source, mixing policy, formatter, template, tokenizer and
+/// packer, with all limits on.
+pub fn measure(rows: u64, times: u16, threads: usize) -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("rows.jsonl");
-    let bytes = write(&path, rows)?;
+    let bytes = write(&path, rows, times)?;
     let mut figures =
         vec![Figure::new("data_scale/rows", "rows", vec![rows as f64]), Figure::new("data_scale/source", "MB", vec![bytes as f64 / 1e6])];
     let store = PreparedStore::new(folder.path().join("prepared"));
@@ -77,9 +78,33 @@ pub fn measure(rows: u64, threads: usize) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// The embedded rows, the thoughts of each followed by those of the rows after it until there are `times`.
+fn longer(lines: &[String], times: u16) -> Result<Vec<String>> {
+    const SOLUTION: &str = "generated_solution";
+    let rows = lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line)).collect::<Result<Vec<_>, _>>()?;
+    let parts = rows.iter().map(|row| {
+        let text = row.get(SOLUTION).and_then(serde_json::Value::as_str)?;
+        text.strip_prefix("<think>\n")?.split_once("\n</think>")
+    });
+    let parts = parts.collect::<Option<Vec<_>>>().context("an embedded row has no thoughts")?;
+    let long = rows.iter().enumerate().map(|(i, row)| {
+        let thoughts = parts.iter().cycle().skip(i).take(times.into()).map(|p| p.0).collect::<Vec<_>>().join("\n");
+        let answer = parts.get(i).map_or("", |p| p.1);
+        let mut row = row.clone();
+        if let Some(solution) = row.get_mut(SOLUTION) {
+            *solution = format!("<think>\n{thoughts}\n</think>{answer}").into();
+        }
+        row.to_string()
+    });
+    Ok(long.collect())
+}
+
 /// The embedded maths rows, over and over.
-fn write(path: &std::path::Path, rows: u64) -> Result<u64> {
-    let lines = math_rows()?;
+fn write(path: &std::path::Path, rows: u64, times: u16) -> Result<u64> {
+    let mut lines = math_rows()?;
+    if times > 1 {
+        lines = longer(&lines, times)?;
+    }
     let failed = || format!("cannot write {} rows to measure with to {}", rows, path.display());
     let mut file = std::io::BufWriter::new(std::fs::File::create(path).with_context(failed)?);
     let mut bytes = 0;
