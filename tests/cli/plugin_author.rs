@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::support::{Sandbox, json_file, shown};
+use crate::support::{Sandbox, json_file, prebuilt, shown};
 
 /// A command of the program in a folder, with the Rust tools of the user and a build folder that all tests share, as a user's projects do.
 fn command(sandbox: &Sandbox, folder: &Path, args: &[&str]) -> Command {
@@ -124,6 +124,78 @@ fn a_plugin_that_breaks_the_rules_is_told(sandbox: &Sandbox, project: &Path) {
 }
 
 #[test]
+fn a_metric_in_rust_moves_to_the_newer_version() {
+    let sandbox = Sandbox::new();
+    let folder = sandbox.path("work");
+    std::fs::create_dir(&folder).unwrap();
+    ok(&sandbox, &folder, &["plugin", "new", "my_metric", "--kind", "metric", "--lang", "rust"]);
+    let project = folder.join("my_metric");
+    let source = project.join("src/lib.rs");
+    let text = std::fs::read_to_string(&source).unwrap();
+    // What the SDK's page on 0.2 says: other imports, `samples`, and `metric_0_2` in the macro.
+    let newer = text
+        .replace(
+            "use trainer_plugin_sdk::{\n    Aggregate, Conversation, Generation, Item, Message, Metric, Plan, Pointer, Request, Response, RowError, Score, Value, plugin,\n};",
+            "use trainer_plugin_sdk::metric_0_2::{Aggregate, Generation, Item, Metric, Plan, Request, Response, Score, Value};\n\
+             use trainer_plugin_sdk::{Conversation, Message, Pointer, RowError, plugin};",
+        )
+        .replace("higher_is_better: Some(true),", "higher_is_better: Some(true),\n            samples: Some(scored.len() as u64),")
+        .replace("&answers[0].text;", "&format!(\"{} in {:?}\", answers[0].text, answers[0].tokens);")
+        .replace("plugin! { metric: Contains, }", "plugin! { metric_0_2: Contains, }");
+    assert_eq!(newer.matches("0_2").count(), 2, "the scaffold has changed: {text}");
+    std::fs::write(&source, newer).unwrap();
+    let said = ok(&sandbox, &project, &["plugin", "build"]);
+    assert!(said.starts_with("my_metric.wasm: my_metric 0.1.0, eval-metric@0.2.0, "), "{said}");
+    // It gives what it gave, and the samples that were scored.
+    let said = fails(&sandbox, &project, &["plugin", "test"]);
+    assert!(said.contains("FAIL  aggregate") && said.contains(".samples: null was expected, and it is 4"), "{said}");
+    ok(&sandbox, &project, &["plugin", "test", "--update"]);
+    let report: Value = serde_json::from_str(&ok(&sandbox, &project, &["plugin", "test", "--json"])).unwrap();
+    assert_eq!(report["passed"], true, "{report:#}");
+    // It is told the tokens.
+    let item = json!([[{"row": {"expected": "in Some(3)"}, "response": {"answers": [
+        {"raw": "a", "text": "a", "reasoning": "", "calls": [], "malformed": [], "finish": "stop", "tokens": 3}
+    ]}}]]);
+    let said = ok(&sandbox, &project, &["plugin", "run", "my_metric.wasm", "--call", "score", "--args", &item.to_string()]);
+    assert!(said.contains("\"boolean\":true"), "{said}");
+
+    let component = project.join("my_metric.wasm");
+    sandbox.write("rows.jsonl", "{\"question\": \"1+1?\", \"expected\": \"e\"}\n{\"question\": \"1+2?\", \"expected\": \"3\"}\n");
+    let eval = ["eval", "--model", "nano", "--data", "rows.jsonl", "--plugin", component.to_str().unwrap(), "--out", "out", "--json", "-"];
+    let report = sandbox.json(eval);
+    assert_eq!(report["counted"], json!({ "my_metric/accuracy": 2 }));
+    assert_eq!(
+        report["plugins"].as_array().unwrap().iter().filter(|p| p["kinds"] == json!(["eval-metric@0.2.0"])).count(),
+        1,
+        "{report:#}"
+    );
+}
+
+#[test]
+fn a_bench_tells_what_is_called_by_name() {
+    let sandbox = Sandbox::new();
+    // A component in its project: the cases give the inputs.
+    sandbox.write("mine/plugin.toml", "");
+    sandbox.write("mine/exact_match.wasm", std::fs::read(prebuilt("exact_match.wasm")).unwrap());
+    let answer = json!({"raw": "2", "text": "2", "reasoning": "", "calls": [], "malformed": [], "finish": "stop"});
+    let row = json!({"question": "1+1?", "answer": "2"});
+    let case = json!({"calls": [
+        {"call": "prepare", "args": [[row]]},
+        {"call": "score", "args": [[{"row": row, "response": {"answers": [answer]}}]]},
+    ]});
+    sandbox.write("mine/tests/case.json", case.to_string());
+    let args = ["plugin", "bench", "mine/exact_match.wasm", "--seconds", "0.02"];
+    let figures = sandbox.json(args.iter().chain(&["--json"]));
+    let calls = figures["kinds"][0]["calls"].as_array().unwrap();
+    let by_name: Vec<_> = calls.iter().map(|c| (c["call"].as_str().unwrap(), c["by_name"].as_bool().unwrap())).collect();
+    assert_eq!(by_name, [("prepare", false), ("score", true)]);
+    let said = sandbox.ok(args);
+    let line = |name: &str| said.lines().find(|l| l.trim_start().starts_with(name)).unwrap_or_else(|| panic!("no {name} in {said}"));
+    assert!(!line("prepare").contains("by name") && line("score").ends_with("; by name"), "{said}");
+    assert!(said.contains("runs call with types, which is faster"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let sandbox = Sandbox::new();
     let folder = sandbox.path("work");
@@ -189,4 +261,13 @@ fn the_contract_of_a_kind() {
         let text = sandbox.ok(["plugin", "doc", kind]);
         assert!(text.starts_with(&format!("# Kind `{kind}`\n")) && text.contains("trainer:host/log@0.1.0"), "{text}");
     }
+    // The newest version, or the one that is asked for.
+    let newest = sandbox.ok(["plugin", "doc", "metric"]);
+    assert!(newest.contains("## `trainer:eval-metric/metric@0.2.0`") && newest.contains("`tokens`: option<u64>"), "{newest}");
+    assert_eq!(sandbox.ok(["plugin", "doc", "eval-metric@0.2.0"]), newest);
+    let first = sandbox.ok(["plugin", "doc", "metric@0.1.0"]);
+    assert!(first.contains("## `trainer:eval-metric/metric@0.1.0`") && !first.contains("`tokens`"), "{first}");
+    assert!(first.contains("Plugins of 0.2.0 (`trainer plugin doc metric@0.2.0`) are run too."), "{first}");
+    let said = shown(&sandbox.run(["plugin", "doc", "metric@0.3.0"]));
+    assert!(said.contains("there is no eval-metric 0.3.0; this program knows 0.1.0, 0.2.0"), "{said}");
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::plugin_common::registry::{Access, NAME, PASSWORD, RealRegistry, Registry, docker_config};
+use crate::plugin_common::registry::{AUTHORITY, Access, NAME, PASSWORD, RealRegistry, Registry, docker_config};
 use crate::plugin_common::rename;
 use crate::plugin_common::server::{Reply, Server};
 use crate::support::{Sandbox, json_file, prebuilt, short, shown};
@@ -242,7 +242,7 @@ fn keys_sign_and_policy_demands() {
     assert!(sandbox.ok(["run", "--plugin", "mine.wasm", "--dry-run"]).contains("# plan"));
     sandbox.write("other.wasm", plugin("boxed_answer", "other", "1.0.0"));
     let said = sandbox.fails(["plugin", "add", "other.wasm"]);
-    insta::assert_snapshot!(said, @"error: [DIR]/other.wasm: it has no signature, and signatures are required (plugins.toml of your configuration, or plugins.lock)");
+    insta::assert_snapshot!(said, @"error: [DIR]/other.wasm: it has no signature, and signatures are required (plugins.toml of your configuration, or plugins.lock); `trainer plugin sign FILE` signs what is yours, and its author's signature goes beside it as FILE.minisig");
     let said = sandbox.fails(["run", "--plugin", "other.wasm", "--dry-run"]);
     assert!(said.contains("other.wasm: it has no signature"), "{said}");
     std::fs::copy(sandbox.path("mine.wasm.minisig"), sandbox.path("other.wasm.minisig")).unwrap();
@@ -308,6 +308,34 @@ fn a_registry() {
 fn a_real_registry() {
     registry(&RealRegistry::start(Access::Everybody).name(), Access::Everybody);
     registry(&RealRegistry::start(Access::Basic).name(), Access::Basic);
+}
+
+#[test]
+#[ignore = "needs the program docker-registry"]
+fn a_real_registry_over_tls() {
+    let registry = RealRegistry::start_tls(Access::Basic);
+    let place = format!("oci://{}/me/mine:1.0.0", registry.name());
+    let sandbox = Sandbox::cold();
+    sandbox.write("mine.wasm", plugin("exact_match", "mine", "1.0.0"));
+    sandbox.write("authority.pem", AUTHORITY);
+    sandbox.write("home/.docker/config.json", docker_config(&registry.name()));
+    let trusting = |args: &[&str]| {
+        let output = sandbox.command(args).env("SSL_CERT_FILE", sandbox.path("authority.pem")).output().unwrap();
+        assert!(output.status.success(), "{}", shown(&output));
+    };
+    let unknown = |args: &[&str]| {
+        let said = sandbox.fails(args);
+        assert!(said.contains("an authority that is not trusted") && said.contains("SSL_CERT_FILE"), "{said}");
+    };
+    unknown(&["plugin", "push", "mine.wasm", &place]);
+    trusting(&["plugin", "push", "mine.wasm", &place]);
+    unknown(&["plugin", "add", &place]);
+    assert_eq!(sandbox.ok(["plugin", "list", "--installed"]), "");
+    trusting(&["plugin", "add", &place]);
+    assert!(sandbox.ok(["plugin", "list", "--installed"]).contains(&place));
+    // By a name of this machine it is spoken to in the clear, and says so.
+    let said = sandbox.fails(["plugin", "add", &place.replace("0.0.0.0", "127.0.0.1")]);
+    assert!(said.contains("HTTP request to an HTTPS server"), "{said}");
 }
 
 #[cfg(unix)]
@@ -411,4 +439,76 @@ fn minisign_and_this_program_understand_each_other() {
     assert!(sandbox.fails(["plugin", "add", "mine.wasm"]).contains("is not trusted"));
     sandbox.ok(["plugin", "keys", "trust", "its", "its.pub"]);
     assert!(sandbox.ok(["plugin", "add", "mine.wasm"]).contains("signed by its"));
+}
+
+#[test]
+fn the_policy_holds_for_calls_and_benches_and_inspection_tells() {
+    let sandbox = Sandbox::new();
+    sandbox.write("mine.wasm", plugin("exact_match", "mine", "1.0.0"));
+    let signer = |place: &str| {
+        let said = sandbox.ok(["plugin", "inspect", place]);
+        said.lines().find_map(|l| l.strip_prefix("  signer   ")).unwrap_or_else(|| panic!("no signer in {said}")).to_owned()
+    };
+    let signature = |place: &str| sandbox.json(["plugin", "inspect", place, "--json"])["signature"].clone();
+    let run = ["plugin", "run", "mine.wasm", "--call", "scoring_version"];
+    let bench = ["plugin", "bench", "mine.wasm", "--seconds", "0.01"];
+    // Nothing is demanded.
+    sandbox.ok(run);
+    assert_eq!(signer("mine.wasm"), "not signed");
+    assert_eq!(signature("mine.wasm"), serde_json::json!({"state": "missing", "required": false}));
+    assert_eq!(signer("exact_match"), "none needed: it is part of the program");
+    // From now on only what is signed.
+    sandbox.write("home/.config/trainer/plugins.toml", "require_signatures = true\n");
+    for args in [&run[..], &run[..3], &bench[..]] {
+        let said = sandbox.fails(args);
+        assert!(said.contains("mine.wasm: it has no signature, and signatures are required"), "{said}");
+        assert!(said.contains("`trainer plugin sign FILE` signs what is yours"), "{said}");
+    }
+    assert_eq!(signer("mine.wasm"), "not signed; signatures are required, so it is not used");
+    // Official plugins are part of the program.
+    sandbox.ok(["plugin", "run", "exact_match", "--call", "scoring_version"]);
+    let key = sandbox.json(["plugin", "keys", "generate", "me", "--json"]);
+    let id = key["id"].as_str().unwrap();
+    sandbox.ok(["plugin", "sign", "mine.wasm"]);
+    sandbox.ok(run);
+    sandbox.ok(bench);
+    assert_eq!(signer("mine.wasm"), format!("signed by me ({id})"));
+    assert_eq!(signature("mine.wasm"), serde_json::json!({"state": "good", "signed_by": "me", "id": id, "required": true}));
+    // Installed ones too, by their names.
+    sandbox.ok(["plugin", "add", "mine.wasm"]);
+    sandbox.ok(["plugin", "run", "mine", "--call", "scoring_version"]);
+    assert_eq!(signer("mine"), format!("signed by me ({id})"));
+    // A signature of something else, one that is none, and one by a key that is not trusted.
+    sandbox.write("mine.wasm", plugin("exact_match", "mine", "6.6.6"));
+    let said = sandbox.fails(run);
+    assert!(said.contains("claims to be by `me` and is not"), "{said}");
+    assert!(signer("mine.wasm").starts_with("a BAD signature: it claims to be by me"), "{}", signer("mine.wasm"));
+    assert_eq!(signature("mine.wasm")["state"], "bad");
+    sandbox.write("mine.wasm.minisig", "nonsense");
+    assert_eq!(signature("mine.wasm")["state"], "unreadable");
+    assert!(sandbox.fails(bench).contains("its signature is no minisign signature"));
+    sandbox.ok(["plugin", "keys", "remove", "me"]);
+    assert_eq!(signature("mine"), serde_json::json!({"state": "untrusted", "id": id, "required": true}));
+    assert!(sandbox.fails(["plugin", "run", "mine"]).contains("is not trusted"));
+    // A demand that is not understood is none that is met; inspection shows it all the same.
+    sandbox.write("home/.config/trainer/plugins.toml", "require_signature = true\n");
+    assert!(sandbox.fails(run).contains("plugins.toml does not read"));
+    assert!(signer("mine.wasm").contains("plugins.toml does not read"), "{}", signer("mine.wasm"));
+    // A project's demand holds where the user has none.
+    sandbox.write("home/.config/trainer/plugins.toml", "");
+    sandbox.write("plugins.lock", "version = 1\nrequire_signatures = true\n");
+    assert!(sandbox.fails(run).contains("its signature is no minisign signature"));
+}
+
+#[test]
+fn ones_own_project_is_not_asked_for_signatures() {
+    let sandbox = Sandbox::new();
+    sandbox.write("home/.config/trainer/plugins.toml", "require_signatures = true\n");
+    sandbox.ok(["plugin", "new", "mine", "--kind", "metric", "--lang", "rust"]);
+    // A component that was built elsewhere stands for a build, which takes a compiler for each language.
+    sandbox.write("mine/mine.wasm", plugin("exact_match", "mine", "0.1.0"));
+    std::fs::remove_dir_all(sandbox.path("mine/tests")).unwrap();
+    let said = shown(&sandbox.run(["plugin", "test", "mine"]));
+    assert!(said.contains("0 cases and ") && !said.contains("signature"), "{said}");
+    assert!(sandbox.fails(["plugin", "run", "mine/mine.wasm"]).contains("it has no signature"));
 }

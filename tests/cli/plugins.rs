@@ -49,12 +49,16 @@ fn list_by_short_and_long_names_of_kinds() {
 #[test]
 fn inspect_as_json() {
     let sandbox = Sandbox::new();
-    let by_name = sandbox.json(["plugin", "inspect", "math_mix", "--json"]);
+    let mut by_name = sandbox.json(["plugin", "inspect", "math_mix", "--json"]);
     let file = prebuilt("math_mix.wasm");
-    let by_path = sandbox.json(["plugin", "inspect", file.to_str().unwrap(), "--json", "-"]);
-    assert_eq!(by_name, by_path);
+    let mut by_path = sandbox.json(["plugin", "inspect", file.to_str().unwrap(), "--json", "-"]);
     assert_eq!(sandbox.ok(["plugin", "inspect", "math_mix.wasm", "--json", "about.json"]), "");
     assert_eq!(crate::support::json_file(&sandbox.path("about.json")), by_name);
+    // Only what is inside the program needs no signature.
+    assert_eq!(by_name["signature"].take(), json!({"state": "official", "required": false}));
+    assert_eq!(by_path["signature"].take(), json!({"state": "missing", "required": false}));
+    assert_eq!(by_name, by_path);
+    by_name.as_object_mut().unwrap().remove("signature");
 
     let mut shown = by_name;
     assert_eq!(shown["size"], std::fs::metadata(&file).unwrap().len());
@@ -117,6 +121,7 @@ fn inspect_for_people() {
           needs    none
           size     [SIZE]
           sha256   [DIGEST]
+          signer   none needed: it is part of the program
           settings {
                      "type": "object",
                      "additionalProperties": false

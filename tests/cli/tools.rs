@@ -246,3 +246,61 @@ fn time_ends_answers_and_a_replay_ends_them_where_they_ended() {
     println!("{some} of 120 answers ran out of time");
     assert_eq!(ends(&record("600", "none")), 0);
 }
+
+/// Whether a process of this parent has given up its rights: it runs under a filter of system calls (proc(5), field `Seccomp`).
+#[cfg(target_os = "linux")]
+fn confined_child_of(parent: u32) -> bool {
+    let statuses = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| std::fs::read_to_string(e.path().join("status")).ok());
+    let has = |status: &str, field: &str, value: &str| status.lines().any(|l| l.split_whitespace().eq([field, value]));
+    statuses.into_iter().any(|s| has(&s, "PPid:", &parent.to_string()) && has(&s, "Seccomp:", "2"))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_isolated_tool_gives_the_same_report() {
+    use std::process::Stdio;
+    use std::sync::{Arc, Mutex, OnceLock};
+
+    let sandbox = Sandbox::new();
+    sandbox.write("cases.jsonl", uncanned(6));
+    // At each request: whether the tool that makes it runs in a process without rights. The request comes from the host all the same.
+    let (program, confined) = (Arc::new(OnceLock::<u32>::new()), Arc::new(Mutex::new(Vec::new())));
+    let (running, seen) = (Arc::new(Mutex::new(program)), Arc::clone(&confined));
+    let asked = Arc::clone(&running);
+    let server = Server::start(move |_, stream| {
+        let program = Arc::clone(&asked.lock().unwrap());
+        seen.lock().unwrap().push(confined_child_of(*program.wait()));
+        let body = serde_json::json!({"name": "x", "weather": [{"description": "mist"}], "main": {"temp": 7.0}, "cod": 200});
+        answer(stream, "200 OK\r\ncontent-type: application/json", &body.to_string())
+    });
+    let (url, grant) = (format!("plugins.weather.settings.base_url={}", server.url("")), format!("weather:http=http://{}", server.address));
+    let eval = |out: &str, more: &[&str]| {
+        let program = Arc::new(OnceLock::new());
+        *running.lock().unwrap() = Arc::clone(&program);
+        let tape = format!("{out}.jsonl");
+        let mut command = sandbox.command(["eval", "--model", "nano", "--data", "cases.jsonl", "--set", "eval.tools=[\"weather\"]"]);
+        command.args(["--plugin", "tool_calls", "--set", &url, "--grant", &grant, "--secret", "weather:OPENWEATHER_API_KEY=env:KEY"]);
+        command.args(["--out", out, "--record", &tape, "--json", "-"]).args(more).env("KEY", "0123456789abcdef");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        program.set(child.id()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", crate::support::shown(&output));
+        let file = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
+        let files = [file(&tape), file(&format!("{out}/eval.json")), file(&format!("{out}/eval.samples.jsonl"))];
+        (String::from_utf8(output.stdout).unwrap(), files, std::mem::take(&mut *confined.lock().unwrap()))
+    };
+    let (report, files, here) = eval("here", &[]);
+    let (isolated_report, isolated_files, apart) = eval("apart", &["--isolate", "weather"]);
+    assert_eq!(isolated_report, report);
+    for (isolated, file) in isolated_files.iter().zip(&files) {
+        assert_eq!(String::from_utf8_lossy(isolated), String::from_utf8_lossy(file));
+    }
+    assert!(report.contains("\"weather\"") && String::from_utf8_lossy(&files[2]).contains("mist"), "{report}");
+    assert!(here.len() >= 6 && here.iter().all(|c| !c), "{here:?}");
+    assert!(apart.len() == here.len() && apart.iter().all(|c| *c), "{apart:?}");
+    // What is no tool, or not there, cannot be isolated.
+    let error = sandbox.fails(["eval", "--model", "nano", "--data", "cases.jsonl", "--plugin", "tool_calls", "--isolate", "tool_calls"]);
+    assert!(error.contains("only a plugin of nothing but tools can be isolated"), "{error}");
+    let error = sandbox.fails(["eval", "--model", "nano", "--data", "cases.jsonl", "--plugin", "tool_calls", "--isolate", "wether"]);
+    assert!(error.contains("--isolate wether:...: no plugin of this name is in use"), "{error}");
+}

@@ -1,7 +1,8 @@
 //! The guest SDK's bindings, generated from `wit/` and checked in, so that building a plugin does not build a binding generator.
 //!
 //! One world exports every kind, which gives one set of shared types. A plugin exports only the kinds it has, so each kind's component
-//! type is written apart and the SDK's `plugin!` macro embeds those that it needs.
+//! type is written apart and the SDK's `plugin!` macro embeds those that it needs. Newer versions of a kind have a file each, so that what existing
+//! plugins are built from stays as it is.
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,21 @@ pub const KINDS: [Kind; 5] = [
     Kind { package: "tool-executor", interface: "executor" },
     Kind { package: "eval-metric", interface: "metric" },
 ];
+
+/// A version of a kind beside [`WIT_VERSION`].
+pub struct Newer {
+    /// The kind's package.
+    pub package: &'static str,
+    /// Its interface.
+    pub interface: &'static str,
+    /// The version.
+    pub version: &'static str,
+    /// The SDK's module with its bindings.
+    pub module: &'static str,
+}
+
+/// All of them.
+pub const NEWER: [Newer; 1] = [Newer { package: "eval-metric", interface: "metric", version: "0.2.0", module: "metric_0_2" }];
 
 /// The packages of capabilities, each with a world `imports` that a plugin which uses it adds to that of its kind.
 pub const CAPABILITIES: [&str; 1] = ["http"];
@@ -62,26 +78,70 @@ pub fn generate(wit: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
     let package = resolve.push_str("sdk.wit", &world).map_err(|e| Error::invalid("the SDK's world", e))?;
     let all = select_world(&resolve, package, "all")?;
 
+    let rust = rust(
+        &mut resolve,
+        all,
+        wit_bindgen_rust::Opts {
+            default_bindings_module: Some("trainer_plugin_sdk::bindings".to_owned()),
+            additional_derive_ignore: ["mixer", "session", "output-parser"].map(str::to_owned).to_vec(),
+            ..Default::default()
+        },
+    )?;
+    files.push(("generated.rs".to_owned(), rust));
+    for newer in &NEWER {
+        files.extend(generate_newer(wit, newer)?);
+    }
+    files.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(files)
+}
+
+/// The files of a newer version of a kind. What it shares with the others are the others' types.
+fn generate_newer(wit: &Path, newer: &Newer) -> Result<[(String, Vec<u8>); 2], Error> {
+    let Newer { package, interface, version, module } = newer;
+    let mut resolve = Resolve::default();
+    for shared in ["conversation", "host"] {
+        push(&mut resolve, wit, shared)?;
+    }
+    let folder = wit.join(package).join(version);
+    let (id, _) = resolve.push_dir(&folder).map_err(|e| Error::invalid(folder.display().to_string(), e))?;
+    let plugin = select_world(&resolve, id, "plugin")?;
+    let section = wit_component::metadata::encode(&resolve, plugin, StringEncoding::UTF8, None)
+        .map_err(|e| Error::invalid(format!("the component type of {package} {version}"), e))?;
+    let world = format!("package trainer:sdk@{WIT_VERSION};\nworld newer {{\n  export trainer:{package}/{interface}@{version};\n}}\n");
+    let sdk = resolve.push_str("sdk.wit", &world).map_err(|e| Error::invalid("the SDK's world", e))?;
+    let world = select_world(&resolve, sdk, "newer")?;
+    let types = format!("trainer:conversation/types@{WIT_VERSION}");
+    let rust = rust(
+        &mut resolve,
+        world,
+        wit_bindgen_rust::Opts {
+            default_bindings_module: Some(format!("trainer_plugin_sdk::bindings::{module}")),
+            with: vec![(types, wit_bindgen_rust::WithOption::Path("crate::bindings::trainer::conversation::types".to_owned()))],
+            export_macro_name: Some(format!("__export_{module}")),
+            ..Default::default()
+        },
+    )?;
+    Ok([(format!("{package}-{version}.component-type"), section), (format!("{module}.rs"), rust)])
+}
+
+/// A world's bindings in Rust.
+fn rust(resolve: &mut Resolve, world: WorldId, options: wit_bindgen_rust::Opts) -> Result<Vec<u8>, Error> {
     let options = wit_bindgen_rust::Opts {
         format: true,
         generate_all: true,
         pub_export_macro: true,
-        default_bindings_module: Some("trainer_plugin_sdk::bindings".to_owned()),
         runtime_path: Some("wit_bindgen::rt".to_owned()),
         additional_derive_attributes: vec!["PartialEq".to_owned()],
-        additional_derive_ignore: ["mixer", "session", "output-parser"].map(str::to_owned).to_vec(),
-        ..Default::default()
+        ..options
     };
     let mut generated = Files::default();
-    wit_bindgen_core::WorldGenerator::generate(&mut options.build(), &mut resolve, all, &mut generated)
+    wit_bindgen_core::WorldGenerator::generate(&mut options.build(), resolve, world, &mut generated)
         .map_err(|e| Error::invalid("the SDK's bindings", e))?;
     let mut rust = Vec::new();
     for (_, content) in generated.iter() {
         rust.extend_from_slice(content);
     }
-    files.push(("generated.rs".to_owned(), rust));
-    files.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(files)
+    Ok(rust)
 }
 
 /// Writes what [`generate`] gives into `folder` (`plugins/sdk/src/bindings`); answers the files that changed.

@@ -50,6 +50,9 @@ pub struct KindFigures {
 pub struct CallFigures {
     /// The function.
     pub call: String,
+    /// Whether it was called by name, as `trainer plugin run` calls: its arguments and results are converted from and to values of any type, which takes
+    /// longer than the typed calls of a run.
+    pub by_name: bool,
     /// One item per call: a call's overhead and an item's work.
     pub single_us: f64,
     /// Items in a large call.
@@ -60,27 +63,32 @@ pub struct CallFigures {
     pub item_bytes: f64,
 }
 
-/// Measures a plugin with the inputs of fixtures. `span` is how long each function is called.
+/// Measures the plugin with this digest with the inputs of fixtures. `span` is how long each function is called.
 ///
 /// # Errors
-/// If the plugin does not load or fails on an input.
+/// If the plugin does not load, is another one, or fails on an input.
 pub fn bench(
     source: &PluginSource,
+    digest: &str,
     compiler: &CompilerCommand,
     fixtures: &[Fixture],
     cache: &Path,
     span: Duration,
 ) -> Result<Figures, Error> {
     let host = || PluginHost::new(HostOptions { cache_dir: Some(cache.to_owned()), ..HostOptions::new(compiler.clone()) });
+    let load = || {
+        let plugin = host()?.load(source, Limits::default())?;
+        // A file is read each time.
+        if plugin.digest() != digest {
+            return Err(Error::Argument(format!("plugin `{}` changed while it was measured; try again", plugin.name())));
+        }
+        Ok(plugin)
+    };
     let started = Instant::now();
-    host()?.load(source, Limits::default())?;
+    load()?;
     let cold = started.elapsed();
-    let cached = median(9, || {
-        let host = host()?;
-        host.load(source, Limits::default())?;
-        Ok(())
-    })?;
-    let plugin = host()?.load(source, Limits::default())?;
+    let cached = median(9, || load().map(drop))?;
+    let plugin = load()?;
     let mut kinds = Vec::new();
     for kind in plugin.kinds() {
         kinds.push(kind_figures(&plugin, kind.kind, fixtures, span)?);
@@ -111,6 +119,7 @@ fn kind_figures(plugin: &Arc<Plugin>, kind: Kind, fixtures: &[Fixture], span: Du
         }
         let take = |n: usize| items.iter().cycle().take(n).cloned().collect::<Vec<Value>>();
         // Rows go through the client that training uses; other items through calls by name, which convert results a little slower.
+        let by_name = !matches!((kind, function.as_str()), (Kind::DatasetFormatter, "format") | (Kind::EvalMetric, "prepare"));
         let mut timed = |n: usize, span: Duration| match (kind, function.as_str()) {
             (Kind::DatasetFormatter, "format") => {
                 let (formatter, rows) = (plugin.formatter(settings)?, texts(&take(n)));
@@ -128,6 +137,7 @@ fn kind_figures(plugin: &Arc<Plugin>, kind: Kind, fixtures: &[Fixture], span: Du
         let bytes: usize = texts(items).iter().map(String::len).sum();
         calls.push(CallFigures {
             call: function.clone(),
+            by_name,
             single_us: timed(1, span / 2)?.as_secs_f64() * 1e6,
             batch: BATCH,
             per_second: BATCH as f64 / timed(BATCH, span)?.as_secs_f64(),

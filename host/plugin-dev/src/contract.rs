@@ -1,22 +1,69 @@
 //! `trainer plugin doc`: what a kind asks of a plugin, from the comments of its WIT.
 
 use std::fmt::Write as _;
+use std::str::FromStr;
 
 use trainer_plugin_host::Kind;
 use wit_parser::{Docs, Function, FunctionKind, Resolve, Type, TypeDef, TypeDefKind, TypeOwner, UnresolvedPackageGroup, WorldItem};
 
 use crate::Error;
-use crate::scaffold::{kind_name, wit};
+use crate::scaffold::{kind_name, version, wit_of};
 
-/// The contract of a kind as Markdown: its functions and types, and those that it shares with other kinds.
+/// A kind in one version of its contract. As text `metric`, which means the newest, or `metric@0.1.0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contract {
+    /// The kind.
+    pub kind: Kind,
+    /// One of [`Kind::versions`].
+    pub version: &'static str,
+}
+
+impl Contract {
+    /// A kind's newest contract.
+    pub fn newest(kind: Kind) -> Self {
+        Self { kind, version: kind.versions().last().copied().unwrap_or(version(kind)) }
+    }
+
+    /// All contracts that this host knows.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Kind::ALL.into_iter().flat_map(|kind| kind.versions().iter().map(move |version| Self { kind, version }))
+    }
+
+    /// The name of its page in the book, without `.md`: `metric` for the newest, `metric-0.1.0` for others.
+    pub fn page(self) -> String {
+        let name = kind_name(self.kind);
+        if self == Self::newest(self.kind) { name.to_owned() } else { format!("{name}-{}", self.version) }
+    }
+}
+
+impl FromStr for Contract {
+    type Err = Error;
+
+    /// # Errors
+    /// No such kind, or not in this version.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (kind, wanted) = text.split_once('@').map_or((text, None), |(kind, version)| (kind, Some(version)));
+        let kind: Kind = kind.parse().map_err(|e: trainer_plugin_host::UnknownKind| Error::Argument(e.to_string()))?;
+        let Some(wanted) = wanted else { return Ok(Self::newest(kind)) };
+        let Some(version) = kind.versions().iter().find(|v| **v == wanted) else {
+            let known = kind.versions().join(", ");
+            return Err(Error::Argument(format!("there is no {kind} {wanted}; this program knows {known}")));
+        };
+        Ok(Self { kind, version })
+    }
+}
+
+/// A contract as Markdown: the kind's functions and types, and those that it shares with other kinds.
 ///
 /// # Errors
 /// If the embedded WIT cannot be read, which a test rules out.
-pub fn markdown(kind: Kind) -> Result<String, Error> {
-    let resolve = resolve(kind)?;
+pub fn markdown(contract: Contract) -> Result<String, Error> {
+    let kind = contract.kind;
+    let resolve = resolve(contract)?;
     let mut out = format!("# Kind `{}`\n", kind_name(kind));
+    push_versions(&mut out, contract);
     // The kind's own package first, then what it imports: shared types, the log, requests.
-    let wanted = kind.export().split_once('/').map_or("", |(package, _)| package);
+    let wanted = kind.interface().split_once('/').map_or("", |(package, _)| package);
     let name = |p: &wit_parser::Package| format!("{}:{}", p.name.namespace, p.name.name);
     let mut packages: Vec<_> = resolve.packages.iter().map(|(_, p)| p).filter(|p| name(p) != "trainer:project").collect();
     packages.sort_by_key(|p| (name(p) != wanted, name(p)));
@@ -25,7 +72,7 @@ pub fn markdown(kind: Kind) -> Result<String, Error> {
         for (interface_name, id) in &package.interfaces {
             let interface = &resolve.interfaces[*id];
             let _ = writeln!(out, "\n## `{}/{interface_name}{version}`\n", name(package));
-            if interface_name.as_str() == kind.export().split(['/', '@']).nth(1).unwrap_or_default() {
+            if interface_name.as_str() == kind.interface().split('/').nth(1).unwrap_or_default() {
                 push_docs(&mut out, &package.docs, "");
             }
             push_docs(&mut out, &interface.docs, "");
@@ -44,11 +91,25 @@ pub fn markdown(kind: Kind) -> Result<String, Error> {
     Ok(out)
 }
 
-fn resolve(kind: Kind) -> Result<Resolve, Error> {
+/// Which version this is, where there are several.
+fn push_versions(out: &mut String, contract: Contract) {
+    let (kind, name) = (contract.kind, kind_name(contract.kind));
+    if kind.versions().len() < 2 {
+        return;
+    }
+    let newest = if contract == Contract::newest(kind) { ", the newest" } else { "" };
+    let others: Vec<String> =
+        kind.versions().iter().filter(|v| **v != contract.version).map(|v| format!("{v} (`trainer plugin doc {name}@{v}`)")).collect();
+    let (others, begun) = (others.join(", "), version(kind));
+    let _ =
+        writeln!(out, "\nVersion {}{newest}. Plugins of {others} are run too. `trainer plugin new` begins with {begun}.", contract.version);
+}
+
+fn resolve(Contract { kind, version }: Contract) -> Result<Resolve, Error> {
     let unread = |e: &dyn std::fmt::Display| Error::Argument(format!("the embedded contract of {kind} cannot be read: {e}"));
     let mut resolve = Resolve::default();
     let mut groups = Vec::new();
-    for (path, bytes) in wit(kind) {
+    for (path, bytes) in wit_of(kind, version) {
         let text = String::from_utf8(bytes).map_err(|e| unread(&e))?;
         groups.push(UnresolvedPackageGroup::parse(&path, &text).map_err(|e| unread(&format!("{e:?}")))?);
     }
@@ -163,13 +224,25 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_contract() {
-        for kind in Kind::ALL {
-            let text = markdown(kind).unwrap();
-            assert!(text.contains(&format!("## `{}`", kind.export())), "{text}");
+        for contract in Contract::all() {
+            let text = markdown(contract).unwrap();
+            assert!(text.contains(&format!("## `{}@{}`", contract.kind.interface(), contract.version)), "{text}");
             assert!(text.contains("## `trainer:host/log@0.1.0`"));
         }
-        let formatter = markdown(Kind::DatasetFormatter).unwrap();
+        let formatter = markdown(Contract::newest(Kind::DatasetFormatter)).unwrap();
         assert!(formatter.contains("### `format(rows: list<json>) -> list<outcome>`"), "{formatter}");
         assert!(formatter.contains("- `skip(string)` - The row is fine but not wanted."), "{formatter}");
+    }
+
+    #[test]
+    fn a_contract_is_chosen_by_its_version() {
+        let of = |text: &str| text.parse::<Contract>().map_err(|e| e.to_string());
+        assert_eq!(of("metric").unwrap(), Contract { kind: Kind::EvalMetric, version: "0.2.0" });
+        assert_eq!(of("eval-metric@0.1.0").unwrap(), Contract { kind: Kind::EvalMetric, version: "0.1.0" });
+        assert_eq!(of("formatter").unwrap().version, "0.1.0");
+        assert_eq!(of("metric@0.3.0").unwrap_err(), "there is no eval-metric 0.3.0; this program knows 0.1.0, 0.2.0");
+        assert!(of("sorter").unwrap_err().contains("`sorter` is no plugin kind"));
+        let pages: Vec<String> = Contract::all().map(Contract::page).collect();
+        assert_eq!(pages, ["formatter", "template", "mixing", "tool", "metric-0.1.0", "metric"]);
     }
 }

@@ -33,9 +33,10 @@ license = "Apache-2.0"
 publish = false
 
 [features]
-default = ["allocator"]
+default = ["allocator", "metric_0_2"]
 # The SDK's allocator is the component's.
 allocator = []
+metric_0_2 = []
 
 [dependencies]
 serde = { version = "1", features = ["derive"] }
@@ -108,7 +109,10 @@ fn check_name(name: &str) -> Result<(), Error> {
 fn files(name: &str, kind: Kind, language: Language) -> Vec<(PathBuf, Vec<u8>)> {
     let kind_folder = kind_name(kind);
     let filled = |bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(text) => text.replace("@NAME@", name).replace("@CRATE@", &name.replace('_', "-")).replace("@KIND@", kind_folder).into_bytes(),
+        Ok(text) => {
+            let text = text.replace("@NAME@", name).replace("@CRATE@", &name.replace('_', "-"));
+            text.replace("@KIND@", kind_folder).replace("@VERSION@", version(kind)).into_bytes()
+        }
         Err(_) => bytes.to_vec(),
     };
     let mut files = Vec::new();
@@ -176,10 +180,19 @@ fn project_file(name: &str, kind: Kind, language: Language) -> String {
     )
 }
 
+/// The version of a kind's contract that new projects are built against.
+pub(crate) fn version(kind: Kind) -> &'static str {
+    kind.export().split_once('@').map_or("0.1.0", |(_, v)| v)
+}
+
 /// The contract of one kind as a WIT folder: the world `plugin` in `world.wit`, and the packages that it needs in `deps`.
 pub fn wit(kind: Kind) -> Vec<(PathBuf, Vec<u8>)> {
-    let (package, _) = kind.export().split_once('/').unwrap_or_default();
-    let version = kind.export().split_once('@').map_or("0.1.0", |(_, v)| v);
+    wit_of(kind, version(kind))
+}
+
+/// The same in one of the kind's versions.
+pub(crate) fn wit_of(kind: Kind, version: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let (package, _) = kind.interface().split_once('/').unwrap_or_default();
     let world =
         format!("package trainer:project;\n\n/// What this plugin exports.\nworld plugin {{\n  include {package}/plugin@{version};\n}}\n");
     let mut files = vec![(PathBuf::from("wit/world.wit"), world.into_bytes())];
@@ -222,7 +235,10 @@ mod tests {
                 let texts =
                     files.iter().filter(|(p, _)| !p.starts_with("sdk")).filter_map(|(p, b)| Some((p, std::str::from_utf8(b).ok()?)));
                 for (path, text) in texts {
-                    assert!(!text.contains("@NAME@") && !text.contains("@KIND@") && !text.contains("@CRATE@"), "{language} {path:?}");
+                    assert!(
+                        !text.contains("@NAME@") && !text.contains("@KIND@") && !text.contains("@VERSION@") && !text.contains("@CRATE@"),
+                        "{language} {path:?}"
+                    );
                 }
             }
         }

@@ -291,6 +291,30 @@ fn an_episode_has_its_own_clock_and_seed() {
 }
 
 #[test]
+fn an_episode_that_is_called_by_name_is_the_same() {
+    let plugin = host().load(&source(tool("").build()), tight()).unwrap();
+    let letters = ["c", "r", "r", "c"];
+    let mut caller = plugin.caller(Kind::ToolExecutor, &json!({})).unwrap();
+    // One after the other in one instance: each begins with its own clock and seed.
+    for seed in [7, 8, 7] {
+        caller.call("open", &[json!({"settings": {}, "seed": seed, "now_ms": 1_000_000_002_003_u64})]).unwrap();
+        let mut by_name = Vec::new();
+        for letter in letters {
+            let answer = caller.call("call", &[json!([{"name": letter, "arguments": {}}])]).unwrap();
+            by_name.push(numbers(answer[0]["ok"].as_str().unwrap()));
+        }
+        let mut session = call(&plugin, seed, 1_000_000_002_003, &letters);
+        // The monotonic clock is the instance's, and goes on.
+        for answer in [0, 3] {
+            by_name[answer].truncate(2);
+            session[answer].truncate(2);
+        }
+        assert_eq!(by_name, session, "seed {seed}");
+        assert_ne!(by_name[1], by_name[2]);
+    }
+}
+
+#[test]
 fn granted_clock_and_randomness_are_real() {
     let needs = r#""clock", "random""#;
     let load = |grants: &[&str]| {

@@ -134,7 +134,11 @@ impl Answer {
         let mut bytes = Vec::new();
         // What cannot be read of an error's text is no news.
         let _ = self.body.as_reader().take(ERROR_LIMIT).read_to_end(&mut bytes);
-        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let Ok(json) = serde_json::from_slice::<serde_json::Value>(&bytes) else {
+            // Plain words, such as those of a server with TLS that is spoken to without; a page is for browsers.
+            let text = std::str::from_utf8(&bytes).unwrap_or_default().trim_start();
+            return line(text.lines().next().filter(|l| !l.starts_with('<')).unwrap_or_default());
+        };
         let first = json.get("errors").and_then(|e| e.get(0)).unwrap_or(&json);
         let text = ["message", "code", "details", "error"].iter().find_map(|k| first.get(k)?.as_str().filter(|s| !s.is_empty()));
         line(text.unwrap_or_default())
@@ -218,7 +222,7 @@ impl Client {
             }
             let wrong = |e: ureq::http::Error| lost(&server, e.to_string());
             // An address may hold a signature, which no message repeats.
-            let failed = |e: ureq::Error| lost(&server, e.to_string().replace(&url, "the address"));
+            let failed = |e: ureq::Error| lost(&server, explained(e.to_string().replace(&url, "the address")));
             let answer = match ask.method {
                 "GET" | "HEAD" => self.agent.run(request.body(()).map_err(wrong)?).map_err(failed)?,
                 _ => self.agent.run(request.body(ask.body).map_err(wrong)?).map_err(failed)?,
@@ -241,6 +245,16 @@ impl Client {
         }
         Err(lost(&line(&url), format!("there are more than {MAX_REDIRECTS} redirects")))
     }
+}
+
+/// What the TLS library says, with what to do about an authority that it does not know.
+fn explained(message: String) -> String {
+    if message.contains("invalid peer certificate") && message.contains("UnknownIssuer") {
+        return format!(
+            "{message}: its certificate is by an authority that is not trusted; if it should be, name a PEM file with the authority's certificate in the environment variable SSL_CERT_FILE"
+        );
+    }
+    message
 }
 
 /// Where a redirect, or the place of an upload, leads.

@@ -143,7 +143,7 @@ impl Manager {
             Some(signature) => self.keys.verify(bytes, signature)?,
             None if required => {
                 return Err(wrong(
-                    "it has no signature, and signatures are required (plugins.toml of your configuration, or plugins.lock)".to_owned(),
+                    "it has no signature, and signatures are required (plugins.toml of your configuration, or plugins.lock); `trainer plugin sign FILE` signs what is yours, and its author's signature goes beside it as FILE.minisig".to_owned(),
                 ));
             }
             None => return Ok(None),

@@ -101,7 +101,7 @@ pub enum RuntimeError {
         message: String,
     },
     /// A flag that grants something to a plugin that is not in use.
-    #[error("{flag} {name}:...: no plugin of this name is in use (in use are {}); add it with --plugin", used.join(", "))]
+    #[error("{flag} {name}:...: no plugin of this name is in use (in use {} {}){help}", if used.len() == 1 { "is" } else { "are" }, used.join(", "))]
     UnusedPlugin {
         /// The flag's name.
         flag: &'static str,
@@ -109,6 +109,8 @@ pub enum RuntimeError {
         name: String,
         /// The plugins in use.
         used: Vec<String>,
+        /// How to have it in use; empty where nothing helps.
+        help: String,
     },
     /// A name after `builtin:` that is not embedded.
     #[error("there is no embedded data `{name}`; there are {}", known.join(", "))]

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use serde::Serialize;
 use trainer_config::{PluginName, Recipe};
-use trainer_plugin_store::{Digest, Manager, Pins, Settings, StoreError};
+use trainer_plugin_store::{Digest, Manager, Pins, Settings, StoreError, Verdict};
 
 use crate::error::RuntimeError;
 use crate::plugins::PluginArg;
@@ -128,29 +129,115 @@ pub(crate) fn names() -> Vec<String> {
     index.map(|i| i.plugins.into_keys().collect()).unwrap_or_default()
 }
 
-/// Checks the signature of a plugin that is not official, where the user or the project requires one. The digest of what was checked.
-pub(crate) fn check_signature(arg: &PluginArg) -> Result<Option<Digest>, RuntimeError> {
-    if matches!(arg, PluginArg::Official(_)) {
-        return Ok(None);
+/// Whether the user or the project demands good signatures of plugins that are not official.
+fn signatures_required() -> Result<bool, StoreError> {
+    if pins()?.is_some_and(|p| p.require_signatures) {
+        return Ok(true);
     }
-    let project = pins()?.is_some_and(|p| p.require_signatures);
-    let manager = match plugin_manager() {
-        Err(StoreError::NoHome) if !project => return Ok(None),
-        manager => manager?,
-    };
-    if !project && !manager.policy.require_signatures {
-        return Ok(None);
+    match plugin_manager() {
+        Err(StoreError::NoHome) => Ok(false),
+        manager => Ok(manager?.policy.require_signatures),
     }
-    let (what, bytes, signature) = match arg {
-        PluginArg::Stored(s) => (format!("plugin `{}`", s.name), s.bytes.clone(), manager.store.signature(&s.digest)?),
+}
+
+/// What a plugin is called in messages, its component, and its signature. None for an official one.
+fn signed_bytes(arg: &PluginArg, manager: &Manager) -> Result<Option<(String, Vec<u8>, Option<String>)>, StoreError> {
+    Ok(match arg {
+        PluginArg::Official(_) => None,
+        PluginArg::Stored(s) => Some((format!("plugin `{}`", s.name), s.bytes.clone(), manager.store.signature(&s.digest)?)),
         PluginArg::File(path) => {
             let (bytes, signature) = Manager::read_signed(path)?;
-            (path.display().to_string(), bytes, signature)
+            Some((path.display().to_string(), bytes, signature))
         }
-        PluginArg::Official(_) => return Ok(None),
-    };
+    })
+}
+
+/// Checks the signature of a plugin that is not official, where the user or the project requires one. The digest of what was checked.
+pub(crate) fn check_signature(arg: &PluginArg) -> Result<Option<Digest>, RuntimeError> {
+    if matches!(arg, PluginArg::Official(_)) || !signatures_required()? {
+        return Ok(None);
+    }
+    let manager = plugin_manager()?;
+    let Some((what, bytes, signature)) = signed_bytes(arg, manager)? else { return Ok(None) };
     manager.check_signature(&what, &bytes, signature.as_deref(), false, true)?;
     Ok(Some(Digest::of(&bytes)))
+}
+
+/// Holds a plugin that is used without a recipe to the same rule: where the user or the project in the current folder requires signatures, it must
+/// have a good one, over the component with this digest.
+///
+/// # Errors
+/// It has none, or one that is not good; what was signed is another component than the one that was looked at.
+pub fn check_policy(name: &str, arg: &PluginArg, digest: &str) -> Result<(), RuntimeError> {
+    let signed = check_signature(arg)?;
+    check_digest(name, arg, digest, None, signed)
+}
+
+/// What is known of a plugin's signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SignatureReport {
+    /// What it is worth.
+    #[serde(flatten)]
+    pub state: SignatureState,
+    /// Whether the user or the project in the current folder requires a good one.
+    pub required: bool,
+}
+
+/// What a plugin's signature is worth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum SignatureState {
+    /// The plugin is part of the program, and needs none.
+    Official,
+    /// There is none.
+    Missing,
+    /// Made with a trusted key over this component.
+    Good {
+        /// The user's name of the key.
+        signed_by: String,
+        /// The key's id.
+        id: String,
+    },
+    /// It claims to be by a trusted key and is not: the component or the signature was changed.
+    Bad {
+        /// The user's name of the key.
+        claims: String,
+    },
+    /// Its key is not trusted.
+    Untrusted {
+        /// The key's id.
+        id: String,
+    },
+    /// It is no signature in minisign's format.
+    Unreadable,
+    /// It could not be looked at.
+    Unknown {
+        /// Why not.
+        message: String,
+    },
+}
+
+/// What a plugin's signature is worth, whether or not one is required. What stands in the way of knowing is an answer too.
+pub fn signature(arg: &PluginArg) -> SignatureReport {
+    let worth = || {
+        if matches!(arg, PluginArg::Official(_)) {
+            return Ok(SignatureState::Official);
+        }
+        let manager = plugin_manager()?;
+        let Some((_, bytes, signature)) = signed_bytes(arg, manager)? else { return Ok(SignatureState::Official) };
+        let Some(signature) = signature else { return Ok(SignatureState::Missing) };
+        Ok::<_, StoreError>(match manager.keys.verify(&bytes, &signature)? {
+            Verdict::Good(key, _) => SignatureState::Good { signed_by: manager.keys.name_of(&key)?.unwrap_or_default(), id: key.id() },
+            Verdict::Bad(claims) => SignatureState::Bad { claims },
+            Verdict::Unknown(id) => SignatureState::Untrusted { id },
+            Verdict::Unreadable => SignatureState::Unreadable,
+        })
+    };
+    // A demand that does not read is one: with it, nothing runs.
+    SignatureReport {
+        state: worth().unwrap_or_else(|e| SignatureState::Unknown { message: e.to_string() }),
+        required: signatures_required().unwrap_or(true),
+    }
 }
 
 /// Checks that a plugin is the one that is wanted, and the one whose signature was checked.

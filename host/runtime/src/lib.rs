@@ -8,6 +8,7 @@ mod data_path;
 mod device;
 mod doctor;
 mod error;
+mod grant_flags;
 mod hub;
 mod installed;
 mod model;
@@ -24,11 +25,10 @@ pub use device::{
 };
 pub use doctor::{CacheState, CardState, Diagnosis, LibraryState, diagnose, from_probe as diagnosis_of};
 pub use error::RuntimeError;
+pub use grant_flags::{apply_grants, grants_of};
 pub use hub::{download_watch, hub, hub_pins, pin_hub_names, watch_downloads};
-pub use installed::{pin_plugins, pins, plugin_manager, use_pins_beside};
+pub use installed::{SignatureReport, SignatureState, check_policy, pin_plugins, pins, plugin_manager, signature, use_pins_beside};
 pub use model::{Base, load_base, load_tokenizer, model_files, model_headers, model_texts};
 pub use planning::{EvaluationSizes, PlanChoice, PlanRequest, Planned, choose_plan, inference_weights, plan_again};
-pub use plugins::{
-    PluginArg, Plugins, apply_grants, apply_plugin, compiler_command, find_plugin, official_names, plugin_build_dir, plugin_cache_dir,
-};
+pub use plugins::{PluginArg, Plugins, apply_plugin, compiler_command, find_plugin, official_names, plugin_build_dir, plugin_cache_dir};
 pub use sources::{eval_source, open_held_out, open_sources, source_digest};

@@ -99,52 +99,6 @@ fn replace(plugin: &mut PluginName, settings: &mut Settings, name: &PluginName) 
     }
 }
 
-/// Puts the flags `--grant NAME:GRANT`, `--secret NAME:KEY=SOURCE` and `--isolate NAME` into the recipe. A flag's secret takes the place of the recipe's.
-///
-/// # Errors
-/// A flag that does not read, or names a plugin that is not in use. No error repeats what stands for a secret.
-pub fn apply_grants(recipe: &mut Recipe, grants: &[String], secrets: &[String], isolate: &[String]) -> Result<(), RuntimeError> {
-    for name in isolate {
-        granted(recipe, name, "--isolate")?.isolated = true;
-    }
-    for flag in grants {
-        let wrong = |message: &str| RuntimeError::GrantFlag { flag: format!("--grant {flag}"), message: message.to_owned() };
-        let (name, grant) = flag.split_once(':').ok_or_else(|| wrong("write --grant PLUGIN:http=https://HOST"))?;
-        Grants::parse([grant], []).map_err(|e| wrong(&e.to_string()))?;
-        let entry = granted(recipe, name, "--grant")?;
-        if !entry.grants.iter().any(|g| g == grant) {
-            entry.grants.push(grant.to_owned());
-        }
-    }
-    for flag in secrets {
-        // What comes after `=` may be a value that somebody put there.
-        let (name, rest) = flag.split_once('=').map_or((flag.as_str(), None), |(name, source)| (name, Some(source)));
-        let wrong = |message: &str| RuntimeError::GrantFlag { flag: format!("--secret {name}=..."), message: message.to_owned() };
-        let help = "write --secret PLUGIN:KEY=env:NAME, or file:PATH in place of env:NAME";
-        let (plugin, key, source) = match (name.split_once(':'), rest) {
-            (Some((plugin, key)), Some(source)) => (plugin, key, source),
-            _ => return Err(RuntimeError::GrantFlag { flag: "--secret".to_owned(), message: help.to_owned() }),
-        };
-        if !source.starts_with("env:") && !source.starts_with("file:") {
-            return Err(wrong(help));
-        }
-        granted(recipe, plugin, "--secret")?.secrets.insert(key.to_owned(), source.to_owned());
-    }
-    Ok(())
-}
-
-/// The recipe's entry of a plugin in use.
-fn granted<'a>(recipe: &'a mut Recipe, name: &str, flag: &'static str) -> Result<&'a mut trainer_config::Plugin, RuntimeError> {
-    let mut used = recipe.plugin_names();
-    used.extend(recipe.plugins.keys().cloned());
-    let name = PluginName::new(name);
-    if !used.contains(&name) {
-        let used = used.iter().map(PluginName::to_string).collect();
-        return Err(RuntimeError::UnusedPlugin { flag, name: name.to_string(), used });
-    }
-    Ok(recipe.plugins.entry(name).or_default())
-}
-
 /// What a recipe grants a plugin, read.
 fn grants(name: &PluginName, entry: &trainer_config::Plugin) -> Result<Grants, RuntimeError> {
     let secrets = entry.secrets.iter().map(|(key, source)| (key.as_str(), source.as_str()));

@@ -30,7 +30,7 @@ thread_local! {
     static CONFIGURED: RefCell<Vec<Rc<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
-fn set<T: 'static>(plugin: T) {
+pub(crate) fn set<T: 'static>(plugin: T) {
     CONFIGURED.with_borrow_mut(|all| {
         all.retain(|p| !p.is::<T>());
         all.push(Rc::new(plugin));
@@ -38,7 +38,7 @@ fn set<T: 'static>(plugin: T) {
 }
 
 /// The configured plugin, or one under no settings where the host has not configured it.
-fn get<T: 'static>(new: impl FnOnce() -> Result<T, String>) -> Rc<T> {
+pub(crate) fn get<T: 'static>(new: impl FnOnce() -> Result<T, String>) -> Rc<T> {
     let find = || CONFIGURED.with_borrow(|all| all.iter().find_map(|p| Rc::clone(p).downcast::<T>().ok()));
     if let Some(found) = find() {
         return found;
@@ -47,7 +47,7 @@ fn get<T: 'static>(new: impl FnOnce() -> Result<T, String>) -> Rc<T> {
     find().unwrap_or_else(|| unreachable!("set above"))
 }
 
-fn settings<T: DeserializeOwned>(json: &str) -> Result<T, String> {
+pub(crate) fn settings<T: DeserializeOwned>(json: &str) -> Result<T, String> {
     serde_json::from_str(json).map_err(|e| format!("settings: {e}"))
 }
 

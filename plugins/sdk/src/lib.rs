@@ -24,6 +24,9 @@
 //! # fn main() {}
 //! ```
 //!
+//! A newer version of a kind is a module of its own behind a feature, so that the components of older plugins stay as they are, to the byte:
+//! `metric_0_2`.
+//!
 //! A panic ends the call; its message reaches the user through the host's log. A settings type derives `serde::Deserialize`; give it
 //! `#[serde(default, deny_unknown_fields)]` so that every setting is optional and a misspelt one is refused.
 
@@ -35,6 +38,8 @@ mod json;
 pub mod log;
 #[macro_use]
 mod macros;
+#[cfg(feature = "metric_0_2")]
+pub mod metric_0_2;
 pub mod secrets;
 mod traits;
 mod types;

@@ -9,7 +9,8 @@
 /// - `deterministic`: optional, `false` for tools whose answers are not decided by their arguments and the session alone.
 /// - `needs`: optional, what the user has to grant, such as `["http: https://api.example.com", "secret: API_KEY"]`: see [`crate::http`]
 ///   and [`crate::secrets`]. Only a plugin of nothing but tools may have needs.
-/// - one or several of `formatter`, `template`, `policy`, `executor`, `metric`, in this order: types that implement the traits.
+/// - one or several of `formatter`, `template`, `policy`, `executor`, `metric`, `metric_0_2`, in this order: types that implement the traits;
+///   `metric_0_2`, with the feature of this name, is for `trainer_plugin_sdk::metric_0_2::Metric`.
 ///
 /// The version is that of the crate. In a project whose `plugin.toml` describes the plugin, `name` to `needs` are left out; what uses
 /// [`crate::http`] or [`crate::secrets`] then begins with `imports: http,`.
@@ -28,6 +29,7 @@ macro_rules! plugin {
         $(policy: $policy:ty,)?
         $(executor: $executor:ty,)?
         $(metric: $metric:ty,)?
+        $(metric_0_2: $metric_0_2:ty,)?
     ) => {
         $crate::plugin_manifest! {
             name: $name, description: $description, $(settings_schema: $schema,)? $(deterministic: $deterministic,)?
@@ -35,6 +37,7 @@ macro_rules! plugin {
         }
         $crate::plugin! {
             $(formatter: $formatter,)? $(template: $template,)? $(policy: $policy,)? $(executor: $executor,)? $(metric: $metric,)?
+            $(metric_0_2: $metric_0_2,)?
         }
     };
     (
@@ -44,6 +47,7 @@ macro_rules! plugin {
         $(policy: $policy:ty,)?
         $(executor: $executor:ty,)?
         $(metric: $metric:ty,)?
+        $(metric_0_2: $metric_0_2:ty,)?
     ) => {
         $($crate::__import! { $imports })?
         $($crate::__export! {
@@ -65,6 +69,11 @@ macro_rules! plugin {
         $($crate::__export! {
             $crate::adapter::MetricExport<$metric>, METRIC, "component-type:trainer:eval-metric", eval_metric, metric,
             __export_trainer_eval_metric_metric_0_1_0_cabi
+        })?
+        $($crate::__export! {
+            @ [$crate::bindings::metric_0_2]
+            $crate::metric_0_2::MetricExport<$metric_0_2>, METRIC_0_2, "component-type:trainer:eval-metric:0.2.0", eval_metric, metric,
+            __export_trainer_eval_metric_metric_0_2_0_cabi
         })?
     };
 }
@@ -143,22 +152,22 @@ macro_rules! __settings_schema {
     };
 }
 
-/// The exports of one kind, and its component type for the step from module to component.
+/// The exports of one kind, and its component type for the step from module to component. Newer versions of a kind have bindings of their own.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export {
-    ($export:ty, $type:ident, $section:literal, $package:ident, $interface:ident, $cabi:ident) => {
+    (@ [$($bindings:tt)*] $export:ty, $type:ident, $section:literal, $package:ident, $interface:ident, $cabi:ident) => {
         const _: () = {
             type Export = $export;
             // The exports' names are none for a native linker; there, only their types are checked.
             #[cfg(not(target_arch = "wasm32"))]
             const _: fn() = || {
-                fn check<T: $crate::bindings::exports::trainer::$package::$interface::Guest>() {}
+                fn check<T: $($bindings)*::exports::trainer::$package::$interface::Guest>() {}
                 check::<Export>();
             };
             #[cfg(target_arch = "wasm32")]
-            $crate::bindings::exports::trainer::$package::$interface::$cabi!(
-                Export with_types_in $crate::bindings::exports::trainer::$package::$interface
+            $($bindings)*::exports::trainer::$package::$interface::$cabi!(
+                Export with_types_in $($bindings)*::exports::trainer::$package::$interface
             );
             #[cfg(target_arch = "wasm32")]
             #[unsafe(link_section = $section)]
@@ -166,5 +175,8 @@ macro_rules! __export {
             static SECTION: [u8; $crate::bindings::component_type::$type.len()] =
                 $crate::internal::array($crate::bindings::component_type::$type);
         };
+    };
+    ($export:ty, $type:ident, $section:literal, $package:ident, $interface:ident, $cabi:ident) => {
+        $crate::__export! { @ [$crate::bindings] $export, $type, $section, $package, $interface, $cabi }
     };
 }

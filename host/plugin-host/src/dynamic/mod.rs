@@ -279,6 +279,9 @@ impl Caller {
         let index = index.and_then(|i| instance.get_export_index(&mut *store, Some(&i), &function.export));
         let func = index.and_then(|i| instance.get_func(&mut *store, i));
         let Some(func) = func else { return Err(self.plugin.instantiate_error(&format!("it lost its export `{}`", function.export))) };
+        if let Some((seed, now_ms)) = episode(self.kind.kind, function, args) {
+            store.data_mut().world.begin(seed, now_ms);
+        }
         let (_, name) = function.export.split_once(']').unwrap_or(("", &function.export));
         let export = format!("{}#{name}", self.interface);
         let fuelled = fuelled(&self.plugin, self.kind.kind);
@@ -286,6 +289,21 @@ impl Caller {
         enter(store, &export, load, fuelled, |store| func.call(store, args, &mut results))?;
         Ok(results.pop())
     }
+}
+
+/// The seed and the time of the episode that a call begins, if it begins one: an instance's clock and random bytes follow them from there on, as those of
+/// a [`crate::ToolSession`] do.
+fn episode(kind: Kind, function: &Function, args: &[Val]) -> Option<(u64, u64)> {
+    let (Kind::ToolExecutor, "[static]session.open", Some(Val::Record(context))) = (kind, function.export.as_str(), args.first()) else {
+        return None;
+    };
+    let number = |wanted: &str| {
+        context.iter().find_map(|(name, value)| match value {
+            Val::U64(n) if name == wanted => Some(*n),
+            _ => None,
+        })
+    };
+    Some((number("seed")?, number("now-ms")?))
 }
 
 impl std::fmt::Debug for Caller {

@@ -23,6 +23,13 @@ impl User {
         Self { folder, settings }
     }
 
+    /// One who trusts these authorities, in PEM, in place of the built-in ones.
+    pub fn trusting(authorities: Option<&str>) -> Self {
+        let mut user = Self::new();
+        user.settings.authorities = authorities.map(|pem| user.write("authorities.pem", pem));
+        user
+    }
+
     pub fn manager(&self) -> Manager {
         Manager::new(&self.settings).unwrap()
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use super::server::{Reply, Request, Server};
+use super::server::{Reply, Request, Server, WrapStream};
 
 /// Who may ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,11 @@ pub enum Access {
 pub const NAME: &str = "tester";
 pub const PASSWORD: &str = "s3cret-word";
 const BASIC: &str = "Basic dGVzdGVyOnMzY3JldC13b3Jk";
+
+/// An address of this machine that is not one of those that are spoken to by plain http.
+pub const ANY: &str = "0.0.0.0";
+/// The authority of the certificate of [`ANY`], in PEM.
+pub const AUTHORITY: &str = include_str!("../tls/registry-ca.pem");
 
 /// Docker's `config.json` with the credentials for a registry.
 pub fn docker_config(registry: &str) -> String {
@@ -42,6 +47,7 @@ type Fault = dyn Fn(&Request) -> Option<Reply> + Send + Sync;
 /// A registry in memory. Contents of blobs come from a server on another port, as registries send to their stores.
 pub struct Registry {
     pub server: Server,
+    host: &'static str,
     pub store: Arc<Server>,
     state: Arc<Mutex<State>>,
     fault: Arc<Mutex<Option<Arc<Fault>>>>,
@@ -53,30 +59,37 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 impl Registry {
     pub fn start(access: Access) -> Self {
+        Self::wrapped(access, "127.0.0.1", "http", |mut stream, serve| serve(&mut stream))
+    }
+
+    /// At this address of the machine, with a stream around connections.
+    pub fn wrapped(access: Access, host: &'static str, scheme: &'static str, wrap: impl WrapStream + Clone) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         let fault: Arc<Mutex<Option<Arc<Fault>>>> = Arc::default();
         let blobs = Arc::clone(&state);
-        let store = Arc::new(Server::start(move |request| {
+        let blob = move |request: &Request| {
             let state = blobs.lock().unwrap();
             state.blobs.get(request.path.trim_start_matches('/')).map_or(Reply::new(404), |b| Reply::ok(b.clone()))
-        }));
-        let (inner, faults, elsewhere) = (Arc::clone(&state), Arc::clone(&fault), Arc::clone(&store));
-        let server = Server::start(move |request| {
+        };
+        let store = Arc::new(Server::wrapped(blob, wrap.clone()));
+        let elsewhere = format!("{scheme}://{host}:{}", store.address.port());
+        let (inner, faults) = (Arc::clone(&state), Arc::clone(&fault));
+        let handle = move |request: &Request| {
             let fault = faults.lock().unwrap().clone();
             if let Some(reply) = fault.and_then(|f| f(request)) {
                 return reply;
             }
-            if let Some(reply) = refused(access, request) {
+            if let Some(reply) = refused(access, scheme, request) {
                 return reply;
             }
             answer(&mut inner.lock().unwrap(), request, &elsewhere)
-        });
-        Self { server, store, state, fault }
+        };
+        Self { server: Server::wrapped(handle, wrap), host, store, state, fault }
     }
 
     /// Host and port.
     pub fn name(&self) -> String {
-        self.server.address.to_string()
+        format!("{}:{}", self.host, self.server.address.port())
     }
 
     /// From now on, this is asked first.
@@ -103,7 +116,7 @@ impl Registry {
     }
 }
 
-fn refused(access: Access, request: &Request) -> Option<Reply> {
+fn refused(access: Access, scheme: &str, request: &Request) -> Option<Reply> {
     let sent = request.headers.get("authorization").map_or("", String::as_str);
     let host = &request.headers["host"];
     if request.path == "/token" {
@@ -123,13 +136,13 @@ fn refused(access: Access, request: &Request) -> Option<Reply> {
         Access::Token => sent == format!("Bearer for-{scope}") || sent == format!("Bearer for-repository:{name}:pull,push"),
     };
     let wants = match access {
-        Access::Token => format!(r#"Bearer realm="http://{host}/token",service="here",scope="{scope}""#),
+        Access::Token => format!(r#"Bearer realm="{scheme}://{host}/token",service="here",scope="{scope}""#),
         _ => "Basic realm=\"here\"".to_owned(),
     };
     (!may).then(|| Reply::new(401).with("www-authenticate", wants))
 }
 
-fn answer(state: &mut State, request: &Request, store: &Server) -> Reply {
+fn answer(state: &mut State, request: &Request, store: &str) -> Reply {
     let rest = request.path.trim_start_matches("/v2/");
     if let Some((name, version)) = rest.split_once("/manifests/") {
         let key = if version.contains(':') { format!("{name}@{version}") } else { format!("{name}:{version}") };
@@ -168,9 +181,7 @@ fn answer(state: &mut State, request: &Request, store: &Server) -> Reply {
             Reply::new(201)
         }
         ("HEAD", Some((_, digest))) => Reply::new(if state.blobs.contains_key(digest) { 200 } else { 404 }),
-        ("GET", Some((_, digest))) if state.blobs.contains_key(digest) => {
-            Reply::new(307).with("location", store.url(&format!("/{digest}")))
-        }
+        ("GET", Some((_, digest))) if state.blobs.contains_key(digest) => Reply::new(307).with("location", format!("{store}/{digest}")),
         _ => Reply::new(404),
     }
 }
@@ -184,6 +195,23 @@ pub struct RealRegistry {
 
 impl RealRegistry {
     pub fn start(access: Access) -> Self {
+        Self::with(access, "127.0.0.1", "")
+    }
+
+    /// With TLS, at the one address of this machine that is spoken to in no other way, and whose certificate `tests/tls` has.
+    pub fn start_tls(access: Access) -> Self {
+        let tls = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(tls.path().join(name), text).unwrap();
+            tls.path().join(name)
+        };
+        let certificate = file("certificate.pem", include_str!("../tls/registry.pem"));
+        let key = file("key.pem", include_str!("../tls/registry.key.pem"));
+        // They are read before the registry says where it listens.
+        Self::with(access, ANY, &format!(", tls: {{certificate: {}, key: {}}}", certificate.display(), key.display()))
+    }
+
+    fn with(access: Access, host: &str, tls: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let auth = match access {
             Access::Everybody => String::new(),
@@ -197,7 +225,7 @@ impl RealRegistry {
             }
         };
         let config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n{auth}",
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"127.0.0.1:0\"{tls}}}\n{auth}",
             folder.path().join("data").display()
         );
         std::fs::write(folder.path().join("config.yml"), config).unwrap();
@@ -210,15 +238,15 @@ impl RealRegistry {
             .spawn()
             .unwrap_or_else(|e| panic!("cannot run {program}, of the Debian package docker-registry: {e}"));
         let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut name = None;
-        while name.is_none() {
+        let mut port = None;
+        while port.is_none() {
             let mut line = String::new();
             assert!(log.read_line(&mut line).unwrap() > 0, "docker-registry ended");
-            name = line.split_once("listening on ").map(|(_, rest)| rest.split('"').next().unwrap().to_owned());
+            port = line.split_once("listening on 127.0.0.1:").map(|(_, rest)| rest.split(['"', ',']).next().unwrap().to_owned());
         }
         // Its log is read to the end, so that it never waits for a reader.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, name: name.unwrap(), _folder: folder }
+        Self { child, name: format!("{host}:{}", port.unwrap()), _folder: folder }
     }
 
     /// Host and port.

@@ -43,8 +43,10 @@ impl Reply {
 }
 
 type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
-/// Puts a stream around a connection, such as TLS.
-type Wrap = dyn Fn(TcpStream, &dyn Fn(&mut dyn ReadWrite) -> io::Result<()>) -> io::Result<()> + Send + Sync;
+
+/// Puts a stream around a connection, such as TLS, and serves it.
+pub trait WrapStream: Fn(TcpStream, &dyn Fn(&mut dyn ReadWrite) -> io::Result<()>) -> io::Result<()> + Send + Sync + 'static {}
+impl<T: Fn(TcpStream, &dyn Fn(&mut dyn ReadWrite) -> io::Result<()>) -> io::Result<()> + Send + Sync + 'static> WrapStream for T {}
 
 pub trait ReadWrite: Read + Write {}
 impl<T: Read + Write> ReadWrite for T {}
@@ -68,7 +70,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (seen, ends) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (handle, wrap): (Arc<Handler>, Arc<Wrap>) = (Arc::new(handle), Arc::new(wrap));
+        let (handle, wrap): (Arc<Handler>, _) = (Arc::new(handle), Arc::new(wrap));
         let (log, end) = (Arc::clone(&seen), Arc::clone(&ends));
         std::thread::spawn(move || {
             for stream in listener.incoming() {

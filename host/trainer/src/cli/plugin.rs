@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use trainer_plugin_dev::Language;
+use trainer_plugin_dev::contract::Contract;
 use trainer_plugin_host::Kind;
 
 use super::GrantArgs;
@@ -42,10 +43,11 @@ pub enum PluginCommand {
     Bench(PluginBenchArgs),
     /// Print the contract of a kind: functions and types with their meaning, as Markdown.
     Doc {
-        /// formatter, template, mixing, tool or metric.
-        kind: Kind,
+        /// formatter, template, mixing, tool or metric; its newest version, or the one after @, as in metric@0.1.0.
+        #[arg(value_name = "KIND[@VERSION]")]
+        kind: Contract,
     },
-    /// What a component is: name, version, kinds, imports, needs, settings, size and digest.
+    /// What a component is: name, version, kinds, imports, needs, settings, size, digest and what its signature is worth.
     Inspect {
         /// A component file, or the name of an official or installed plugin.
         plugin: String,

@@ -7,6 +7,12 @@ mod generated;
 
 pub use generated::*;
 
+/// `eval-metric` 0.2.0.
+#[cfg(feature = "metric_0_2")]
+#[rustfmt::skip]
+#[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
+pub mod metric_0_2;
+
 /// The component type of each kind's world, which `plugin!` embeds so that a module can be made into a component.
 #[doc(hidden)]
 pub mod component_type {
@@ -15,5 +21,7 @@ pub mod component_type {
     pub const POLICY: &[u8] = include_bytes!("mixing-policy.component-type");
     pub const EXECUTOR: &[u8] = include_bytes!("tool-executor.component-type");
     pub const METRIC: &[u8] = include_bytes!("eval-metric.component-type");
+    #[cfg(feature = "metric_0_2")]
+    pub const METRIC_0_2: &[u8] = include_bytes!("eval-metric-0.2.0.component-type");
     pub const HTTP: &[u8] = include_bytes!("http.component-type");
 }

@@ -11,8 +11,8 @@ use serde_json::Value;
 use trainer_plugin_dev::bench::{Figures, bench};
 use trainer_plugin_dev::fixtures::{self, Fixture, Step};
 use trainer_plugin_dev::{PROJECT_FILE, scaffold};
-use trainer_plugin_host::{Inspection, Kind, Limits};
-use trainer_runtime::{PluginArg, compiler_command, find_plugin};
+use trainer_plugin_host::{Inspection, Kind};
+use trainer_runtime::{PluginArg, compiler_command};
 
 use super::json_argument;
 use crate::cli::PluginBenchArgs;
@@ -28,8 +28,7 @@ pub fn run(args: &PluginBenchArgs) -> Result<ExitCode> {
     if !(args.seconds.is_finite() && (0.01..=3600.0).contains(&args.seconds)) {
         bail!("--seconds is from 0.01 to 3600, and not {}", args.seconds);
     }
-    let plugin = find_plugin(&args.plugin)?;
-    let about = plugin.source().inspect(&Limits::default())?;
+    let (plugin, about) = super::usable(&args.plugin)?;
     let fixtures = match (&args.input, &plugin) {
         (Some(input), _) => given(&about, input, &json_argument("--settings", &args.settings)?)?,
         (None, PluginArg::File(path)) => beside(path)?,
@@ -37,7 +36,7 @@ pub fn run(args: &PluginBenchArgs) -> Result<ExitCode> {
     };
     let cache = tempfile::tempdir().context("cannot make a folder for compiled code")?;
     let span = Duration::from_secs_f64(args.seconds);
-    let figures = bench(&plugin.source(), &compiler_command()?, &fixtures, &cache.path().join("plugins"), span)?;
+    let figures = bench(&plugin.source(), &about.digest, &compiler_command()?, &fixtures, &cache.path().join("plugins"), span)?;
     match &args.json {
         Some(target) => write_json(target, &figures)?,
         None => show(&figures),
@@ -53,11 +52,17 @@ fn show(figures: &Figures) {
         say!("  {name}: an instance takes {:.0} us and {} of memory", kind.instance_us, bytes(kind.instance_memory));
         for call in &kind.calls {
             let (each, rate, size) = (call.single_us, count(call.per_second as u64), call.item_bytes);
-            say!("    {:<16} {each:.1} us alone, {rate} a second in calls of {}, {size:.0} bytes each", call.call, call.batch);
+            let by_name = if call.by_name { "; by name" } else { "" };
+            say!("    {:<16} {each:.1} us alone, {rate} a second in calls of {}, {size:.0} bytes each{by_name}", call.call, call.batch);
         }
         if kind.calls.is_empty() {
             say!("    no inputs: give --input ROWS.jsonl, or a component that lies in its project");
         }
+    }
+    if figures.kinds.iter().flat_map(|k| &k.calls).any(|c| c.by_name) {
+        say!(
+            "  by name: with arguments and results as values of any type, as `trainer plugin run` calls; runs call with types, which is faster"
+        );
     }
 }
 

@@ -8,7 +8,6 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use trainer_plugin_dev::run as calls;
 use trainer_plugin_host::Limits;
-use trainer_runtime::find_plugin;
 
 use super::json_argument;
 use crate::cli::PluginRunArgs;
@@ -18,9 +17,11 @@ use crate::output::{check_json, write_json};
 pub fn run(args: &PluginRunArgs) -> Result<ExitCode> {
     check_json(args.json.as_deref())?;
     let settings = json_argument("--settings", &args.settings)?;
-    let source = find_plugin(&args.plugin)?.source();
-    let about = source.inspect(&Limits::default())?;
-    let plugin = super::host()?.load_with(&source, Limits::default(), super::grants(&args.grants, &about.name)?)?;
+    let (plugin, about) = super::usable(&args.plugin)?;
+    let plugin = super::host()?.load_with(&plugin.source(), Limits::default(), super::grants(&args.grants, &about.name)?)?;
+    if plugin.digest() != about.digest {
+        bail!("{} changed just now; try again", args.plugin);
+    }
     let Some(first) = args.call.first() else {
         let mut listed = Vec::new();
         for kind in plugin.kinds().iter().map(|k| k.kind).filter(|kind| args.kind.is_none_or(|k| k == *kind)) {

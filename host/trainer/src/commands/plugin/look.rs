@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use serde_json::json;
 use trainer_plugin_host::{ByteSize, Kind, Limits, PluginSource};
-use trainer_runtime::{find_plugin, plugin_manager};
+use trainer_runtime::{SignatureReport, SignatureState, find_plugin, plugin_manager, signature};
 
 use super::store::signed;
 use crate::output::{check_json, write_json};
@@ -15,9 +15,13 @@ use crate::ui::{bytes, count};
 /// `trainer plugin inspect`
 pub fn inspect(plugin: &str, json: Option<&Path>) -> Result<ExitCode> {
     check_json(json)?;
-    let about = find_plugin(plugin)?.source().inspect(&Limits::default())?;
+    let plugin = find_plugin(plugin)?;
+    let about = plugin.source().inspect(&Limits::default())?;
+    let signature = signature(&plugin);
     if let Some(target) = json {
-        write_json(target, &about)?;
+        let mut value = serde_json::to_value(&about)?;
+        value["signature"] = serde_json::to_value(&signature)?;
+        write_json(target, &value)?;
         return Ok(ExitCode::SUCCESS);
     }
     let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
@@ -36,10 +40,28 @@ pub fn inspect(plugin: &str, json: Option<&Path>) -> Result<ExitCode> {
     }
     say!("  size     {} ({} bytes)", bytes(about.size), count(about.size));
     say!("  sha256   {}", about.digest);
+    say!("  signer   {}", worth(&signature));
     if let Some(schema) = &about.settings_schema {
         say!("  settings {}", serde_json::to_string_pretty(schema)?.replace('\n', "\n           "));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A signature in words.
+fn worth(signature: &SignatureReport) -> String {
+    let words = match &signature.state {
+        SignatureState::Official => return "none needed: it is part of the program".to_owned(),
+        SignatureState::Good { signed_by, id } => return format!("signed by {signed_by} ({id})"),
+        SignatureState::Missing => "not signed".to_owned(),
+        SignatureState::Bad { claims } => {
+            format!("a BAD signature: it claims to be by {claims} and is not; the component or the signature was changed")
+        }
+        SignatureState::Untrusted { id } => format!("signed with {id}, which is not trusted"),
+        SignatureState::Unreadable => "its signature is no minisign signature".to_owned(),
+        SignatureState::Unknown { message } => format!("cannot be looked at: {message}"),
+    };
+    let required = if signature.required { "; signatures are required, so it is not used" } else { "" };
+    format!("{words}{required}")
 }
 
 /// `trainer plugin list`

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use trainer_plugin_host::{Grants, HostOptions, PluginHost};
-use trainer_runtime::compiler_command;
+use trainer_plugin_host::{Grants, HostOptions, Inspection, Limits, PluginHost};
+use trainer_runtime::{PluginArg, check_policy, compiler_command, find_plugin, grants_of};
 
 use crate::cli::{GrantArgs, PluginCommand};
 use crate::output::put;
@@ -53,23 +53,20 @@ fn host() -> Result<PluginHost> {
     Ok(PluginHost::new(options)?)
 }
 
-/// What flags grant the one plugin in use. The plugin's name before a grant may be left out only in form: it is checked.
+/// A plugin to run: looked at, and held to the signatures that the user and the project require.
+fn usable(argument: &str) -> Result<(PluginArg, Inspection)> {
+    let plugin = find_plugin(argument)?;
+    let about = plugin.source().inspect(&Limits::default())?;
+    check_policy(&about.name, &plugin, &about.digest)?;
+    Ok((plugin, about))
+}
+
+/// What flags grant the one plugin in use.
 fn grants(args: &GrantArgs, plugin: &str) -> Result<Grants> {
     if !args.isolate.is_empty() {
         anyhow::bail!("--isolate is for evaluation, chat and serving: an author's calls run in this process");
     }
-    let own = |flag: &'static str, text: &str| match text.split_once(':') {
-        Some((name, grant)) if name == plugin => Ok(grant.to_owned()),
-        _ => Err(anyhow::anyhow!("{flag} begins with the plugin's name, `{plugin}:`")),
-    };
-    let granted = args.grant.iter().map(|g| own("--grant", g)).collect::<Result<Vec<_>>>()?;
-    let mut secrets = Vec::new();
-    for secret in &args.secret {
-        let secret = own("--secret", secret)?;
-        let (key, source) = secret.split_once('=').context("write --secret PLUGIN:KEY=env:NAME, or file:PATH in place of env:NAME")?;
-        secrets.push((key.to_owned(), source.to_owned()));
-    }
-    Ok(Grants::parse(granted.iter().map(String::as_str), secrets.iter().map(|(k, s)| (k.as_str(), s.as_str())))?)
+    Ok(grants_of(plugin, &args.grant, &args.secret)?)
 }
 
 /// A JSON value given as text on the command line.
