@@ -140,14 +140,25 @@ fn signatures_required() -> Result<bool, StoreError> {
     }
 }
 
-/// What a plugin is called in messages, its component, and its signature. None for an official one.
-fn signed_bytes(arg: &PluginArg, manager: &Manager) -> Result<Option<(String, Vec<u8>, Option<String>)>, StoreError> {
+/// A component and what came with it.
+struct Signed {
+    /// What it is called in messages.
+    what: String,
+    bytes: Vec<u8>,
+    signature: Option<String>,
+}
+
+/// A plugin that is not official, as it lies there.
+fn signed(arg: &PluginArg, manager: &Manager) -> Result<Option<Signed>, StoreError> {
     Ok(match arg {
         PluginArg::Official(_) => None,
-        PluginArg::Stored(s) => Some((format!("plugin `{}`", s.name), s.bytes.clone(), manager.store.signature(&s.digest)?)),
+        PluginArg::Stored(s) => {
+            let signature = manager.store.signature(&s.digest)?;
+            Some(Signed { what: format!("plugin `{}`", s.name), bytes: s.bytes.clone(), signature })
+        }
         PluginArg::File(path) => {
             let (bytes, signature) = Manager::read_signed(path)?;
-            Some((path.display().to_string(), bytes, signature))
+            Some(Signed { what: path.display().to_string(), bytes, signature })
         }
     })
 }
@@ -158,7 +169,7 @@ pub(crate) fn check_signature(arg: &PluginArg) -> Result<Option<Digest>, Runtime
         return Ok(None);
     }
     let manager = plugin_manager()?;
-    let Some((what, bytes, signature)) = signed_bytes(arg, manager)? else { return Ok(None) };
+    let Some(Signed { what, bytes, signature }) = signed(arg, manager)? else { return Ok(None) };
     manager.check_signature(&what, &bytes, signature.as_deref(), false, true)?;
     Ok(Some(Digest::of(&bytes)))
 }
@@ -224,7 +235,7 @@ pub fn signature(arg: &PluginArg) -> SignatureReport {
             return Ok(SignatureState::Official);
         }
         let manager = plugin_manager()?;
-        let Some((_, bytes, signature)) = signed_bytes(arg, manager)? else { return Ok(SignatureState::Official) };
+        let Some(Signed { bytes, signature, .. }) = signed(arg, manager)? else { return Ok(SignatureState::Official) };
         let Some(signature) = signature else { return Ok(SignatureState::Missing) };
         Ok::<_, StoreError>(match manager.keys.verify(&bytes, &signature)? {
             Verdict::Good(key, _) => SignatureState::Good { signed_by: manager.keys.name_of(&key)?.unwrap_or_default(), id: key.id() },

@@ -1,6 +1,6 @@
 //! The published template, statement by statement.
 
-use trainer_plugin_sdk::{CallArguments, Content, Message, Piece, Rendered, Segment};
+use trainer_plugin_sdk::{CallArguments, Content, Message, Piece, Rendered, Segment, scan};
 
 use crate::Revision;
 use crate::python;
@@ -80,7 +80,7 @@ impl Writer {
         // All of them begin with the same character, and none with another. Looking for that one costs a tenth of looking for each of them, which
         // once was half of the template's time.
         let (mut rest, mut from) = (words, 0);
-        while let Some(at) = rest.get(from..).and_then(|r| r.find('<')).map(|at| from + at) {
+        while let Some(at) = rest.get(from..).and_then(|r| scan::find(r, b'<')).map(|at| from + at) {
             let (before, after) = rest.split_at(at);
             match SPECIAL.iter().find_map(|token| Some((token, after.strip_prefix(token)?))) {
                 Some((token, after)) => {
@@ -153,8 +153,7 @@ impl<'a> Part<'a> {
 /// Where `tag`, which begins with `<`, stands in a text. Most texts have no such character, and setting up a search for a whole word costs more than
 /// going through them.
 fn tags<'t>(text: &'t str, tag: &'t str) -> impl Iterator<Item = usize> + 't {
-    let places = text.match_indices('<').map(|(at, _)| at);
-    places.filter(move |at| text.get(*at..).is_some_and(|rest| rest.starts_with(tag)))
+    scan::places(text, b'<').filter(move |at| text.get(*at..).is_some_and(|rest| rest.starts_with(tag)))
 }
 
 /// An assistant's message, taken apart as the template does.

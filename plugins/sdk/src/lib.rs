@@ -40,6 +40,8 @@ pub mod log;
 mod macros;
 #[cfg(feature = "metric_0_2")]
 pub mod metric_0_2;
+mod row;
+pub mod scan;
 pub mod secrets;
 mod traits;
 mod types;
