@@ -8,7 +8,7 @@ pub fn find(text: &str, character: u8) -> Option<usize> {
     #[cfg(target_arch = "wasm32")]
     let place = wide::first(text.as_bytes(), character);
     #[cfg(not(target_arch = "wasm32"))]
-    let place = text.as_bytes().iter().position(|b| *b == character);
+    let place = by_blocks(text.as_bytes(), |b| b == character);
     place
 }
 
@@ -28,8 +28,17 @@ pub(crate) fn string_stop(bytes: &[u8]) -> Option<usize> {
     #[cfg(target_arch = "wasm32")]
     let place = wide::string_stop(bytes);
     #[cfg(not(target_arch = "wasm32"))]
-    let place = bytes.iter().position(|b| is_stop(*b));
+    let place = by_blocks(bytes, is_stop);
     place
+}
+
+/// Native compilers make vector instructions of a loop that looks at all of a block.
+#[cfg(not(target_arch = "wasm32"))]
+#[inline]
+fn by_blocks(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> Option<usize> {
+    let (blocks, _) = bytes.as_chunks::<16>();
+    let before = blocks.iter().take_while(|block| !block.iter().fold(false, |any, b| any | wanted(*b))).count() * 16;
+    Some(before + bytes.get(before..)?.iter().position(|b| wanted(*b))?)
 }
 
 fn is_stop(byte: u8) -> bool {

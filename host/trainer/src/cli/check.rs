@@ -64,9 +64,12 @@ pub struct BenchArgs {
     /// Take so many rows through the data path, on all cores, in place of the short measurements (data).
     #[arg(long, value_name = "N", conflicts_with = "shape", value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000))]
     pub rows: Option<u64>,
-    /// Rows that think so many times as long, as those of real data sets do (data with --rows).
-    #[arg(long, value_name = "N", requires = "rows", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=200))]
+    /// Rows that think so many times as long, as those of real data sets do (data with --rows, plugins).
+    #[arg(long, value_name = "N", conflicts_with = "shape", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub times: u16,
+    /// The tokenizer of the model in this folder in place of nano's (data with --rows).
+    #[arg(long, value_name = "DIR", requires = "rows")]
+    pub tokenizer: Option<PathBuf>,
     /// Tokens of each prompt (decode, default 128).
     #[arg(long, value_name = "N", requires = "shape")]
     pub prompt: Option<usize>,

@@ -73,10 +73,10 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
             "train" => train::measure(&place, info.kind == DeviceKind::Cpu && threads > 1)?,
             "decode" => decode::measure(&place)?,
             "data" => match args.rows {
-                Some(rows) => scale::measure(rows, args.times, threads)?,
+                Some(rows) => scale::measure(rows, args.times, args.tokenizer.as_deref(), threads)?,
                 None => data::measure()?,
             },
-            _ => plugins::measure()?,
+            _ => plugins::measure(args.times)?,
         };
         if !quiet {
             say!("\n{part}");

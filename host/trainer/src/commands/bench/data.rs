@@ -78,6 +78,31 @@ pub fn math_rows() -> Result<Vec<String>> {
     Ok(std::str::from_utf8(file.bytes)?.lines().map(str::to_owned).collect())
 }
 
+/// The embedded rows, the thoughts of each followed by those of the rows after it until there are `times`.
+pub fn longer_rows(times: u16) -> Result<Vec<String>> {
+    const SOLUTION: &str = "generated_solution";
+    let lines = math_rows()?;
+    if times == 1 {
+        return Ok(lines);
+    }
+    let rows = lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line)).collect::<Result<Vec<_>, _>>()?;
+    let parts = rows.iter().map(|row| {
+        let text = row.get(SOLUTION).and_then(serde_json::Value::as_str)?;
+        text.strip_prefix("<think>\n")?.split_once("\n</think>")
+    });
+    let parts = parts.collect::<Option<Vec<_>>>().context("an embedded row has no thoughts")?;
+    let long = rows.iter().enumerate().map(|(i, row)| {
+        let thoughts = parts.iter().cycle().skip(i).take(times.into()).map(|p| p.0).collect::<Vec<_>>().join("\n");
+        let answer = parts.get(i).map_or("", |p| p.1);
+        let mut row = row.clone();
+        if let Some(solution) = row.get_mut(SOLUTION) {
+            *solution = format!("<think>\n{thoughts}\n</think>{answer}").into();
+        }
+        row.to_string()
+    });
+    Ok(long.collect())
+}
+
 /// Source, formatter, template, tokenizer and packer, with limits on, in the calling thread.
 struct Path<'a> {
     recipe: &'a Recipe,

@@ -8,14 +8,14 @@ use trainer_plugin_host::types::Conversation;
 use trainer_plugin_host::{HostOptions, Limits, PluginHost, RowOutcome};
 use trainer_runtime::{compiler_command, find_plugin};
 
-use super::data::math_rows;
+use super::data::longer_rows;
 use super::figure::{Figure, Target, rates, scaled, seconds};
 
 /// Rows that go to a plugin at once.
 const BATCH: usize = 64;
 
-/// All of it, on one thread with all limits on.
-pub fn measure() -> Result<Vec<Figure>> {
+/// All of it, on one thread with all limits on, with rows that think `times` times as long as the embedded ones.
+pub fn measure(times: u16) -> Result<Vec<Figure>> {
     let (math, chat) = (find_plugin("math_mix")?.source(), find_plugin("qwen3_chat")?.source());
     let host = |cache: &std::path::Path| -> Result<PluginHost> {
         Ok(PluginHost::new(HostOptions { cache_dir: Some(cache.join("plugins")), ..HostOptions::new(compiler_command()?) })?)
@@ -48,7 +48,7 @@ pub fn measure() -> Result<Vec<Figure>> {
     let template = host.load(&chat, Limits::default())?.template(&json!({}))?;
     let call = seconds(2000, || Ok(template.describe().map(drop)?))?;
 
-    let rows = math_rows()?;
+    let rows = longer_rows(times)?;
     let mut sandboxed = || -> Result<()> {
         for rows in rows.chunks(BATCH) {
             let mut conversations: Vec<Conversation> = Vec::with_capacity(rows.len());

@@ -3,15 +3,17 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use trainer_config::ModelSource;
 use trainer_data::{Access, Pipeline, PipelineSpec, PreparedStore, Source, SourceSpec, pack, prepare};
 use trainer_plugin_host::Kind;
 use trainer_runtime::{DataParts, Plugins, compiler_command, load_tokenizer, pipeline_spec};
 
-use super::data::{math_rows, resident_bytes};
+use super::data::{longer_rows, resident_bytes};
 use super::figure::{Figure, Target};
 
 /// Samples taken at a time, as a training step would.
@@ -37,8 +39,8 @@ enum Way {
 }
 
 /// `rows` rows of maths, which think `times` times as long as the embedded ones, through source, mixing policy, formatter, template, tokenizer and
-/// packer, with all limits on.
-pub fn measure(rows: u64, times: u16, threads: usize) -> Result<Vec<Figure>> {
+/// packer, with all limits on. `tokenizer`: a folder with another one than nano's.
+pub fn measure(rows: u64, times: u16, tokenizer: Option<&Path>, threads: usize) -> Result<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("rows.jsonl");
     let bytes = write(&path, rows, times)?;
@@ -55,7 +57,7 @@ pub fn measure(rows: u64, times: u16, threads: usize) -> Result<Vec<Figure>> {
         let spec = SourceSpec { access, ..SourceSpec::paths("math", [path.display().to_string()]) };
         let source = Arc::new(Source::open(spec)?);
         figures.push(Figure::new(format!("data_scale/{name}/open"), "s", vec![began.elapsed().as_secs_f64()]));
-        let mut spec = pipeline(source, threads)?;
+        let mut spec = pipeline(source, tokenizer, threads)?;
         match way {
             Way::Prepared => {
                 let made = prepare(&spec, 0, &store, &mut |_| ControlFlow::Continue(()))?.context("the preparation was broken off")?;
@@ -78,33 +80,9 @@ pub fn measure(rows: u64, times: u16, threads: usize) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The embedded rows, the thoughts of each followed by those of the rows after it until there are `times`.
-fn longer(lines: &[String], times: u16) -> Result<Vec<String>> {
-    const SOLUTION: &str = "generated_solution";
-    let rows = lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line)).collect::<Result<Vec<_>, _>>()?;
-    let parts = rows.iter().map(|row| {
-        let text = row.get(SOLUTION).and_then(serde_json::Value::as_str)?;
-        text.strip_prefix("<think>\n")?.split_once("\n</think>")
-    });
-    let parts = parts.collect::<Option<Vec<_>>>().context("an embedded row has no thoughts")?;
-    let long = rows.iter().enumerate().map(|(i, row)| {
-        let thoughts = parts.iter().cycle().skip(i).take(times.into()).map(|p| p.0).collect::<Vec<_>>().join("\n");
-        let answer = parts.get(i).map_or("", |p| p.1);
-        let mut row = row.clone();
-        if let Some(solution) = row.get_mut(SOLUTION) {
-            *solution = format!("<think>\n{thoughts}\n</think>{answer}").into();
-        }
-        row.to_string()
-    });
-    Ok(long.collect())
-}
-
 /// The embedded maths rows, over and over.
-fn write(path: &std::path::Path, rows: u64, times: u16) -> Result<u64> {
-    let mut lines = math_rows()?;
-    if times > 1 {
-        lines = longer(&lines, times)?;
-    }
+fn write(path: &Path, rows: u64, times: u16) -> Result<u64> {
+    let lines = longer_rows(times)?;
     let failed = || format!("cannot write {} rows to measure with to {}", rows, path.display());
     let mut file = std::io::BufWriter::new(std::fs::File::create(path).with_context(failed)?);
     let mut bytes = 0;
@@ -116,11 +94,14 @@ fn write(path: &std::path::Path, rows: u64, times: u16) -> Result<u64> {
     Ok(bytes)
 }
 
-fn pipeline(source: Arc<Source>, threads: usize) -> Result<PipelineSpec> {
+fn pipeline(source: Arc<Source>, tokenizer: Option<&Path>, threads: usize) -> Result<PipelineSpec> {
     // One source alone, as the peer's figures are about.
     let mut recipe = super::super::recipe_with(&[], &[("mix.settings.chat_percentage", "0".to_owned())])?;
     recipe.data.sources.truncate(1);
-    let tokenizer = load_tokenizer(&recipe.model.source)?;
+    let tokenizer = match tokenizer {
+        Some(folder) => load_tokenizer(&ModelSource::Folder(folder.to_owned()))?,
+        None => load_tokenizer(&recipe.model.source)?,
+    };
     let mut plugins = Plugins::new(&recipe, compiler_command()?)?;
     let mixer = plugins.get("mix.plugin", &recipe.mix.plugin, Kind::MixingPolicy)?;
     let formatters = [plugins.get("formatter", &recipe.mix.plugin, Kind::DatasetFormatter)?];
