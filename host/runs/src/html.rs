@@ -326,9 +326,19 @@ pub fn folded(title: &str, text: &str) -> String {
     format!("<details><summary>{}</summary><pre>{}</pre></details>\n", escape(title), escape(text))
 }
 
-/// A file of a run as text; empty where there is none.
+/// Bytes of a file that a page shows. A lock of a run on a card names the way of each of its thousands of matrix products.
+const SHOWN: usize = 64 << 10;
+
+/// A file of a run as text, of a long one the beginning; empty where there is none.
 pub fn file_text(run: &Run, name: &str) -> String {
-    std::fs::read(run.file(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    let Ok(mut bytes) = std::fs::read(run.file(name)) else { return String::new() };
+    let more = bytes.len().saturating_sub(SHOWN);
+    bytes.truncate(SHOWN);
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if more > 0 {
+        text.push_str(&format!("\n[{more} more bytes are in {name}]\n"));
+    }
+    text
 }
 
 /// The first transcripts of an evaluation.

@@ -105,6 +105,17 @@ fn a_report_is_whole_and_nothing_breaks_out_of_it() {
 }
 
 #[test]
+fn of_a_long_lock_a_report_has_the_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), "2026-01-01", 0.5, 2, 2);
+    let lock = json!({ "version": 1, "plan": { "steps": 2, "products": "é".repeat(500_000) }, "recorded": { "started": "2026-01-01" } });
+    fs::write(dir.path().join("lock.json"), lock.to_string()).unwrap();
+    let page = html::report(&Run::open(dir.path()).unwrap()).unwrap();
+    assert!(page.len() < 200_000, "{}", page.len());
+    assert!(page.contains("more bytes are in lock.json]") && page.contains("&quot;products&quot;:&quot;éé"));
+}
+
+#[test]
 fn the_load_of_a_card_is_shown_where_there_is_one() {
     let dir = tempfile::tempdir().unwrap();
     let (cpu, card) = (dir.path().join("cpu"), dir.path().join("card"));

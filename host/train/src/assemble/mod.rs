@@ -1,41 +1,35 @@
 //! The parts of a run, put together from its recipe: what training, evaluation and the sample answer share.
 
-use std::collections::BTreeMap;
+mod choose;
+mod locked;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trainer_config::{
-    DataCache, DataPath, HELD_OUT_LOSS, Length, ModelSource, Optimizer, Quantization, Recipe, Recompute as RecomputeSetting,
-    Schedule as ScheduleSetting,
-};
+use trainer_config::{DataCache, HELD_OUT_LOSS, ModelSource, Recipe, Schedule as ScheduleSetting};
 use trainer_data::{MicroBatch, Pipeline, PipelineState, PrepareProgress, Sample, Source, batches, each_sample, pack, prepare};
-use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Recompute, Schedule, TrainOptions, Trainer};
-use trainer_eval::{Candidate, PREFILL_TOKENS, Panel, Progress, Question, Report, Speaker, calls_tools, conversation, generate_one};
-use trainer_kernels::adamw::{AdamWConfig, StateBits};
+use trainer_engine::{Adapter, Keep, MemoryPlan, Model, ModelOptions, Schedule, TrainOptions, Trainer};
+use trainer_eval::{Candidate, Panel, Progress, Question, Report, Speaker, conversation, generate_one};
 use trainer_kernels::ops::{HostBatch, Ops};
 use trainer_kernels::sampling::SamplingParams;
-use trainer_model::{AdapterBias, AdapterConfig, ModelConfig, ModelDigest, ModelFiles};
-use trainer_plugin_host::mixing::{MixerSetup, Source as MixSource};
+use trainer_model::ModelFiles;
 use trainer_plugin_host::{Kind, Plugin};
 use trainer_runtime::{
-    Base, DataParts, DeviceInfo, DeviceKind, EvaluationSizes, Machine, PlanChoice, PlanRequest, Planned, Plugins, adapter_digest,
-    choose_plan, compiler_command, default_workers, hub_pins, limit_in_bytes, load_base, model_texts, open_held_out, open_sources,
-    pin_hub_names, pin_plugins, pipeline_spec, plan_again, source_digest,
+    Base, DataParts, DeviceInfo, DeviceKind, Machine, Planned, Plugins, adapter_digest, compiler_command, default_workers, hub_pins,
+    load_base, open_held_out, open_sources, pin_hub_names, pin_plugins, pipeline_spec,
 };
+
+use choose::{adapter_config, choose, mixer_setup, optimizer, steps};
+use locked::{adapter_files, algorithms, pinned, plugin_lock, source_lock, weights_name};
+
+pub use choose::plan_run;
 
 use crate::error::TrainError;
 use crate::events::{Banner, Event, PluginInfo, SourceInfo, When};
-use crate::lock::{Lock, LockError, MachineLock, ModelLock, PlanLock, PluginLock, ProductsLock, Recorded, SourceLock, VERSION, libraries};
+use crate::lock::{Lock, LockError, MachineLock, ModelLock, PlanLock, ProductsLock, Recorded, SourceLock, VERSION, libraries};
 
-/// Tokens that samples are packed to on the CPU where the recipe packs: enough rows for the matrix kernels to be efficient, few enough to stay
-/// in cache.
-const PACKED_TOKENS: usize = 2048;
-/// The same on a card, at the least: what the longest sample needs is there for packing too.
-const PACKED_TOKENS_ON_CARD: usize = 4096;
-/// Tokens of a prompt that the cache of an evaluation during training is planned for; where prompts are longer, fewer are answered at once.
-const PROMPT_TOKENS: usize = 256;
 /// Held-out samples whose loss is computed together.
 const HELD_OUT_SAMPLES: usize = 64;
 
@@ -528,199 +522,4 @@ fn plugin_info(plugin: &Arc<Plugin>) -> PluginInfo {
         kinds: plugin.kinds().iter().map(|k| format!("{}@{}", k.kind, k.version)).collect(),
         grants: plugin.grants().to_vec(),
     }
-}
-
-fn plugin_lock(plugin: &Arc<Plugin>, recipe: &Recipe) -> PluginLock {
-    let manifest = plugin.manifest();
-    let name = manifest.name.as_str();
-    let mut settings = BTreeMap::new();
-    let mut add = |usage: String, value: trainer_config::Settings| settings.insert(usage, serde_json::Value::Object(value));
-    if recipe.mix.plugin.as_str() == name {
-        add("mix".into(), recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings));
-    }
-    if recipe.template.plugin.as_str() == name {
-        add("template".into(), recipe.settings_of(&recipe.template.plugin, &recipe.template.settings));
-    }
-    for s in recipe.data.sources.iter().filter(|s| s.formatter.as_str() == name) {
-        add(format!("data.{}", s.name), recipe.settings_of(&s.formatter, &s.settings));
-    }
-    for metric in recipe.eval.metrics.iter().filter(|m| m.as_str() == name) {
-        add("eval".into(), recipe.metric_settings(metric));
-    }
-    for tools in recipe.eval.tools.iter().filter(|t| t.as_str() == name) {
-        add("tools".into(), recipe.settings_of(tools, &trainer_config::Settings::new()));
-    }
-    PluginLock {
-        version: manifest.version.clone(),
-        sha256: plugin.digest().to_owned(),
-        kinds: plugin.kinds().iter().map(|k| (k.kind.to_string(), k.version.to_string())).collect(),
-        grants: plugin.grants().to_vec(),
-        limits: deciding_limits(plugin),
-        settings,
-    }
-}
-
-/// A plugin's limits without those that only depend on the machine.
-fn deciding_limits(plugin: &Plugin) -> serde_json::Value {
-    let mut limits = serde_json::to_value(plugin.limits()).unwrap_or_default();
-    if let Some(map) = limits.as_object_mut() {
-        let connects = plugin.imports().iter().any(|i| i.starts_with("trainer:http/"));
-        map.retain(|key, _| !Recipe::TIMING_LIMITS.contains(&key.as_str()) && (connects || !key.starts_with("http_")));
-    }
-    limits
-}
-
-/// A name with the commit that was used, where it is one of a hub.
-fn pinned(pins: &BTreeMap<String, String>, name: String) -> String {
-    pins.get(&name).cloned().unwrap_or(name)
-}
-
-fn source_lock(name: &str, path: &DataPath, source: &Source, pins: &BTreeMap<String, String>) -> SourceLock {
-    SourceLock { name: name.to_owned(), path: pinned(pins, path.to_string()), sha256: source_digest(source), rows: Some(source.len()) }
-}
-
-fn mixer_setup(recipe: &Recipe, sources: &[Arc<Source>]) -> MixerSetup {
-    MixerSetup {
-        settings: serde_json::Value::Object(recipe.settings_of(&recipe.mix.plugin, &recipe.mix.settings)),
-        sources: sources
-            .iter()
-            .map(|s| MixSource { name: s.name().to_owned(), length: Some(s.mix_length()), random_access: s.random_access() })
-            .collect(),
-        seed: recipe.train.seed,
-        feedback_lag: recipe.mix.feedback_lag,
-    }
-}
-
-fn steps(recipe: &Recipe, epoch: Option<u64>) -> Result<u64, TrainError> {
-    match (recipe.length(), epoch) {
-        (Length::Steps(n), _) => Ok(n),
-        (Length::Epochs(epochs), Some(draws)) => {
-            let samples = (epochs * draws as f64).ceil();
-            Ok(((samples / recipe.samples_per_step().max(1) as f64).ceil() as u64).max(1))
-        }
-        (Length::Epochs(epochs), None) => Err(TrainError::NoEpoch { epochs, mixer: recipe.mix.plugin.to_string() }),
-    }
-}
-
-fn adapter_config(recipe: &Recipe) -> AdapterConfig {
-    let a = &recipe.adapter;
-    let mut config = AdapterConfig::default();
-    config.r = a.r as usize;
-    config.alpha = a.alpha;
-    config.dropout = a.dropout;
-    config.rslora = a.rslora;
-    config.bias = match a.bias {
-        trainer_config::Bias::None => AdapterBias::None,
-        trainer_config::Bias::All => AdapterBias::All,
-        trainer_config::Bias::LoraOnly => AdapterBias::LoraOnly,
-    };
-    config.target_modules = a.targets.iter().map(ToString::to_string).collect();
-    config.rank_pattern = a.rank_pattern.iter().map(|(name, r)| (name.clone(), *r as usize)).collect();
-    config.alpha_pattern = a.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), *alpha)).collect();
-    config
-}
-
-fn optimizer(recipe: &Recipe) -> AdamWConfig {
-    let t = &recipe.train;
-    let [beta1, beta2] = t.betas;
-    let bits = match t.optimizer {
-        Optimizer::AdamW8bit => StateBits::Eight,
-        Optimizer::AdamW => StateBits::ThirtyTwo,
-    };
-    AdamWConfig { beta1, beta2, eps: t.eps, weight_decay: t.weight_decay, bits, ..AdamWConfig::default() }
-}
-
-/// What the recipe fixes about recomputation.
-fn recompute(recipe: &Recipe) -> Option<Recompute> {
-    match recipe.train.recompute {
-        RecomputeSetting::All => Some(Recompute::All),
-        RecomputeSetting::None => Some(Recompute::None),
-        RecomputeSetting::Auto => None,
-    }
-}
-
-/// How a run of a recipe would use a device, from the model's configuration and the rows that it is evaluated on: nothing is loaded.
-///
-/// # Errors
-/// A model whose configuration cannot be read, or a run that does not fit.
-pub fn plan_run<O: Ops>(ops: &O, recipe: &Recipe, device: &DeviceInfo) -> Result<(ModelConfig, Planned), TrainError> {
-    let config = ModelConfig::read(&model_texts(&recipe.model.source)?)?;
-    let planned = choose(ops, recipe, &config, device, evaluates_during(recipe) && calls_tools(recipe), None)?;
-    Ok((config, planned))
-}
-
-/// Whether answers are generated while the training holds its memory.
-fn evaluates_during(recipe: &Recipe) -> bool {
-    recipe.eval.every > 0 && !recipe.eval.metrics.is_empty()
-}
-
-/// The plan for a recipe: the longest sample must fit, and a packed micro-batch where memory allows; or the one that was chosen before.
-fn choose<O: Ops>(
-    ops: &O,
-    recipe: &Recipe,
-    config: &ModelConfig,
-    device: &DeviceInfo,
-    calls_tools: bool,
-    before: Option<&PlanChoice>,
-) -> Result<Planned, TrainError> {
-    let longest = recipe.data.max_seq_length;
-    let request = PlanRequest {
-        config,
-        adapter: &adapter_config(recipe),
-        optimizer: optimizer(recipe),
-        longest,
-        packed: match device.kind {
-            DeviceKind::Cpu => PACKED_TOKENS,
-            DeviceKind::Cuda => PACKED_TOKENS_ON_CARD.max(longest),
-        },
-        sequence: longest,
-        recompute: recompute(recipe),
-        goal: recipe.device.plan,
-        limit: limit_in_bytes(&recipe.device),
-        evaluation: evaluates_during(recipe).then(|| EvaluationSizes {
-            slots: recipe.eval.batch,
-            // A conversation with tools may fill its context.
-            length: PROMPT_TOKENS.saturating_add(recipe.eval.max_new_tokens).max(if calls_tools { recipe.eval.max_context } else { 0 }),
-            prefill_tokens: PREFILL_TOKENS,
-            merged: device.kind == DeviceKind::Cpu,
-        }),
-    };
-    Ok(match before {
-        Some(before) => plan_again(ops, &request, before)?,
-        None => choose_plan(ops, &request)?,
-    })
-}
-
-/// What else of the plan decides bits, or on a card the speed.
-fn algorithms(planned: &Planned, keeps: &[Keep], kind: DeviceKind) -> BTreeMap<String, String> {
-    let packed = ("packed micro-batch".to_owned(), format!("{} tokens", planned.packed));
-    let mut all = BTreeMap::from([packed]);
-    let mut add = |name: &str, text: String| all.insert(name.to_owned(), text);
-    match kind {
-        DeviceKind::Cpu => add("evaluation", "merged adapter".to_owned()),
-        DeviceKind::Cuda => {
-            let count = |keep: Keep| keeps.iter().filter(|k| **k == keep).count();
-            let (whole, lean, input) = (count(Keep::All), count(Keep::Lean), count(Keep::Input));
-            add("kept activations", format!("all of {whole} layers, products of {lean}, inputs of {input}"));
-            add("layer inputs", if planned.choice.offload { "in host memory" } else { "on the card" }.to_owned());
-            add("loss", format!("{} positions at a time", planned.choice.loss_rows));
-            add("evaluation", "adapter beside the weights".to_owned())
-        }
-    };
-    all
-}
-
-fn weights_name<O: Ops>(recipe: &Recipe, planned: &Planned, ops: &O) -> String {
-    let how = planned.weights_text(ops);
-    match recipe.model.quantization {
-        Quantization::Nf4 => format!("nf4 (double-quantized), {how}"),
-        Quantization::None if ops.element_bytes() == 4 => "f32".to_owned(),
-        Quantization::None => "bf16".to_owned(),
-        Quantization::AsStored => format!("as stored, {how}"),
-    }
-}
-
-/// Digests of the files of an adapter to start from.
-fn adapter_files(folder: &Path) -> Result<BTreeMap<String, String>, TrainError> {
-    Ok(ModelDigest::of(&ModelFiles::dir(folder))?.files.into_iter().map(|f| (f.name, f.sha256)).collect())
 }
