@@ -48,7 +48,7 @@ pub enum Payload {
     BadJson,
     /// Content that is JSON nested 100,000 deep.
     DeepJson,
-    /// A list of a million tools.
+    /// A list of ten million tools.
     HugeList,
     /// A conversation without messages.
     NoMessages,
@@ -148,7 +148,7 @@ fn perform(payload: &str, row: &str, outcomes: &mut Vec<Outcome>) {
             sample(Message { content: Content::Json(deep), ..Message::user("") })
         }
         Some(Payload::HugeList) => {
-            Outcome::Sample(Conversation { tools: vec!["{}".to_owned(); 1_000_000], ..Conversation::of([Message::user("x")]) })
+            Outcome::Sample(Conversation { tools: vec!["{}".to_owned(); 10_000_000], ..Conversation::of([Message::user("x")]) })
         }
         Some(Payload::NoMessages) => Outcome::Sample(Conversation::of([])),
         Some(Payload::LogFlood) => {

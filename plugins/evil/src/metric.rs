@@ -28,7 +28,7 @@ pub enum Payload {
     BadPointer,
     /// A continuation of a gigabyte.
     Gigabyte,
-    /// A million continuations.
+    /// Ten million continuations.
     Continuations,
     /// Never scores.
     ScoreForever,
@@ -160,7 +160,7 @@ fn plans(row: &str) -> Vec<Plan> {
         Some(Payload::NoMessages) => ask(Generation { conversation: Conversation::of([]), ..question() }),
         Some(Payload::BadPointer) => Plan::Bad(("no/slash".to_owned(), String::new())),
         Some(Payload::Gigabyte) => likely(vec!["x".repeat(1 << 30)]),
-        Some(Payload::Continuations) => likely(vec!["x".to_owned(); 1_000_000]),
+        Some(Payload::Continuations) => likely(vec!["x".to_owned(); 10_000_000]),
         _ => ask(question()),
     }]
 }
