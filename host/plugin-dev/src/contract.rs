@@ -148,7 +148,7 @@ fn push_type(out: &mut String, resolve: &Resolve, name: &str, ty: &TypeDef) {
     let mut rows: Vec<(String, &Docs)> = Vec::new();
     let form = match &ty.kind {
         TypeDefKind::Record(record) => {
-            rows.extend(record.fields.iter().map(|f| (format!("`{}`: {}", f.name, type_name(resolve, &f.ty)), &f.docs)));
+            rows.extend(record.fields.iter().map(|f| (format!("`{}: {}`", f.name, type_name(resolve, &f.ty)), &f.docs)));
             "record"
         }
         TypeDefKind::Variant(variant) => {
@@ -228,6 +228,9 @@ mod tests {
             let text = markdown(contract).unwrap();
             assert!(text.contains(&format!("## `{}@{}`", contract.kind.interface(), contract.version)), "{text}");
             assert!(text.contains("## `trainer:host/log@0.1.0`"));
+            // Outside of code a type's angle brackets would be HTML.
+            let outside: String = text.split('`').step_by(2).collect();
+            assert!(!outside.contains('<'), "{outside}");
         }
         let formatter = markdown(Contract::newest(Kind::DatasetFormatter)).unwrap();
         assert!(formatter.contains("### `format(rows: list<json>) -> list<outcome>`"), "{formatter}");
