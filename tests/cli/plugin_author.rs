@@ -263,7 +263,7 @@ fn the_contract_of_a_kind() {
     }
     // The newest version, or the one that is asked for.
     let newest = sandbox.ok(["plugin", "doc", "metric"]);
-    assert!(newest.contains("## `trainer:eval-metric/metric@0.2.0`") && newest.contains("`tokens`: option<u64>"), "{newest}");
+    assert!(newest.contains("## `trainer:eval-metric/metric@0.2.0`") && newest.contains("`tokens: option<u64>`"), "{newest}");
     assert_eq!(sandbox.ok(["plugin", "doc", "eval-metric@0.2.0"]), newest);
     let first = sandbox.ok(["plugin", "doc", "metric@0.1.0"]);
     assert!(first.contains("## `trainer:eval-metric/metric@0.1.0`") && !first.contains("`tokens`"), "{first}");
